@@ -1,0 +1,50 @@
+# Everything that a newcomer or a maintainer runs. Setup is checked on every call and is quick
+# when nothing changed.
+
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+CODE := $(wildcard src tests bench)
+# More pytest arguments: make test ARGS="-k store"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup setup-test qemu11 demo test check lint types bench docs clean
+
+help: ## list what make can do
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+
+setup: ## install what colo needs to run, into .venv
+	@scripts/setup runtime
+
+setup-test: ## install what style, types and tests need too
+	@scripts/setup test
+
+qemu11: setup-test ## make build/qemu11, the newer QEMU that tests run on
+	@scripts/qemu11
+
+demo: setup ## show the whole story on this machine
+	.venv/bin/colo demo
+
+test: qemu11 ## run every test; one on real QEMU that is skipped counts as failed
+	$(PYTEST) --e2e=require $(ARGS)
+
+lint: setup-test ## check style and formatting
+	$(PYTHON) -m ruff check $(CODE)
+	$(PYTHON) -m ruff format --check $(CODE)
+
+types: setup-test ## check types, strictly
+	$(PYTHON) -m mypy --strict $(CODE)
+
+check: lint types test ## style, types and every test: run it before a commit
+
+bench: setup ## measure on this machine, into build/bench.json
+	@mkdir -p build
+	$(PYTHON) -m bench --json build/bench.json
+
+docs: setup ## draw the diagrams in docs/protocol.md from the state tables again
+	$(PYTHON) -m colo.protocol.diagrams docs/protocol.md
+
+clean: ## remove all that these commands made
+	rm -rf --one-file-system build dist .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find $(CODE) -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,124 @@
+"""What both roles share: looking a row up, changing the state, and saying so.
+
+A machine does nothing itself.  ``handle`` takes one event and returns the effects that the
+row asks for; the caller performs them in order and reports back with further events.
+
+Every message and every change of the VM's state can be traced through the logger
+``colo.trace`` at level DEBUG, with the VM's name and the checkpoint's number.
+"""
+
+from __future__ import annotations
+
+import logging
+from enum import Enum
+from typing import Generic
+
+from colo.errors import LocalProtocolError, UnexpectedMessage
+from colo.protocol.messages import COLOMessage, Message
+from colo.protocol.states import Do, Effect, Event, S, Table
+
+__all__ = ["Machine", "VMState"]
+
+_trace = logging.getLogger("colo.trace")
+
+
+class VMState(Enum):
+    """What the VM of this role does, as far as the role knows."""
+
+    NONE = "none"
+    RUN = "run"
+    STOP = "stop"
+
+
+class Machine(Generic[S]):
+    """One role of the protocol, stepping through its table.
+
+    ``number`` is that of the checkpoint under way, or of the last one between two of them;
+    the first migration is number 0.
+    """
+
+    role: str
+
+    def __init__(self, table: Table[S], state: S, vm: VMState, vm_name: str) -> None:
+        self._table = table
+        self._state = state
+        self._vm = vm
+        self._vm_name = vm_name
+        self.number = 0
+
+    @property
+    def state(self) -> S:
+        """The state as it is now."""
+        return self._state
+
+    @property
+    def vm(self) -> VMState:
+        """Whether this role's VM runs."""
+        return self._vm
+
+    @property
+    def expected(self) -> COLOMessage | None:
+        """The one message that may come now, or None."""
+        return next(
+            (e for s, e in self._table if s is self._state and isinstance(e, COLOMessage)), None
+        )
+
+    def receive(self, message: Message) -> tuple[Effect, ...]:
+        """Take a message from the peer.  Raises UnexpectedMessage and leaves the state as it was.
+
+        The value of VMSTATE_SIZE goes into the effect RECEIVE_DEVICES.
+        """
+        if (self._state, message.kind) not in self._table:
+            raise UnexpectedMessage(message.kind, self.expected, self._state.name)
+        if message.kind is COLOMessage.CHECKPOINT_REQUEST:
+            self.number += 1
+        self._say("received %s", message)
+        return self._step(message.kind, message.value)
+
+    def handle(self, event: Event, value: int | None = None) -> tuple[Effect, ...]:
+        """Take a local event.  ``value`` is the size in bytes that goes with DEVICES_SAVED.
+
+        Raises LocalProtocolError and leaves the state as it was.
+        """
+        if (self._state, event) not in self._table:
+            raise LocalProtocolError(f"{self.role}: {event.name} is illegal in {self._state.name}")
+        return self._step(event, value)
+
+    def can(self, event: Event) -> bool:
+        """Whether the table has a row for this event in this state."""
+        return (self._state, event) in self._table
+
+    def _step(self, event: Event, value: int | None) -> tuple[Effect, ...]:
+        before, step = self._state, self._table[self._state, event]
+        effects = tuple(
+            Effect(e.do, e.message, value) if _takes_value(e) else e for e in step.effects
+        )
+        self._check(before, event, step.to, effects)
+        self._change(step.to, event)
+        for effect in effects:
+            if effect.message is not None:
+                self._say("sends %s", Message(effect.message, effect.value))
+        return effects
+
+    def _check(self, before: S, event: Event, to: S, effects: tuple[Effect, ...]) -> None:
+        """Assert the role's safety invariant over one transition."""
+
+    def _change(self, to: S, event: Event) -> None:
+        """The only place where the state changes."""
+        if to is not self._state:
+            self._say("%s → %s (%s)", self._state.name, to.name, event.name)
+            self._state = to
+
+    def _change_vm(self, to: VMState) -> None:
+        """The only place where the VM's state changes."""
+        if to is not self._vm:
+            self._say("VM %s → %s", self._vm.value, to.value)
+            self._vm = to
+
+    def _say(self, text: str, *args: object) -> None:
+        if _trace.isEnabledFor(logging.DEBUG):
+            _trace.debug("%s #%d %s " + text, self._vm_name, self.number, self.role, *args)
+
+
+def _takes_value(effect: Effect) -> bool:
+    return effect.do is Do.RECEIVE_DEVICES or effect.message is COLOMessage.VMSTATE_SIZE

@@ -1,0 +1,46 @@
+"""The primary: it owns the running VM and decides when a checkpoint is taken."""
+
+from __future__ import annotations
+
+from colo.protocol.machine import Machine, VMState
+from colo.protocol.messages import COLOMessage
+from colo.protocol.states import PRIMARY, Do, Effect, Event, PrimaryEvent, PrimaryState
+
+__all__ = ["Primary"]
+
+_STOPS = frozenset({PrimaryEvent.MIGRATED, PrimaryEvent.SUSPENDED})
+_SAVES = frozenset({Do.SAVE_RAM, Do.SAVE_DEVICES, Do.SEND_DEVICES})
+
+
+class Primary(Machine[PrimaryState]):
+    """The primary's machine.
+
+    Output commit, checked on every transition: packets are released only when the secondary
+    has said VMSTATE_RECEIVED, or by the decision to run alone.  And what is saved is the state
+    of a stopped VM: nothing is saved while it runs.
+    """
+
+    role = "primary"
+
+    def __init__(self, vm_name: str) -> None:
+        super().__init__(PRIMARY, PrimaryState.MIGRATING, VMState.RUN, vm_name)
+
+    def handle(self, event: Event, value: int | None = None) -> tuple[Effect, ...]:
+        """Take a local event; see ``Machine.handle``."""
+        effects = super().handle(event, value)
+        if event is PrimaryEvent.RESUMED:
+            self._change_vm(VMState.RUN)
+        return effects
+
+    def _check(
+        self, before: PrimaryState, event: Event, to: PrimaryState, effects: tuple[Effect, ...]
+    ) -> None:
+        if event is PrimaryEvent.CHECKPOINT_DUE:
+            self.number += 1
+        if event in _STOPS:
+            self._change_vm(VMState.STOP)
+        done = {effect.do for effect in effects}
+        if Do.RELEASE in done:
+            assert event in (COLOMessage.VMSTATE_RECEIVED, PrimaryEvent.FAILOVER)
+        if done & _SAVES:
+            assert self.vm is VMState.STOP

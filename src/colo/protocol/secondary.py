@@ -1,0 +1,72 @@
+"""The secondary: it keeps the last whole checkpoint and can run the VM from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from colo.protocol.machine import Machine, VMState
+from colo.protocol.messages import COLOMessage
+from colo.protocol.states import (
+    HYBRID,
+    PERIODIC,
+    Do,
+    Effect,
+    Event,
+    SecondaryEvent,
+    SecondaryState,
+)
+
+__all__ = ["Mode", "Secondary"]
+
+
+class Mode(Enum):
+    """Whether a secondary VM runs between checkpoints."""
+
+    PERIODIC = "periodic"
+    HYBRID = "hybrid"
+
+
+class Secondary(Machine[SecondaryState]):
+    """The secondary's machine.
+
+    Whole checkpoints, checked on every transition: CHECKPOINT_READY and VMSTATE_RECEIVED are
+    said only after the commit of the very state that they acknowledge, and the VM is taken
+    over only when nothing partial is staged.
+    """
+
+    role = "secondary"
+
+    def __init__(self, vm_name: str, mode: Mode = Mode.PERIODIC) -> None:
+        table = PERIODIC if mode is Mode.PERIODIC else HYBRID
+        super().__init__(table, SecondaryState.INCOMING, VMState.NONE, vm_name)
+        self._committed = False  # since the last request, or since the start
+        self._partial = False  # something is staged that is not whole
+
+    def handle(self, event: Event, value: int | None = None) -> tuple[Effect, ...]:
+        """Take a local event; see ``Machine.handle``."""
+        effects = super().handle(event, value)
+        if event is SecondaryEvent.RESUMED:
+            self._change_vm(VMState.RUN)
+        elif event is SecondaryEvent.SUSPENDED:
+            self._change_vm(VMState.STOP)
+        return effects
+
+    def _check(
+        self,
+        before: SecondaryState,
+        event: Event,
+        to: SecondaryState,
+        effects: Sequence[Effect],
+    ) -> None:
+        for effect in effects:
+            if effect.do is Do.RECEIVE_RAM:
+                self._committed, self._partial = False, True
+            elif effect.do is Do.COMMIT:
+                self._committed, self._partial = True, False
+            elif effect.do is Do.DISCARD:
+                self._partial = False
+            elif effect.do is Do.TAKE_OVER:
+                assert not self._partial
+            if effect.message in (COLOMessage.CHECKPOINT_READY, COLOMessage.VMSTATE_RECEIVED):
+                assert self._committed

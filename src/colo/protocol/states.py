@@ -1,0 +1,252 @@
+"""The two roles as two tables, side by side.
+
+A row says: in this state, on this event, go to that state and have these effects performed,
+in this order.  An event is either a COLO message from the peer or something local
+(``PrimaryEvent``, ``SecondaryEvent``).  What is not in a table is illegal: a message out of
+place is the peer's error, a local event out of place is ours.
+
+The secondary has two modes.  In *periodic* mode it runs no VM: a checkpoint is whole once its
+bytes have arrived, and VMSTATE_LOADED follows VMSTATE_RECEIVED at once.  In *hybrid* mode a
+secondary VM runs between checkpoints; it has to be suspended before the reply, loaded after
+the commit and resumed before VMSTATE_LOADED.  Rows of only one mode stand in their own table.
+
+Source: ``colo_process_checkpoint``, ``colo_do_checkpoint_transaction`` and
+``colo_process_incoming_thread`` in QEMU's ``migration/colo.c``.  Two things differ from it.
+The secondary may make the primary wait before CHECKPOINT_REPLY (state PREPARING), while the
+primary's VM still runs, until the previous checkpoint has been applied; so one staging area is
+enough.  And the loss of the channel is not yet the decision to fail over: LOST and FAILOVER
+are two events, because whether to go on alone is not this protocol's to decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Generic, TypeAlias, TypeVar
+
+from colo.protocol.messages import COLOMessage
+
+__all__ = [
+    "HYBRID",
+    "PERIODIC",
+    "PRIMARY",
+    "Do",
+    "Effect",
+    "Event",
+    "PrimaryEvent",
+    "PrimaryState",
+    "SecondaryEvent",
+    "SecondaryState",
+    "Step",
+    "Table",
+]
+
+
+class PrimaryState(Enum):
+    """Where the primary stands."""
+
+    MIGRATING = "the first, full migration is being sent"
+    AWAITING_READY = "it is sent; the VM is stopped until the secondary is ready"
+    RUNNING = "the VM runs; its output is held"
+    REQUESTED = "a checkpoint is asked for; the VM still runs"
+    SUSPENDING = "the VM is being stopped"
+    SAVING_RAM = "the dirty pages are being sent"
+    SAVING_DEVICES = "the device state is being saved and sent"
+    AWAITING_RECEIVED = "all is sent; the secondary has to say that it has it"
+    AWAITING_LOADED = "the checkpoint is safe; the secondary has to say that we may go on"
+    RESUMING = "the VM is being started"
+    LOST = "the secondary is gone; the VM stays as it is until a decision"
+    FAILOVER = "the decision fell: the VM is being started to run alone"
+    SOLO = "the VM runs alone, unprotected"
+
+
+class PrimaryEvent(Enum):
+    """What can happen on the primary besides a message."""
+
+    MIGRATED = "the first migration is sent whole"
+    CHECKPOINT_DUE = "it is time for a checkpoint"
+    SUSPENDED = "the VM is stopped"
+    RAM_SAVED = "all dirty pages are sent"
+    DEVICES_SAVED = "the device state is saved; its size in bytes is known"
+    RESUMED = "the VM runs"
+    LOST = "the channel is gone"
+    FAILOVER = "the right to run alone is granted"
+
+
+class SecondaryState(Enum):
+    """Where the secondary stands."""
+
+    INCOMING = "the first, full migration is being received"
+    STARTING = "hybrid: the secondary VM is being started for the first time"
+    READY = "the last checkpoint is whole; the next request may come"
+    PREPARING = "a checkpoint is asked for; the one before is still being applied"
+    SUSPENDING = "hybrid: the secondary VM is being stopped"
+    REPLIED = "the primary may stop its VM and begin"
+    RECEIVING_RAM = "dirty pages are arriving"
+    AWAITING_SIZE = "the pages are here; the size of the device state comes next"
+    RECEIVING_DEVICES = "the device state is arriving"
+    LOADING = "hybrid: the checkpoint is whole and being loaded"
+    RESUMING = "hybrid: the secondary VM is being started"
+    LOST = "the primary is gone; the last whole checkpoint waits for a decision"
+    TAKEOVER = "the decision fell: the VM is being started from the last whole checkpoint"
+    RUNNING = "the VM runs here"
+    FAILED = "the primary is gone before anything was whole: there is nothing to run"
+
+
+class SecondaryEvent(Enum):
+    """What can happen on the secondary besides a message."""
+
+    MIGRATED = "the first migration is here whole"
+    PREPARED = "the last checkpoint is applied; the staging area is free"
+    SUSPENDED = "hybrid: the secondary VM is stopped"
+    RAM_RECEIVED = "the RAM part is here whole"
+    DEVICES_RECEIVED = "the device state is here whole, and with it the checkpoint"
+    LOADED = "hybrid: the checkpoint is loaded"
+    RESUMED = "the VM runs"
+    LOST = "the channel is gone"
+    FAILOVER = "the right to take over is granted"
+    NOT_STARTED = "the takeover failed and can be tried again"
+
+
+class Do(Enum):
+    """What a machine asks its surroundings to do."""
+
+    SEND = "send a message"
+    CLOSE = "close the channel"
+    SUSPEND = "stop the VM"
+    RESUME = "have the VM run"
+    SAVE_RAM = "send the dirty pages and an end mark"
+    SAVE_DEVICES = "save the device state to a buffer and learn its size"
+    SEND_DEVICES = "send the saved device state"
+    RELEASE = "let the packets out that this checkpoint covers"
+    PREPARE = "have the last checkpoint applied"
+    RECEIVE_RAM = "stage pages up to the end mark"
+    RECEIVE_DEVICES = "stage this many bytes of device state"
+    COMMIT = "make what is staged the state of the store"
+    APPLY = "copy the committed pages into the image"
+    LOAD = "load the committed checkpoint into the secondary VM"
+    DISCARD = "forget what is staged"
+    TAKE_OVER = "start the VM from the last whole checkpoint"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One thing to do.
+
+    ``message`` goes with SEND; ``value``, in bytes, with RECEIVE_DEVICES and with SEND of
+    VMSTATE_SIZE.
+    """
+
+    do: Do
+    message: COLOMessage | None = None
+    value: int | None = None
+
+
+S = TypeVar("S", bound=Enum)
+
+
+@dataclass(frozen=True)
+class Step(Generic[S]):
+    """The right side of a row."""
+
+    to: S
+    effects: tuple[Effect, ...] = ()
+
+
+Event: TypeAlias = COLOMessage | PrimaryEvent | SecondaryEvent
+Table: TypeAlias = Mapping[tuple[S, Event], Step[S]]
+
+
+def _send(message: COLOMessage) -> Effect:
+    return Effect(Do.SEND, message)
+
+
+def _to(to: S, *effects: Do | Effect) -> Step[S]:
+    return Step(to, tuple(Effect(e) if isinstance(e, Do) else e for e in effects))
+
+
+_C: Final = COLOMessage
+_P: Final = PrimaryState
+_PE: Final = PrimaryEvent
+_S: Final = SecondaryState
+_SE: Final = SecondaryEvent
+
+_PRIMARY_CONNECTED: Final = tuple(
+    state for state in _P if state not in {_P.LOST, _P.FAILOVER, _P.SOLO}
+)
+
+# fmt: off
+
+PRIMARY: Final[Table[PrimaryState]] = {
+    (_P.MIGRATING,         _PE.MIGRATED):        _to(_P.AWAITING_READY),
+    (_P.AWAITING_READY,    _C.CHECKPOINT_READY): _to(_P.RESUMING, Do.RESUME),
+    (_P.RESUMING,          _PE.RESUMED):         _to(_P.RUNNING),
+    (_P.RUNNING,           _PE.CHECKPOINT_DUE):  _to(_P.REQUESTED, _send(_C.CHECKPOINT_REQUEST)),
+    (_P.REQUESTED,         _C.CHECKPOINT_REPLY): _to(_P.SUSPENDING, Do.SUSPEND),
+    (_P.SUSPENDING,        _PE.SUSPENDED):       _to(_P.SAVING_RAM,
+                                                     _send(_C.VMSTATE_SEND), Do.SAVE_RAM),
+    (_P.SAVING_RAM,        _PE.RAM_SAVED):       _to(_P.SAVING_DEVICES, Do.SAVE_DEVICES),
+    (_P.SAVING_DEVICES,    _PE.DEVICES_SAVED):   _to(_P.AWAITING_RECEIVED,
+                                                     _send(_C.VMSTATE_SIZE), Do.SEND_DEVICES),
+    (_P.AWAITING_RECEIVED, _C.VMSTATE_RECEIVED): _to(_P.AWAITING_LOADED, Do.RELEASE),
+    (_P.AWAITING_LOADED,   _C.VMSTATE_LOADED):   _to(_P.RESUMING, Do.RESUME),
+
+    # The channel is gone: the VM stays as it is, and its output held, until the decision.
+    **{(state, _PE.LOST): _to(_P.LOST) for state in _PRIMARY_CONNECTED},
+
+    # The right to run alone.  RESUME asks that the VM run; it may be running already.
+    **{(state, _PE.FAILOVER): _to(_P.FAILOVER, Do.CLOSE, Do.RELEASE, Do.RESUME)
+       for state in (*_PRIMARY_CONNECTED, _P.LOST)},
+    (_P.FAILOVER,          _PE.RESUMED):         _to(_P.SOLO),
+}
+
+_SECONDARY_WHOLE: Final = (_S.STARTING, _S.READY, _S.PREPARING, _S.SUSPENDING,
+                           _S.LOADING, _S.RESUMING)
+_SECONDARY_PARTIAL: Final = (_S.REPLIED, _S.RECEIVING_RAM, _S.AWAITING_SIZE,
+                             _S.RECEIVING_DEVICES)
+
+_SECONDARY: Final[Table[SecondaryState]] = {
+    (_S.READY,         _C.CHECKPOINT_REQUEST): _to(_S.PREPARING, Do.PREPARE),
+    (_S.REPLIED,       _C.VMSTATE_SEND):       _to(_S.RECEIVING_RAM, Do.RECEIVE_RAM),
+    (_S.RECEIVING_RAM, _SE.RAM_RECEIVED):      _to(_S.AWAITING_SIZE),
+    (_S.AWAITING_SIZE, _C.VMSTATE_SIZE):       _to(_S.RECEIVING_DEVICES, Do.RECEIVE_DEVICES),
+
+    # The channel is gone: what is whole stays, what is partial is forgotten.
+    (_S.INCOMING, _SE.LOST): _to(_S.FAILED, Do.DISCARD),
+    **{(state, _SE.LOST): _to(_S.LOST) for state in _SECONDARY_WHOLE},
+    **{(state, _SE.LOST): _to(_S.LOST, Do.DISCARD) for state in _SECONDARY_PARTIAL},
+
+    # The right to take over.
+    **{(state, _SE.FAILOVER): _to(_S.TAKEOVER, Do.CLOSE, Do.TAKE_OVER)
+       for state in (*_SECONDARY_WHOLE, _S.LOST)},
+    **{(state, _SE.FAILOVER): _to(_S.TAKEOVER, Do.CLOSE, Do.DISCARD, Do.TAKE_OVER)
+       for state in _SECONDARY_PARTIAL},
+    (_S.TAKEOVER, _SE.RESUMED):     _to(_S.RUNNING),
+    (_S.TAKEOVER, _SE.NOT_STARTED): _to(_S.LOST),
+}
+
+#: The secondary's rows when it runs no VM.
+PERIODIC: Final[Table[SecondaryState]] = {
+    (_S.INCOMING,          _SE.MIGRATED):         _to(_S.READY, Do.COMMIT,
+                                                      _send(_C.CHECKPOINT_READY)),
+    (_S.PREPARING,         _SE.PREPARED):         _to(_S.REPLIED, _send(_C.CHECKPOINT_REPLY)),
+    (_S.RECEIVING_DEVICES, _SE.DEVICES_RECEIVED): _to(_S.READY, Do.COMMIT,
+                                                      _send(_C.VMSTATE_RECEIVED),
+                                                      _send(_C.VMSTATE_LOADED), Do.APPLY),
+    **_SECONDARY,
+}
+
+#: The secondary's rows when a secondary VM runs between checkpoints.
+HYBRID: Final[Table[SecondaryState]] = {
+    (_S.INCOMING,          _SE.MIGRATED):         _to(_S.STARTING, Do.COMMIT, Do.LOAD, Do.RESUME),
+    (_S.STARTING,          _SE.RESUMED):          _to(_S.READY, _send(_C.CHECKPOINT_READY)),
+    (_S.PREPARING,         _SE.PREPARED):         _to(_S.SUSPENDING, Do.SUSPEND),
+    (_S.SUSPENDING,        _SE.SUSPENDED):        _to(_S.REPLIED, _send(_C.CHECKPOINT_REPLY)),
+    (_S.RECEIVING_DEVICES, _SE.DEVICES_RECEIVED): _to(_S.LOADING, Do.COMMIT,
+                                                      _send(_C.VMSTATE_RECEIVED),
+                                                      Do.APPLY, Do.LOAD),
+    (_S.LOADING,           _SE.LOADED):           _to(_S.RESUMING, Do.RESUME),
+    (_S.RESUMING,          _SE.RESUMED):          _to(_S.READY, _send(_C.VMSTATE_LOADED)),
+    **_SECONDARY,
+}
