@@ -88,7 +88,7 @@ class PageRun:
     @property
     def is_fill(self) -> bool:
         """Whether each page is one byte repeated: a ZERO page."""
-        return self.content.shape[1] == 1
+        return bool(self.content.shape[1] == 1)
 
     def __len__(self) -> int:
         return len(self.offsets)

@@ -3,7 +3,7 @@
 The order in which QEMU writes it, and in which it is read here::
 
     header, configuration        which machine, which capabilities
-    commands                     return path, pings, «COLO is on»
+    commands                     7.2: «COLO is on»; 11: return path, pings
     ram: START PART* END         all pages, some more than once, while the VM runs
     FULL*                        the devices, of unknown length ...
     EOF, description             ... until this tells
@@ -235,7 +235,8 @@ class MigrationReader(_Incremental):
         if length != _COMMANDS_CARRIED[command]:
             self._fail(f"command {command.name} with {length} bytes of data")
         value = (yield from u32(self._buffer)) if length else None
-        self._colo |= command is Command.ENABLE_COLO
+        # 7.2 says that COLO is on; 11 does not, but there COLO cannot do without a return path.
+        self._colo |= command in (Command.ENABLE_COLO, Command.OPEN_RETURN_PATH)
         self._on_command(command, value)
 
     def _read_ram_start(self) -> Parser[None]:
@@ -256,7 +257,8 @@ class MigrationReader(_Incremental):
             self._fail("a second ram section")
         if not self._colo:
             raise UnsupportedFeature(
-                "a plain migration without COLO", "switch the capability x-colo on"
+                "a plain migration without COLO",
+                "switch on the capability x-colo and, from QEMU 11 on, return-path",
             )
         yield from self.ram.read_blocks()
         yield from _footer(buffer, section_id)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from colo.migration.format import (
     CAPABILITIES_SUBSECTION,
@@ -33,18 +35,19 @@ __all__ = [
     "description",
     "end_of_items",
     "header",
+    "page_runs",
     "pong",
     "ram_section",
     "shut",
 ]
 
+_RUN_PAGES: Final = 256
+
 
 def header(content: Header) -> bytes:
     """The magic, the version and the configuration section."""
     machine = content.machine.encode()
-    data = struct.pack(
-        ">IIBI", FILE_MAGIC, FILE_VERSION, Section.CONFIGURATION, len(machine)
-    )
+    data = struct.pack(">IIBI", FILE_MAGIC, FILE_VERSION, Section.CONFIGURATION, len(machine))
     data += machine
     if content.capabilities:
         data += bytes([Section.SUBSECTION]) + _name(CAPABILITIES_SUBSECTION)
@@ -94,9 +97,7 @@ class RamWriter:
     def __init__(self) -> None:
         self._current: RamBlock | None = None
 
-    def blocks(
-        self, blocks: Iterable[RamBlock], addresses: dict[str, int] | None = None
-    ) -> bytes:
+    def blocks(self, blocks: Iterable[RamBlock], addresses: dict[str, int] | None = None) -> bytes:
         """The content of START: the block list.
 
         With x-ignore-shared each block has its guest-physical address too: from ``addresses``,
@@ -133,10 +134,16 @@ class RamWriter:
         return struct.pack(">Q", RamFlag.EOS)
 
 
-def page_runs(block: RamBlock, image: np.ndarray[tuple[int], np.dtype[np.uint8]],
-              run_pages: int = PAGE_SIZE) -> Iterable[PageRun]:
-    """Cut a whole block into runs of full pages and of zero pages, in order of kind."""
-    raise NotImplementedError
+def page_runs(block: RamBlock, image: NDArray[np.uint8]) -> Iterator[PageRun]:
+    """Cut a whole block, ``image`` of shape (length,), into zero pages and then the others."""
+    pages = image.reshape(-1, PAGE_SIZE)
+    filled = pages.view(np.uint64).any(axis=1)
+    zero = np.flatnonzero(~filled).astype(np.int64) * PAGE_SIZE
+    yield PageRun(block, zero, np.zeros((len(zero), 1), np.uint8))
+    numbers = np.flatnonzero(filled)
+    for start in range(0, len(numbers), _RUN_PAGES):
+        some = numbers[start : start + _RUN_PAGES]
+        yield PageRun(block, some.astype(np.int64) * PAGE_SIZE, pages[some])
 
 
 def _name(name: str) -> bytes:

@@ -1,0 +1,1 @@
+"""The demonstration: a small guest of our own, protected, killed and taken over."""

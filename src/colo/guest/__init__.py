@@ -1,0 +1,1 @@
+"""Guests that can be checkpointed; today: QEMU."""

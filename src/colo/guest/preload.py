@@ -1,0 +1,59 @@
+"""Builds ``tcg_preload.c``, which QEMU 7.2 needs to be a COLO primary under TCG."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from colo.errors import GuestError
+
+__all__ = ["cache_folder", "tcg_preload"]
+
+_SOURCE: Final = Path(__file__).with_name("tcg_preload.c")
+_COMPILE_S: Final = 60
+
+
+def cache_folder() -> Path:
+    """Where colo keeps what it built: ``$XDG_CACHE_HOME/colo``, or ``~/.cache/colo``."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "colo"
+
+
+def tcg_preload() -> Path:
+    """Return the library's path, built on first use and kept by its source's digest.
+
+    Raises GuestError without a C compiler, or where it fails.
+    """
+    digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
+    library = cache_folder() / f"tcg-preload-{digest}.so"
+    if library.exists():
+        return library
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise GuestError(
+            "QEMU 7.2 under TCG needs a small library, and there is no C compiler to build it: "
+            "install gcc and libc6-dev, or use KVM or QEMU 11"
+        )
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            built = Path(folder) / library.name
+            command = [compiler, "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror"]
+            done = subprocess.run(
+                [*command, "-o", str(built), str(_SOURCE), "-ldl", "-lpthread"],
+                capture_output=True,
+                text=True,
+                timeout=_COMPILE_S,
+                check=False,
+            )
+            if done.returncode:
+                raise GuestError(f"{compiler} cannot build {_SOURCE}", done.stderr.strip())
+            built.replace(library)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise GuestError(f"cannot build {library}: {error}") from error
+    return library

@@ -1,0 +1,249 @@
+"""A QEMU process of ours: its command line, its start, its QMP, its last words.
+
+The process is a session of its own: Ctrl-C on colo's terminal does not reach it, and a VM that
+was taken over outlives the colo that did it.  Its QMP socket serves one client at a time, so it
+gets two: ``qmp.sock`` for whoever wants it, and one that is colo's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
+
+from colo.config import RAM_BLOCK, VmConfig
+from colo.errors import GuestError
+from colo.guest.accelerator import kvm_works, named_accelerator
+from colo.guest.preload import tcg_preload
+
+__all__ = ["LaunchPlan", "Qemu", "plan", "version_of"]
+
+_START_S: Final = 20.0
+_COMMAND_S: Final = 10.0
+_LAST_WORDS: Final = 600  # bytes
+_SOCKET_PATH_MAX: Final = 107  # sun_path, less its terminating NUL
+#: The major versions that need the preload as a primary under TCG.
+_PRELOADED_MAJORS: Final = (7,)
+
+
+def version_of(binary: str) -> tuple[int, int]:
+    """Return QEMU's major and minor version.  Raises GuestError with what is wrong."""
+    try:
+        done = subprocess.run(
+            [binary, "--version"], capture_output=True, text=True, timeout=_START_S, check=False
+        )
+    except FileNotFoundError:
+        raise GuestError(f"there is no {binary}: install QEMU, or set [qemu] binary") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise GuestError(f"{binary} does not run: {error}") from error
+    words = done.stdout.split()
+    try:
+        major, minor = words[words.index("version") + 1].split(".")[:2]
+        return int(major), int(minor)
+    except (ValueError, IndexError):
+        raise GuestError(f"{binary} is no QEMU", (done.stderr or done.stdout).strip()) from None
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """What a VM file comes to on this machine: the same for each start of its QEMU."""
+
+    config: VmConfig
+    version: tuple[int, int]
+    accelerator: str
+    accelerator_args: tuple[str, ...]
+    environment: dict[str, str]
+
+    def waiting(self, image: Path) -> list[str]:
+        """The command line of a QEMU whose memory is ``image`` and that waits for a VM."""
+        backend = f"memory-backend-file,id={RAM_BLOCK},share=on,mem-path={_escape(image)}"
+        return [
+            *self._machine(backend, self.config.secondary_args),
+            *("-incoming", "defer"),
+        ]
+
+    def primary(self) -> list[str]:
+        """The command line of a QEMU that runs the VM, with its memory named as colo needs it."""
+        backend = f"memory-backend-ram,id={RAM_BLOCK}"
+        return self._machine(backend, self.config.primary_args)
+
+    def _machine(self, backend: str, role_args: Sequence[str]) -> list[str]:
+        return [
+            self.config.binary,
+            *self.config.args,
+            *role_args,
+            *self.accelerator_args,
+            *("-object", f"{backend},size={self.config.memory}"),
+            *("-machine", f"memory-backend={RAM_BLOCK}"),
+        ]
+
+
+def plan(config: VmConfig) -> LaunchPlan:
+    """Work out how to start this VM's QEMU here: version, accelerator, preload.
+
+    Takes up to 5 seconds where KVM is there and does not work.  Raises GuestError.
+    """
+    version = version_of(config.binary)
+    named = named_accelerator(config.args)
+    accelerator = named or config.accel
+    if accelerator == "auto":
+        accelerator = "kvm" if kvm_works(config.binary, config.args) else "tcg"
+    environment = dict(os.environ)
+    if accelerator == "tcg" and version[0] in _PRELOADED_MAJORS:
+        environment["LD_PRELOAD"] = str(tcg_preload())
+    args = () if named else ("-accel", accelerator)
+    return LaunchPlan(config, version, accelerator, args, environment)
+
+
+class Qemu:
+    """One QEMU process and colo's QMP connection to it.
+
+    ``folder`` gets ``qmp.sock``, ``colo-qmp.sock``, ``qemu.pid`` and ``qemu.log``.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+        self._folder = folder
+        self._log = folder / "qemu.log"
+        self._log_start = 0
+        self._own_socket = folder / "colo-qmp.sock"
+        self._environment = environment
+        self.qmp_socket = folder / "qmp.sock"
+        self.command = [*command, *self._monitors()]
+        self.qmp = QMPClient("colo")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._exited = asyncio.Event()
+        self._pidfd = -1
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def exited(self) -> bool:
+        """Whether the process has ended."""
+        return self._exited.is_set()
+
+    async def start(self) -> None:
+        """Start the process and connect to its QMP.  Raises GuestError with its last words."""
+        for socket in (self.qmp_socket, self._own_socket):
+            if len(os.fsencode(socket)) > _SOCKET_PATH_MAX:
+                raise GuestError(f"{socket}: too long for a socket: take a shorter state folder")
+            socket.unlink(missing_ok=True)
+        with open(self._log, "ab", opener=_private) as log:
+            self._log_start = log.tell()
+            try:
+                self._process = subprocess.Popen(
+                    self.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise GuestError(f"cannot start {self.command[0]}: {error.strerror}") from error
+        self._pidfd = os.pidfd_open(self.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+        (self._folder / "qemu.pid").write_text(f"{self.pid}\n")
+        try:
+            async with asyncio.timeout(_START_S):
+                await self._connect()
+        except TimeoutError:
+            await self.kill()
+            raise GuestError(
+                f"QEMU did not open its QMP socket within {_START_S:.0f} s", self.last_words()
+            ) from None
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """Execute a QMP command and return what it returns.  Raises GuestError."""
+        names = {key.replace("_", "-"): value for key, value in arguments.items()}
+        try:
+            async with asyncio.timeout(_COMMAND_S):
+                return await self.qmp.execute(command, names or None)
+        except ExecuteError as error:
+            raise GuestError(f"QEMU refuses {command}: {error}") from error
+        except TimeoutError:
+            raise GuestError(f"QEMU did not answer {command} in {_COMMAND_S:.0f} s") from None
+        except (QMPError, asyncio.IncompleteReadError, OSError) as error:
+            raise GuestError(f"QEMU died at {command}", self.last_words()) from error
+
+    async def wait(self) -> int:
+        """Wait for the process to end; return its exit code, or minus the signal's number."""
+        await self._exited.wait()
+        assert self._process is not None
+        return int(self._process.returncode)
+
+    async def kill(self) -> None:
+        """End the process and wait for that; at once and without asking it."""
+        if self._process is not None and not self.exited:
+            self._process.send_signal(signal.SIGKILL)
+            await self._exited.wait()
+        await self.detach()
+
+    async def detach(self) -> None:
+        """Let go of the process, once: if it runs, it goes on by itself."""
+        if self._pidfd < 0:
+            return
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        with contextlib.suppress(QMPError, OSError, EOFError):
+            await self.qmp.disconnect()
+
+    def last_words(self) -> str:
+        """The end of what the process wrote, as one line; empty where it wrote nothing."""
+        try:
+            written = self._log.read_bytes()[self._log_start :]
+        except OSError:
+            return ""
+        tail = written[-_LAST_WORDS:].decode(errors="replace").splitlines()
+        return " / ".join(line.strip() for line in tail[-3:] if line.strip())
+
+    async def _connect(self) -> None:
+        while not self.exited:
+            with contextlib.suppress(QMPError, OSError):
+                await self.qmp.connect(str(self._own_socket))
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._exited.wait(), 0.02)
+        await self.detach()
+        raise GuestError(
+            f"QEMU ended at its start with code {await self.wait()}", self.last_words()
+        )
+
+    def _reap(self) -> None:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            self._exited.set()
+
+    def _monitors(self) -> list[str]:
+        return [
+            part
+            for socket in (self.qmp_socket, self._own_socket)
+            for part in ("-qmp", f"unix:{_escape(socket)},server=on,wait=off")
+        ]
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _escape(path: Path) -> str:
+    """A path inside a QEMU option: its commas are doubled."""
+    return str(path).replace(",", ",,")
+
+
+def event_name(message: Message) -> str:
+    """The name of a QMP event."""
+    return str(message["event"])

@@ -1,0 +1,86 @@
+/*
+ * Makes COLO work on a QEMU 7.2 primary under TCG.
+ *
+ * QEMU 7.2 calls qemu_savevm_live_state() in a COLO checkpoint without the big lock.  Under
+ * TCG two things go wrong there, both gone in QEMU 11.1 and neither present under KVM:
+ *
+ * 1. The dirty log's synchronisation waits on a condition with a mutex that the thread does
+ *    not own.  The wait returns owning it, and the primary deadlocks at the next checkpoint.
+ *    Here: a wait by a thread that does not own the mutex is answered with a spurious wake-up,
+ *    which POSIX allows; the caller looks at its condition and calls again.
+ *
+ * 2. The dirty bitmap is cleared without the vCPUs' software TLBs learning of it.  A page that
+ *    is written again through an old TLB entry is not marked dirty and never sent: a silent,
+ *    wrong copy.  Here: while the primary is in COLO, a thread that is neither the main thread
+ *    nor a vCPU flushes all TLBs whenever it broadcasts a condition, as it does on its way
+ *    through that synchronisation.
+ *
+ * The symbols looked up in QEMU are exported by its executable for its own modules.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define GLIBC_OF_CONDITIONS "GLIBC_2.3.2"
+#define SPURIOUS_WAIT_US 20
+
+static int (*real_wait)(pthread_cond_t *, pthread_mutex_t *);
+static int (*real_broadcast)(pthread_cond_t *);
+static bool (*in_colo)(void);
+static bool (*in_vcpu_thread)(void);
+static void *(*get_cpu)(int);
+static void (*flush_tlb)(void *);
+
+static pid_t own_thread(void)
+{
+    static __thread pid_t id;
+
+    if (!id) {
+        id = (pid_t)syscall(SYS_gettid);
+    }
+    return id;
+}
+
+__attribute__((constructor)) static void look_up(void)
+{
+    real_wait = dlvsym(RTLD_NEXT, "pthread_cond_wait", GLIBC_OF_CONDITIONS);
+    real_broadcast = dlvsym(RTLD_NEXT, "pthread_cond_broadcast", GLIBC_OF_CONDITIONS);
+    in_colo = dlsym(RTLD_DEFAULT, "migration_in_colo_state");
+    in_vcpu_thread = dlsym(RTLD_DEFAULT, "qemu_in_vcpu_thread");
+    get_cpu = dlsym(RTLD_DEFAULT, "qemu_get_cpu");
+    flush_tlb = dlsym(RTLD_DEFAULT, "tlb_flush");
+}
+
+int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
+{
+    if (mutex->__data.__owner != own_thread()) {
+        usleep(SPURIOUS_WAIT_US);
+        return 0;
+    }
+    return real_wait(condition, mutex);
+}
+
+static bool flushes_here(void)
+{
+    return in_colo && in_vcpu_thread && get_cpu && flush_tlb
+        && own_thread() != getpid() && in_colo() && !in_vcpu_thread();
+}
+
+int pthread_cond_broadcast(pthread_cond_t *condition)
+{
+    static __thread bool flushing;
+    void *cpu;
+
+    if (!flushing && flushes_here()) {
+        flushing = true;
+        for (int i = 0; (cpu = get_cpu(i)) != NULL; i++) {
+            flush_tlb(cpu);
+        }
+        flushing = false;
+    }
+    return real_broadcast(condition);
+}

@@ -1,0 +1,79 @@
+"""Addresses as users write them: ``unix:PATH`` or ``tcp:HOST:PORT``, the same as QEMU's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from colo.errors import UsageError
+
+__all__ = ["Address", "parse_address"]
+
+_PORT_MAX = 65535
+
+
+@dataclass(frozen=True)
+class Address:
+    """A unix socket's ``path``, or a TCP ``host`` and ``port``."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return (
+            f"tcp:[{self.host}]:{self.port}" if ":" in self.host else f"tcp:{self.host}:{self.port}"
+        )
+
+    def listen(self) -> socket.socket:
+        """Return a listening socket; a unix one is open to its owner only.  Raises UsageError."""
+        try:
+            return self._listen_unix() if self.path else self._listen_tcp()
+        except OSError as error:
+            raise UsageError(f"cannot listen on {self}: {error.strerror or error}") from error
+
+    def _listen_tcp(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        return socket.create_server((self.host, self.port), family=family)
+
+    def _listen_unix(self) -> socket.socket:
+        self._remove_stale()
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        mask = os.umask(0o177)
+        try:
+            server.bind(self.path)
+            server.listen()
+        except OSError:
+            server.close()
+            raise
+        finally:
+            os.umask(mask)
+        return server
+
+    def _remove_stale(self) -> None:
+        """Remove a socket that nobody listens on any more."""
+        if not Path(self.path).is_socket():
+            return
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+            try:
+                probe.connect(self.path)
+            except ConnectionRefusedError:
+                Path(self.path).unlink(missing_ok=True)
+
+
+def parse_address(text: str) -> Address:
+    """Parse an address.  Raises UsageError with the two forms."""
+    kind, _, rest = text.partition(":")
+    if kind == "unix" and rest:
+        return Address(path=rest)
+    if kind == "tcp":
+        host, _, port = rest.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if host and port.isascii() and port.isdigit() and int(port) <= _PORT_MAX:
+            return Address(host=host, port=int(port))
+    raise UsageError(f"{text!r} is no address: unix:PATH or tcp:HOST:PORT")

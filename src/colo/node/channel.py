@@ -1,0 +1,125 @@
+"""The secondary's end of the connection from the primary.
+
+The receiver reads greedily, straight into the staging area, and answers with a few bytes at a
+time.  Over TCP two things would each cost 40 ms at every turn of the conversation: Nagle's
+algorithm on our answers, and delayed acknowledgements of the primary's small messages, which
+QEMU sends without TCP_NODELAY.  So answers go at once, and every read asks for a quick ACK.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from colo.errors import ChannelLost, PeerError
+from colo.node.incoming import Incoming
+
+__all__ = ["Channel"]
+
+#: One read; a unix socket holds less, a TCP socket rarely more.
+_READ_BYTES: Final = 1 << 20
+#: After so many bytes in one go the event loop gets its turn.
+_TURN_BYTES: Final = 16 << 20
+#: A TCP peer whose host is gone is noticed within about so many seconds, also when idle.
+_KEEPALIVE_IDLE_S: Final = 1
+_KEEPALIVE_INTERVAL_S: Final = 1
+_KEEPALIVE_PROBES: Final = 3
+
+
+class Channel:
+    """Feeds ``incoming`` from ``sock``.
+
+    ``on_progress`` is called when bytes were taken; ``on_lost`` once, with what went wrong,
+    when the connection is of no more use.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        incoming: Incoming,
+        clock: Callable[[], float],
+        on_progress: Callable[[], None],
+        on_lost: Callable[[PeerError], None],
+    ) -> None:
+        self._sock = sock
+        self._incoming = incoming
+        self._clock = clock
+        self._on_progress = on_progress
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._tcp = sock.family != socket.AF_UNIX
+        self._open = True
+        self.last_heard = clock()
+        sock.setblocking(False)
+        if self._tcp:
+            _tune(sock)
+        self._loop.add_reader(sock, self._readable)
+
+    def flush(self) -> None:
+        """Send what the session has to say.
+
+        The answers are a few bytes, and the primary reads each before it goes on: a socket
+        that does not take them at once is a peer that does not listen.
+        """
+        data = self._incoming.to_send()
+        if not data or not self._open:
+            return
+        try:
+            sent = self._sock.send(data)
+        except OSError as error:
+            self._lose(ChannelLost(f"the primary is gone: {error.strerror}"), error)
+            return
+        if sent < len(data):
+            self._lose(ChannelLost("the primary does not read the answers"), None)
+
+    def close(self) -> None:
+        """Close the connection; nothing is called any more."""
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._sock)
+            self._sock.close()
+
+    def _readable(self) -> None:
+        taken = 0
+        try:
+            while self._open and taken < _TURN_BYTES:
+                count = self._sock.recv_into(self._incoming.writable(_READ_BYTES))
+                if not count:
+                    cut = self._incoming.closed()
+                    self._lose(ChannelLost("the primary closed the connection"), cut)
+                    return
+                if self._tcp:
+                    self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+                taken += count
+                self._incoming.received(count)
+                self.flush()
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._lose(ChannelLost(f"the primary is gone: {error.strerror}"), error)
+            return
+        except PeerError as error:
+            self._lose(error, error.__cause__)
+            return
+        self.last_heard = self._clock()
+        self._on_progress()
+
+    def _lose(self, error: PeerError, cause: BaseException | None) -> None:
+        if self._open:
+            self.close()
+            error.__cause__ = cause
+            self._on_lost(error)
+
+
+def _tune(sock: socket.socket) -> None:
+    for option, value in (
+        (socket.TCP_NODELAY, 1),
+        (socket.TCP_QUICKACK, 1),
+        (socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S),
+        (socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S),
+        (socket.TCP_KEEPCNT, _KEEPALIVE_PROBES),
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

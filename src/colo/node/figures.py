@@ -1,0 +1,63 @@
+"""Figures of the last checkpoints: per series the median, the 99th percentile and the maximum."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+__all__ = ["PHASES", "Figures", "Summary", "summarise"]
+
+_SAMPLES: Final = 1024
+
+#: The phases of a checkpoint as the secondary sees them, in order; all in seconds.
+PHASES: Final = {
+    "prepare": "request → reply; the VM still runs",
+    "ram": "reply → all dirty pages here",
+    "devices": "pages → device state here, committed",
+    "stopped": "reply → loaded; the primary's VM is stopped",
+    "apply": "pages copied into the image; the VM runs again",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a series of samples comes to, in the samples' unit."""
+
+    median: float
+    p99: float
+    max: float
+
+
+def summarise(samples: deque[float] | list[float]) -> Summary | None:
+    """Return the summary of some samples, or None of none; percentiles are nearest-rank."""
+    if not samples:
+        return None
+    ordered = sorted(samples)
+    return Summary(
+        ordered[(len(ordered) - 1) // 2], ordered[-(-99 * len(ordered) // 100) - 1], ordered[-1]
+    )
+
+
+def _series() -> deque[float]:
+    return deque(maxlen=_SAMPLES)
+
+
+@dataclass
+class Figures:
+    """The last 1024 samples of each phase, and counts since the start."""
+
+    phases: dict[str, deque[float]] = field(
+        default_factory=lambda: {phase: _series() for phase in PHASES}
+    )
+    pages: deque[float] = field(default_factory=_series)
+    bytes: deque[float] = field(default_factory=_series)
+    pages_total: int = 0
+    bytes_total: int = 0
+
+    def checkpoint(self, pages: int, size: int) -> None:
+        """Count a checkpoint of so many pages and so many bytes on the wire."""
+        self.pages.append(pages)
+        self.bytes.append(size)
+        self.pages_total += pages
+        self.bytes_total += size

@@ -1,0 +1,121 @@
+"""The state folder: what others may look at, and what an earlier run left behind.
+
+``qemu.pid`` and ``qmp.sock`` of the QEMU that this side runs or keeps waiting, ``status.json``,
+``colo.log``, ``control.sock``, and ``store``, a link to the store's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from colo.errors import UsageError
+
+__all__ = ["StateFolder"]
+
+_QMP_S: Final = 2.0
+
+
+class StateFolder:
+    """One VM's state folder on this host, locked for as long as this object is open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise UsageError(f"state folder {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise UsageError(
+                f"another colo uses the state folder {self.path}: stop it, or take another folder"
+            ) from None
+
+    @property
+    def status(self) -> Path:
+        """The file that ``colo status`` shows."""
+        return self.path / "status.json"
+
+    @property
+    def control(self) -> Path:
+        """The socket that takes orders."""
+        return self.path / "control.sock"
+
+    def store(self, base: Path, vm_name: str) -> Path:
+        """The folder for the store of this state folder's VM, below ``base``."""
+        digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:12]
+        return base / f"colo-{vm_name}-{digest}"
+
+    def clean(self, store: Path) -> None:
+        """Remove what a colo left behind that was killed: its waiting QEMU and its store.
+
+        Raises UsageError where that QEMU runs the VM by now.
+        """
+        pid = self._leftover()
+        if pid is not None:
+            status = _run_state(self.path / "colo-qmp.sock")
+            if status not in (None, "inmigrate"):
+                raise UsageError(
+                    f"the VM runs here since an earlier takeover (pid {pid}, state {status}, QMP "
+                    f"{self.path / 'qmp.sock'}): end it, or take another state folder"
+                )
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(store, ignore_errors=True)
+        link = self.path / "store"
+        link.unlink(missing_ok=True)
+        link.symlink_to(store)
+
+    def write_status(self, content: dict[str, Any]) -> None:
+        """Replace the status as a whole: a reader sees the one before or this one."""
+        content = {**content, "pid": os.getpid(), "written_at": time.time()}
+        file, name = tempfile.mkstemp(dir=self.path, prefix=".status-")
+        with os.fdopen(file, "w") as text:
+            json.dump(content, text, indent=1)
+        os.replace(name, self.status)
+
+    def close(self) -> None:
+        """Let go of the lock, and of what only a running colo has."""
+        self.control.unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def _leftover(self) -> int | None:
+        """The id of a QEMU that was started for this folder and still is there."""
+        try:
+            pid = int((self.path / "qemu.pid").read_text())
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError):
+            return None
+        return pid if os.fsencode(self.path / "colo-qmp.sock") in command else None
+
+
+def _run_state(qmp: Path) -> str | None:
+    """Ask a QEMU for its run state; None where it does not answer."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_QMP_S)
+        try:
+            sock.connect(str(qmp))
+            with sock.makefile("rw") as stream:
+                stream.readline()
+                for command in ("qmp_capabilities", "query-status"):
+                    stream.write(json.dumps({"execute": command}) + "\n")
+                    stream.flush()
+                    answer = json.loads(stream.readline())
+                    while "return" not in answer:
+                        answer = json.loads(stream.readline())
+        except (OSError, ValueError):
+            return None
+    return str(answer["return"]["status"])

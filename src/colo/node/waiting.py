@@ -1,0 +1,187 @@
+"""The QEMU that waits to take over: started early, listening, its RAM the store's image."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final, cast
+
+from qemu.qmp import EventListener
+
+from colo.errors import GuestError, PeerError
+from colo.guest.qemu import LaunchPlan, Qemu
+from colo.migration.reader import Header
+from colo.store.export import IGNORE_SHARED
+
+__all__ = ["WaitingQemu"]
+
+_log = logging.getLogger("colo.waiting")
+
+_READY_S: Final = 10.0
+_RESUME_S: Final = 10.0
+#: A waiting QEMU that dies is started again, at first at once and then ever more slowly.
+_RESTART_FIRST_S: Final = 0.1
+_RESTART_MOST_S: Final = 10.0
+_MACHINE_SUFFIX: Final = "-machine"
+
+
+class WaitingQemu:
+    """Keeps one QEMU ready, whatever happens to it, until it is told to run the VM.
+
+    ``trouble`` says why there is none just now, or is None.
+    """
+
+    def __init__(
+        self, plan: LaunchPlan, image: Path, folder: Path, on_change: Callable[[], None]
+    ) -> None:
+        self._plan = plan
+        self._image = image
+        self._folder = folder
+        self._incoming = folder / "incoming.sock"
+        self._on_change = on_change
+        self._machine = ""
+        self._keeper: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self.qemu: Qemu | None = None
+        self.trouble: str | None = None
+        self.starts = 0
+
+    async def start(self) -> None:
+        """Start the first one and keep it.  Raises GuestError with QEMU's last words."""
+        self.qemu = await self._launch()
+        self._keeper = asyncio.create_task(self._keep())
+
+    def check(self, header: Header) -> None:
+        """Raise PeerError where the primary's machine is not this QEMU's."""
+        if header.machine != self._machine:
+            raise PeerError(
+                f"the primary's machine is {header.machine}, the waiting QEMU's is "
+                f"{self._machine}: name the version in -machine, the same on both sides"
+            )
+
+    async def run(self, stream: Iterable[bytes]) -> float:
+        """Send the rest of the VM and see it run; return the seconds that this took.
+
+        Raises GuestError; then another QEMU is being made ready, and this can be called again.
+        """
+        try:
+            await asyncio.wait_for(self._ready.wait(), _READY_S)
+        except TimeoutError:
+            raise GuestError(f"no QEMU is ready to run the VM: {self.trouble}") from None
+        qemu = self.qemu
+        assert qemu is not None
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(_RESUME_S):
+                await self._load(qemu, stream)
+        except (OSError, TimeoutError, GuestError) as error:
+            self._ready.clear()
+            await qemu.kill()
+            what = "it took too long" if isinstance(error, TimeoutError) else str(error)
+            raise GuestError(f"the waiting QEMU did not take the VM: {what}") from error
+        self._release()
+        return time.monotonic() - began
+
+    async def stop(self) -> None:
+        """End the waiting QEMU."""
+        self._release()
+        if self.qemu is not None:
+            await self.qemu.kill()
+
+    def _release(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            self._keeper = None
+
+    async def _load(self, qemu: Qemu, stream: Iterable[bytes]) -> None:
+        """Send the stream and have the VM run.
+
+        The state in the stream says whether the VM ran when its *first* migration ended.  It
+        did not where it was stopped for that; so it is not left to QEMU to start it.
+        """
+        progress = EventListener("MIGRATION")
+        qemu.qmp.register_listener(progress)
+        loaded = asyncio.ensure_future(_completed(progress))
+        death = asyncio.ensure_future(qemu.wait())
+        try:
+            await self._send(stream)
+            await asyncio.wait({loaded, death}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            loaded.cancel()
+            death.cancel()
+        if qemu.exited or not loaded.result():
+            raise GuestError("it refused the state", qemu.last_words())
+        if not (await qemu.execute("query-status"))["running"]:
+            await qemu.execute("cont")
+
+    async def _send(self, stream: Iterable[bytes]) -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, str(self._incoming))
+            for piece in stream:
+                await loop.sock_sendall(sock, piece)
+
+    async def _launch(self) -> Qemu:
+        qemu = Qemu(self._plan.waiting(self._image), self._folder, self._plan.environment)
+        await qemu.start()
+        try:
+            self._incoming.unlink(missing_ok=True)
+            await qemu.execute(
+                "migrate-set-capabilities",
+                capabilities=[
+                    {"capability": name, "state": True} for name in (IGNORE_SHARED, "events")
+                ],
+            )
+            await qemu.execute("migrate-incoming", uri=f"unix:{self._incoming}")
+            machine = await qemu.execute("qom-get", path="/machine", property="type")
+        except GuestError:
+            await qemu.kill()
+            raise
+        self._machine = str(machine).removesuffix(_MACHINE_SUFFIX)
+        self.starts += 1
+        self._ready.set()
+        return qemu
+
+    async def _keep(self) -> None:
+        """Start QEMU again whenever it ends."""
+        pause = _RESTART_FIRST_S
+        while True:
+            assert self.qemu is not None
+            began = time.monotonic()
+            code = await self.qemu.wait()
+            self._ready.clear()
+            self._trouble(f"the waiting QEMU ended with code {code}: {self.qemu.last_words()}")
+            await self.qemu.detach()
+            if time.monotonic() - began > _RESTART_MOST_S:
+                pause = _RESTART_FIRST_S
+            while self.trouble:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _RESTART_MOST_S)
+                try:
+                    self.qemu = await self._launch()
+                    self._trouble(None)
+                except GuestError as error:
+                    self._trouble(str(error))
+
+    def _trouble(self, text: str | None) -> None:
+        self.trouble = text
+        if text:
+            _log.error("%s", text)
+        else:
+            assert self.qemu is not None
+            _log.info("a QEMU waits again, pid %d", self.qemu.pid)
+        self._on_change()
+
+
+async def _completed(progress: EventListener) -> bool:
+    """Follow a migration's events to its end; return whether it was a good one."""
+    async for event in progress:
+        status = cast(dict[str, Any], event["data"])["status"]
+        if status in ("completed", "failed"):
+            return bool(status == "completed")
+    return False

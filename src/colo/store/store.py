@@ -1,0 +1,137 @@
+"""The store: images, the staging area and the device state, kept to one rule.
+
+*The store always equals the last whole checkpoint.*  Pages of a checkpoint are staged.
+``commit`` makes them, together with the device state, the state of the store; this moves
+references and takes no time, so the acknowledgement can follow at once.  ``apply`` copies the
+committed pages into the images afterwards, while the primary's VM runs again.  ``discard``
+forgets what was staged and not committed.
+
+The first migration is the exception: its pages go straight into the images, because there is no
+checkpoint yet that they could spoil.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from colo.errors import LimitExceeded, PeerError, StoreError
+from colo.migration.ram import Limits, PageRun, RamBlock
+from colo.migration.reader import Header, Migration
+from colo.store.image import Image, mib, require_room
+from colo.store.staging import StagingArea
+
+__all__ = ["Checkpoint", "Store"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint, less its pages, which are in the images or about to be applied.
+
+    ``device_state``: the device sections and their EOF byte.
+    """
+
+    number: int
+    header: Header
+    ram_section: int
+    blocks: tuple[RamBlock, ...]
+    device_state: bytes
+
+
+class Store:
+    """One VM's store in ``folder``, a directory of its own that it makes, and removes.
+
+    ``main``: the block that the waiting QEMU maps; its image is there from the start.  ``limits``
+    hold for all blocks together.  Raises StoreError.
+    """
+
+    def __init__(self, folder: Path, main: RamBlock, limits: Limits) -> None:
+        self.folder = folder
+        self.main = main
+        self.limits = limits
+        self.checkpoint: Checkpoint | None = None
+        self._committed: list[PageRun] = []
+        try:
+            folder.mkdir(mode=0o700, parents=True)
+            require_room(folder, limits.ram_bytes, "the checkpoint store")
+        except FileExistsError:
+            raise StoreError(f"{folder} exists already: remove what an earlier run left") from None
+        except OSError as error:
+            raise StoreError(f"{folder}: {error.strerror}") from error
+        except StoreError:
+            folder.rmdir()
+            raise
+        self.staging = StagingArea(limits)
+        self.images = {main.name: Image(folder, main)}
+
+    def define(self, blocks: tuple[RamBlock, ...]) -> None:
+        """Make an image for each block of a first migration that begins.
+
+        Raises PeerError where they do not fit what was agreed.
+        """
+        main = next((block for block in blocks if block.name == self.main.name), None)
+        if main != self.main:
+            has = "no such block" if main is None else mib(main.length)
+            raise PeerError(
+                f"the primary's memory {self.main.name} has {has}, the VM file says "
+                f"{mib(self.main.length)}: make -m the same on both sides"
+                + ("" if main else f", and -machine memory-backend={self.main.name}")
+            )
+        total = sum(block.length for block in blocks)
+        if total > self.limits.ram_bytes:
+            raise LimitExceeded("guest memory, all blocks", total, self.limits.ram_bytes)
+        self.checkpoint = None
+        for name in [name for name in self.images if name != self.main.name]:
+            self.images.pop(name).remove()
+        for block in blocks:
+            if block != self.main:
+                self.images[block.name] = Image(self.folder, block)
+
+    def write(self, run: PageRun) -> None:
+        """Copy pages of a first migration into the images."""
+        self.images[run.block.name].write(run)
+
+    def stage(self, run: PageRun) -> None:
+        """Stage pages of the checkpoint under way."""
+        self.staging.runs.append(run)
+
+    def commit_migration(self, migration: Migration) -> None:
+        """Make a whole first migration checkpoint 0."""
+        self.checkpoint = Checkpoint(
+            0, migration.header, migration.ram_section, migration.blocks, migration.device_state
+        )
+
+    def commit(self, number: int, device_state: bytes) -> None:
+        """Make the staged pages and ``device_state`` the state of the store."""
+        assert self.checkpoint is not None and not self._committed
+        self.checkpoint = replace(self.checkpoint, number=number, device_state=device_state)
+        self._committed, self.staging.runs = self.staging.runs, []
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether the images equal the last whole checkpoint."""
+        return not self._committed
+
+    def apply(self) -> None:
+        """Copy the committed pages into the images.  Safe to call again after an interruption."""
+        for run in self._committed:
+            self.images[run.block.name].write(run)
+
+    def applied(self) -> None:
+        """Say that ``apply`` has ended; frees the staging area."""
+        self._committed = []
+        self.staging.clear()
+
+    def discard(self) -> None:
+        """Forget what is staged and not committed."""
+        self.staging.runs = []
+
+    @property
+    def size(self) -> int:
+        """The bytes that the images take."""
+        return sum(image.block.length for image in self.images.values())
+
+    def remove(self) -> None:
+        """Remove the folder and all in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
