@@ -43,7 +43,7 @@ bench: setup ## measure on this machine, into build/bench.json
 	$(PYTHON) -m bench --json build/bench.json
 
 docs: setup ## draw the diagrams in docs/protocol.md from the state tables again
-	$(PYTHON) -m colo.protocol.diagrams docs/protocol.md
+	$(PYTHON) scripts/diagrams.py docs/protocol.md
 
 clean: ## remove all that these commands made
 	rm -rf --one-file-system build dist .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache

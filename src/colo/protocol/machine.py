@@ -15,7 +15,7 @@ from typing import Generic
 
 from colo.errors import LocalProtocolError, UnexpectedMessage
 from colo.protocol.messages import COLOMessage, Message
-from colo.protocol.states import Do, Effect, Event, S, Table
+from colo.protocol.states import Do, Effect, Event, PrimaryEvent, S, Table
 
 __all__ = ["Machine", "VMState"]
 
@@ -70,8 +70,7 @@ class Machine(Generic[S]):
         """
         if (self._state, message.kind) not in self._table:
             raise UnexpectedMessage(message.kind, self.expected, self._state.name)
-        if message.kind is COLOMessage.CHECKPOINT_REQUEST:
-            self.number += 1
+        self._count(message.kind)
         self._say("received %s", message)
         return self._step(message.kind, message.value)
 
@@ -82,26 +81,32 @@ class Machine(Generic[S]):
         """
         if (self._state, event) not in self._table:
             raise LocalProtocolError(f"{self.role}: {event.name} is illegal in {self._state.name}")
+        self._count(event)
         return self._step(event, value)
+
+    def _count(self, event: Event) -> None:
+        """A checkpoint begins where one is due, or asked for."""
+        if event in (PrimaryEvent.CHECKPOINT_DUE, COLOMessage.CHECKPOINT_REQUEST):
+            self.number += 1
 
     def can(self, event: Event) -> bool:
         """Whether the table has a row for this event in this state."""
         return (self._state, event) in self._table
 
     def _step(self, event: Event, value: int | None) -> tuple[Effect, ...]:
-        before, step = self._state, self._table[self._state, event]
+        step = self._table[self._state, event]
         effects = tuple(
             Effect(e.do, e.message, value) if _takes_value(e) else e for e in step.effects
         )
-        self._check(before, event, step.to, effects)
+        self._follow(event, effects)
         self._change(step.to, event)
         for effect in effects:
             if effect.message is not None:
                 self._say("sends %s", Message(effect.message, effect.value))
         return effects
 
-    def _check(self, before: S, event: Event, to: S, effects: tuple[Effect, ...]) -> None:
-        """Assert the role's safety invariant over one transition."""
+    def _follow(self, event: Event, effects: tuple[Effect, ...]) -> None:
+        """Follow what the invariant speaks of over one transition, and assert it."""
 
     def _change(self, to: S, event: Event) -> None:
         """The only place where the state changes."""

@@ -25,20 +25,11 @@ class Primary(Machine[PrimaryState]):
     def __init__(self, vm_name: str) -> None:
         super().__init__(PRIMARY, PrimaryState.MIGRATING, VMState.RUN, vm_name)
 
-    def handle(self, event: Event, value: int | None = None) -> tuple[Effect, ...]:
-        """Take a local event; see ``Machine.handle``."""
-        effects = super().handle(event, value)
-        if event is PrimaryEvent.RESUMED:
-            self._change_vm(VMState.RUN)
-        return effects
-
-    def _check(
-        self, before: PrimaryState, event: Event, to: PrimaryState, effects: tuple[Effect, ...]
-    ) -> None:
-        if event is PrimaryEvent.CHECKPOINT_DUE:
-            self.number += 1
+    def _follow(self, event: Event, effects: tuple[Effect, ...]) -> None:
         if event in _STOPS:
             self._change_vm(VMState.STOP)
+        elif event is PrimaryEvent.RESUMED:
+            self._change_vm(VMState.RUN)
         done = {effect.do for effect in effects}
         if Do.RELEASE in done:
             assert event in (COLOMessage.VMSTATE_RECEIVED, PrimaryEvent.FAILOVER)

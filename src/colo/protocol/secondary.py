@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum
 
 from colo.protocol.machine import Machine, VMState
@@ -41,24 +40,13 @@ class Secondary(Machine[SecondaryState]):
         table = PERIODIC if mode is Mode.PERIODIC else HYBRID
         super().__init__(table, SecondaryState.INCOMING, VMState.NONE, vm_name)
         self._committed = False  # since the last request, or since the start
-        self._partial = False  # something is staged that is not whole
+        self._partial = True  # something is staged that is not whole
 
-    def handle(self, event: Event, value: int | None = None) -> tuple[Effect, ...]:
-        """Take a local event; see ``Machine.handle``."""
-        effects = super().handle(event, value)
+    def _follow(self, event: Event, effects: tuple[Effect, ...]) -> None:
         if event is SecondaryEvent.RESUMED:
             self._change_vm(VMState.RUN)
         elif event is SecondaryEvent.SUSPENDED:
             self._change_vm(VMState.STOP)
-        return effects
-
-    def _check(
-        self,
-        before: SecondaryState,
-        event: Event,
-        to: SecondaryState,
-        effects: Sequence[Effect],
-    ) -> None:
         for effect in effects:
             if effect.do is Do.RECEIVE_RAM:
                 self._committed, self._partial = False, True

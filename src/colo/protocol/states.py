@@ -193,7 +193,10 @@ PRIMARY: Final[Table[PrimaryState]] = {
     (_P.AWAITING_LOADED,   _C.VMSTATE_LOADED):   _to(_P.RESUMING, Do.RESUME),
 
     # The channel is gone: the VM stays as it is, and its output held, until the decision.
+    # What was under way may still report that it is done.
     **{(state, _PE.LOST): _to(_P.LOST) for state in _PRIMARY_CONNECTED},
+    **{(_P.LOST, late): _to(_P.LOST)
+       for late in (_PE.SUSPENDED, _PE.RAM_SAVED, _PE.DEVICES_SAVED, _PE.RESUMED)},
 
     # The right to run alone.  RESUME asks that the VM run; it may be running already.
     **{(state, _PE.FAILOVER): _to(_P.FAILOVER, Do.CLOSE, Do.RELEASE, Do.RESUME)
@@ -248,5 +251,6 @@ HYBRID: Final[Table[SecondaryState]] = {
                                                       Do.APPLY, Do.LOAD),
     (_S.LOADING,           _SE.LOADED):           _to(_S.RESUMING, Do.RESUME),
     (_S.RESUMING,          _SE.RESUMED):          _to(_S.READY, _send(_C.VMSTATE_LOADED)),
+    **{(_S.LOST, late): _to(_S.LOST) for late in (_SE.SUSPENDED, _SE.LOADED, _SE.RESUMED)},
     **_SECONDARY,
 }
