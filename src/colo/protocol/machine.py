@@ -15,7 +15,7 @@ from typing import Generic
 
 from colo.errors import LocalProtocolError, UnexpectedMessage
 from colo.protocol.messages import COLOMessage, Message
-from colo.protocol.states import Do, Effect, Event, PrimaryEvent, S, Table
+from colo.protocol.states import Do, Effect, Event, PrimaryEvent, S, SecondaryEvent, Table
 
 __all__ = ["Machine", "VMState"]
 
@@ -74,7 +74,9 @@ class Machine(Generic[S]):
         self._say("received %s", message)
         return self._step(message.kind, message.value)
 
-    def handle(self, event: Event, value: int | None = None) -> tuple[Effect, ...]:
+    def handle(
+        self, event: PrimaryEvent | SecondaryEvent, value: int | None = None
+    ) -> tuple[Effect, ...]:
         """Take a local event.  ``value`` is the size in bytes that goes with DEVICES_SAVED.
 
         Raises LocalProtocolError and leaves the state as it was.
