@@ -7,7 +7,6 @@ import functools
 import json
 import logging
 import signal
-import socket
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -22,7 +21,6 @@ __all__ = ["main"]
 
 _FAILED: Final = 1
 _WRONG_USAGE: Final = 2
-_ORDER_S: Final = 120.0
 
 P = ParamSpec("P")
 
@@ -118,19 +116,11 @@ def status(state_dir: Path, as_json: bool) -> int:
 @_reporting
 def failover(state_dir: Path, force: bool) -> int:
     """Run the VM here, from its last checkpoint."""
-    path = state_dir / "control.sock"
-    try:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(_ORDER_S)
-            sock.connect(str(path))
-            sock.sendall(json.dumps({"order": "failover", "force": force}).encode() + b"\n")
-            answer = json.loads(sock.makefile().readline())
-    except (FileNotFoundError, ConnectionRefusedError):
-        raise ColoError(f"no colo runs with the state folder {state_dir}") from None
-    except (OSError, ValueError) as error:
-        raise ColoError(f"{path}: {error}") from error
-    click.echo(answer["text"], err=not answer["ok"])
-    return 0 if answer["ok"] else _FAILED
+    from colo.node.control import give_order
+
+    answer = give_order(state_dir, "failover", force)
+    click.echo(answer.text, err=not answer.ok)
+    return 0 if answer.ok else _FAILED
 
 
 @main.command()

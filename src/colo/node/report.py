@@ -86,8 +86,8 @@ def _facts(content: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(
             (
                 "takeover",
-                f"from checkpoint {takeover['checkpoint']}, {takeover['total_ms']:.0f} ms after "
-                f"the loss (lost in {content['lost_in']})",
+                f"from checkpoint {takeover['checkpoint']}, started in "
+                f"{takeover['total_ms']:.0f} ms; the primary was lost in {content['lost_in']}",
             )
         )
     if content["error"]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import logging
 import socket
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from colo.migration.format import MULTIFD_MAGIC
 from colo.migration.ram import RamBlock
 from colo.node.address import Address
 from colo.node.channel import Channel
+from colo.node.control import Answer, serve_orders
 from colo.node.figures import Figures, summarise
 from colo.node.incoming import Incoming
 from colo.node.statefolder import StateFolder
@@ -35,12 +34,9 @@ from colo.store.store import Store
 
 __all__ = ["OnLoss", "SecondaryNode"]
 
-_log = logging.getLogger("colo.secondary")
-
 _STATUS_S: Final = 0.25
 _TAKEOVER_TRIES: Final = 3
 _MULTIFD_S: Final = 1.0
-_ORDER_BYTES: Final = 4096
 
 #: States in which the primary has the word: it has to send, or it is lost.
 _PRIMARY_SENDS: Final = frozenset(
@@ -91,40 +87,41 @@ class SecondaryNode:
         self._channel: Channel | None = None
         self._applying: asyncio.Task[None] | None = None
         self._takeover: asyncio.Task[None] | None = None
-        self._ended = asyncio.Event()
         self._error: str | None = None
         self._facts: dict[str, Any] = {}
         self._committed_at: float | None = None
         self._number = -1
-        self._lost_at = 0.0
+        self._decided_at = 0.0
 
     async def run(self) -> int:
         """Serve until the VM that was taken over ends, or this task is cancelled.
 
         Returns the exit code.  Raises ColoError where it cannot even start.
         """
-        server = self._listen.listen()
         tasks: list[asyncio.Task[None]] = []
+        server: socket.socket | None = None
         control: asyncio.Server | None = None
         try:
+            server = self._listen.listen()
             await self._waiting.start()
-            control = await asyncio.start_unix_server(self._order, self._folder.control)
+            control = await serve_orders(self._folder.control, self._obey)
             self._write_status()
             assert self._waiting.qemu is not None
             self._say(
                 f"{self._config.name}: waiting for a primary on {self._listen} "
                 f"(QEMU {self._waiting.qemu.pid} is ready to take over)"
             )
-            tasks = [asyncio.create_task(t) for t in (self._accept(server), self._watch())]
-            end = asyncio.create_task(self._end())
-            done, _ = await asyncio.wait({*tasks, end}, return_when=asyncio.FIRST_COMPLETED)
+            work = (self._accept(server), self._watch(), self._end())
+            tasks = [asyncio.create_task(each) for each in work]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
             return 0
         finally:
             for task in tasks:
                 task.cancel()
-            server.close()
+            if server is not None:
+                server.close()
             if control is not None:
                 control.close()
             await self._leave()
@@ -205,7 +202,6 @@ class SecondaryNode:
         """The connection is gone: take over, hold, or, with nothing whole, wait for another."""
         incoming = self._incoming
         assert incoming is not None
-        self._lost_at = time.monotonic()
         self._channel = None
         lost_in = incoming.state
         incoming.handle(SecondaryEvent.LOST)
@@ -245,18 +241,17 @@ class SecondaryNode:
 
     # -- the takeover ---------------------------------------------------------------------
 
-    def _start_takeover(self) -> asyncio.Task[None]:
+    def _start_takeover(self) -> None:
         assert self._incoming is not None
+        self._decided_at = time.monotonic()
         self._incoming.handle(SecondaryEvent.FAILOVER)
         if self._channel is not None:
             self._channel.close()
             self._channel = None
         self._takeover = asyncio.create_task(self._take_over())
-        return self._takeover
 
     async def _take_over(self) -> None:
         assert self._incoming is not None
-        began = self._lost_at or time.monotonic()
         for attempt in range(1, _TAKEOVER_TRIES + 1):
             try:
                 if self._applying is not None:
@@ -274,24 +269,25 @@ class SecondaryNode:
             )
             self._write_status()
             return
-        elapsed = time.monotonic() - began
+        elapsed = time.monotonic() - self._decided_at
         self._incoming.handle(SecondaryEvent.RESUMED)
         assert self._waiting.qemu is not None
         self._facts["takeover"] = {
             "checkpoint": self._number,
             "total_ms": elapsed * 1e3,
             "loading_ms": loading * 1e3,
+            "running_at": time.time(),
         }
         self._say(
             f"{self._config.name}: RUNNING HERE, from checkpoint {self._number}, "
-            f"{elapsed * 1e3:.0f} ms after the loss (QEMU {self._waiting.qemu.pid})"
+            f"started in {elapsed * 1e3:.0f} ms (QEMU {self._waiting.qemu.pid})"
         )
         self._store.remove()  # the running QEMU holds its memory; nobody else needs the files
         self._write_status()
 
     async def _end(self) -> None:
         """Wait for the end of the VM that was taken over."""
-        while self._state is not SecondaryState.RUNNING:
+        while not self._is_running():
             await asyncio.sleep(_STATUS_S)
         assert self._waiting.qemu is not None
         code = await self._waiting.qemu.wait()
@@ -305,7 +301,7 @@ class SecondaryNode:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.shield(self._takeover)
         qemu = self._waiting.qemu
-        if self._state is SecondaryState.RUNNING and qemu is not None:
+        if self._is_running() and qemu is not None:
             if not qemu.exited:
                 self._say(
                     f"{self._config.name}: the VM goes on without colo: QEMU {qemu.pid}, QMP "
@@ -319,40 +315,29 @@ class SecondaryNode:
 
     # -- orders and status ----------------------------------------------------------------
 
-    async def _order(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Take one order: a line of JSON; answer with one."""
-        try:
-            line = await asyncio.wait_for(reader.readline(), 1.0)
-            order = json.loads(line[:_ORDER_BYTES])
-            ok, text = await self._obey(order["order"], bool(order.get("force")))
-        except (ValueError, KeyError, TypeError, TimeoutError):
-            ok, text = False, "not an order"
-        with contextlib.suppress(OSError):
-            writer.write(json.dumps({"ok": ok, "text": text}).encode() + b"\n")
-            await writer.drain()
-        writer.close()
-
-    async def _obey(self, order: str, force: bool) -> tuple[bool, str]:
+    async def _obey(self, order: str, force: bool) -> Answer:
         if order != "failover":
-            return False, f"there is no order {order!r}"
-        if self._state is SecondaryState.RUNNING:
-            return True, "the VM runs here already"
-        if self._incoming is None or not self._incoming.machine.can(SecondaryEvent.FAILOVER):
-            if self._takeover is None or self._takeover.done():
-                return False, "there is no whole checkpoint to run the VM from"
-        elif self._channel is not None and not force:
-            return False, (
-                "the primary is connected and its VM runs: two VMs would run; "
-                "end that one first, or say --force"
-            )
-        else:
-            self._lost_at = self._lost_at if self._channel is None else 0.0
+            return Answer(False, f"there is no order {order!r}")
+        if self._is_running():
+            return Answer(True, "the VM runs here already")
+        if self._takeover is None or self._takeover.done():
+            if self._incoming is None or not self._incoming.machine.can(SecondaryEvent.FAILOVER):
+                return Answer(False, "there is no whole checkpoint to run the VM from")
+            if self._channel is not None and not force:
+                return Answer(
+                    False,
+                    "the primary is connected and its VM runs: two VMs would run; "
+                    "end that one first, or say --force",
+                )
             self._start_takeover()
-        assert self._takeover is not None
-        await asyncio.shield(self._takeover)
-        if self._state is SecondaryState.RUNNING:
-            return True, f"the VM runs here, from checkpoint {self._number}"
-        return False, f"the VM could not be started: {self._error}"
+        if self._takeover is not None:
+            await asyncio.shield(self._takeover)
+        if self._is_running():
+            return Answer(True, f"the VM runs here, from checkpoint {self._number}")
+        return Answer(False, f"the VM could not be started: {self._error}")
+
+    def _is_running(self) -> bool:
+        return self._state is SecondaryState.RUNNING
 
     def _write_status(self) -> None:
         self._folder.write_status(self._status())

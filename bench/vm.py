@@ -1,0 +1,237 @@
+"""The VM that is measured, and the processes around it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from bench.errors import BenchError
+from bench.qmp import Monitor
+from colo.config import load
+from colo.demo.guest_image import GuestImage, build
+from colo.guest.qemu import LaunchPlan, plan
+
+__all__ = [
+    "ROOT",
+    "Process",
+    "Vm",
+    "colo_secondary",
+    "free_address",
+    "guest_image",
+    "primary",
+    "protect",
+    "stock_secondary",
+    "wait_until",
+]
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+_KERNEL: Final = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests"
+_BOOT_S: Final = 120.0
+_ENTER_S: Final = 120.0
+_POLL_S: Final = 0.05
+_RETURN_PATH_MAJOR: Final = 11
+_BANDWIDTH: Final = 1 << 40
+
+T = TypeVar("T")
+
+
+@cache
+def guest_image() -> GuestImage:
+    """The guest's kernel and initramfs, built where they are not there yet."""
+    return build(ROOT / "build" / "guest", lambda line: print(line, file=sys.stderr))
+
+
+@dataclass(frozen=True)
+class Vm:
+    """``mode``: what the guest does, see ``colo.mode`` in src/colo/demo/guest/workload.c."""
+
+    binary: str
+    memory_mib: int
+    mode: str
+
+    def plan(self, folder: Path) -> LaunchPlan:
+        """How to start it, with a VM file and the consoles in ``folder``."""
+        return plan(load(self.file(folder)))
+
+    def file(self, folder: Path) -> Path:
+        """Write the VM file."""
+        image = guest_image()
+        args = ["-machine", "pc", "-cpu", "qemu64", "-m", f"{self.memory_mib}"]
+        args += ["-display", "none", "-nodefaults"]
+        args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
+        args += ["-append", f"{_KERNEL} colo.mode={self.mode}"]
+        text = f'name = "bench"\n[qemu]\nbinary = {json.dumps(self.binary)}\naccel = "tcg"\n'
+        text += f"args = {json.dumps(args)}\n"
+        for role in ("primary", "secondary"):
+            serial = json.dumps(["-serial", f"file:{folder / role}.console"])
+            text += f"[qemu.{role}]\nargs = {serial}\n"
+        path = folder / "vm.toml"
+        path.write_text(text)
+        return path
+
+
+class Process:
+    """A process of the bench; ``name`` stands in errors and is its log's name."""
+
+    def __init__(
+        self, name: str, command: list[str], folder: Path, environment: dict[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self._log = folder / f"{name}.log"
+        with self._log.open("wb") as log:
+            self.popen = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            )
+
+    def check(self) -> None:
+        """Raise BenchError if it has ended."""
+        code = self.popen.poll()
+        if code is not None:
+            words = self._log.read_text(errors="replace").strip()[-500:]
+            raise BenchError(f"{self.name} ended with code {code}: {words}")
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def terminate(self, seconds: float = 10.0) -> None:
+        """Ask it to end."""
+        self.popen.terminate()
+        try:
+            self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+def wait_until(what: str, ready: Callable[[], T | None], seconds: float, *alive: Process) -> T:
+    """Poll ``ready`` until it returns something; all the while ``alive`` have to be."""
+    deadline = time.monotonic() + seconds
+    while (result := ready()) is None:
+        for process in alive:
+            process.check()
+        if time.monotonic() > deadline:
+            raise BenchError(f"{what} took more than {seconds:.0f} s")
+        time.sleep(_POLL_S)
+    return result
+
+
+@contextlib.contextmanager
+def primary(vm: Vm, folder: Path) -> Iterator[tuple[Process, Monitor]]:
+    """Run the VM on a stock QEMU until its workload is under way."""
+    launch = vm.plan(folder)
+    with _qemu("primary", launch, launch.primary(), folder) as (process, monitor):
+        console = folder / "primary.console"
+        wait_until(
+            "the guest's start",
+            lambda: re.search(rb"count=1\b", console.read_bytes()) if console.exists() else None,
+            _BOOT_S,
+            process,
+        )
+        yield process, monitor
+
+
+@contextlib.contextmanager
+def stock_secondary(vm: Vm, address: str, folder: Path) -> Iterator[Process]:
+    """A stock QEMU that waits for a COLO primary at ``address``."""
+    launch = vm.plan(folder)
+    command = [
+        f"file:{folder / 'secondary.console'}" if part.startswith("file:") else part
+        for part in launch.primary()
+    ]
+    with _qemu("stock-secondary", launch, [*command, "-incoming", "defer"], folder) as (
+        process,
+        monitor,
+    ):
+        _set_capabilities(monitor)
+        monitor.execute("migrate-incoming", uri=address)
+        yield process
+        process.check()
+
+
+@contextlib.contextmanager
+def colo_secondary(vm: Vm, address: str, folder: Path, on_loss: str = "hold") -> Iterator[Process]:
+    """``colo secondary``, as a user runs it, with the state folder ``folder``/state."""
+    state = folder / "state"
+    command = [str(Path(sys.executable).with_name("colo")), "secondary", str(vm.file(folder))]
+    command += ["--listen", address, "--state-dir", str(state), "--on-loss", on_loss]
+    process = Process("colo-secondary", command, folder)
+    try:
+        status = state / "status.json"
+        wait_until("colo's start", lambda: _status(status, "qemu"), _BOOT_S, process)
+        yield process
+        process.check()
+    finally:
+        process.terminate()
+
+
+def protect(process: Process, monitor: Monitor, address: str, interval_ms: int) -> None:
+    """Start COLO from this primary to ``address`` and wait until it is on."""
+    _set_capabilities(monitor)
+    monitor.execute(
+        "migrate-set-parameters", x_checkpoint_delay=interval_ms, max_bandwidth=_BANDWIDTH
+    )
+    # 7.2 under TCG may miss pages in the first migration of a running VM; COLO starts it again
+    monitor.execute("stop")
+    monitor.execute("migrate", uri=address)
+    wait_until("the first migration", lambda: _entered(monitor), _ENTER_S, process)
+
+
+def free_address(transport: str, folder: Path) -> str:
+    """An address to listen on, by transport: unix or tcp, the latter on the loopback."""
+    if transport == "unix":
+        return f"unix:{folder / 'colo.sock'}"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"tcp:127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def _qemu(
+    name: str, launch: LaunchPlan, command: list[str], folder: Path
+) -> Iterator[tuple[Process, Monitor]]:
+    qmp = folder / f"{name}.qmp"
+    process = Process(
+        name, [*command, "-qmp", f"unix:{qmp},server=on,wait=off"], folder, launch.environment
+    )
+    try:
+        monitor = Monitor(qmp)
+        try:
+            yield process, monitor
+        finally:
+            monitor.close()
+    finally:
+        process.kill()
+
+
+def _set_capabilities(monitor: Monitor) -> None:
+    names = ["x-colo"]
+    if monitor.execute("query-version")["qemu"]["major"] >= _RETURN_PATH_MAJOR:
+        names.append("return-path")
+    monitor.execute(
+        "migrate-set-capabilities",
+        capabilities=[{"capability": name, "state": True} for name in names],
+    )
+
+
+def _entered(monitor: Monitor) -> bool | None:
+    status = monitor.execute("query-migrate").get("status")
+    if status in ("failed", "cancelled", "completed"):
+        raise BenchError(f"COLO did not start, the migration {status}")
+    return True if status == "colo" else None
+
+
+def _status(path: Path, key: str) -> Any:
+    try:
+        return json.loads(path.read_text()).get(key)
+    except (OSError, ValueError):
+        return None

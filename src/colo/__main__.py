@@ -1,0 +1,5 @@
+"""``python -m colo`` is ``colo``."""
+
+from colo.cli import main
+
+main()
