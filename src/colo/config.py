@@ -37,7 +37,7 @@ from colo.migration.ram import Limits
 
 __all__ = ["RAM_BLOCK", "VmConfig", "load", "memory_size"]
 
-#: The id that colo gives the VM's main memory, and so the name of its block in the stream.
+#: What QEMU calls the main memory of its pc and q35 machines, and so its block in the stream.
 RAM_BLOCK: Final = "pc.ram"
 
 _ACCELERATORS: Final = ("auto", "kvm", "tcg")

@@ -66,24 +66,19 @@ class LaunchPlan:
         """The command line of a QEMU whose memory is ``image`` and that waits for a VM."""
         backend = f"memory-backend-file,id={RAM_BLOCK},share=on,mem-path={_escape(image)}"
         return [
-            *self._machine(backend, self.config.secondary_args),
+            *self._machine(self.config.secondary_args),
+            *("-object", f"{backend},size={self.config.memory}"),
+            *("-machine", f"memory-backend={RAM_BLOCK}"),
             *("-incoming", "defer"),
         ]
 
     def primary(self) -> list[str]:
-        """The command line of a QEMU that runs the VM, with its memory named as colo needs it."""
-        backend = f"memory-backend-ram,id={RAM_BLOCK}"
-        return self._machine(backend, self.config.primary_args)
+        """The command line of a QEMU that runs the VM."""
+        return self._machine(self.config.primary_args)
 
-    def _machine(self, backend: str, role_args: Sequence[str]) -> list[str]:
-        return [
-            self.config.binary,
-            *self.config.args,
-            *role_args,
-            *self.accelerator_args,
-            *("-object", f"{backend},size={self.config.memory}"),
-            *("-machine", f"memory-backend={RAM_BLOCK}"),
-        ]
+    def _machine(self, role_args: Sequence[str]) -> list[str]:
+        config = self.config
+        return [config.binary, *config.args, *role_args, *self.accelerator_args]
 
 
 def plan(config: VmConfig) -> LaunchPlan:
