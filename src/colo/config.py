@@ -150,8 +150,8 @@ def _check(config: VmConfig) -> None:
     if config.accel not in _ACCELERATORS:
         raise UsageError(f"[qemu] accel = {config.accel!r}: one of {', '.join(_ACCELERATORS)}")
     for key in ("other_memory_mib", "device_state_mib", "silence_s"):
-        if getattr(config, key) <= 0:
-            raise UsageError(f"{key} = {getattr(config, key)}: more than 0")
+        if not 0 < getattr(config, key) < float("inf"):
+            raise UsageError(f"{key} = {getattr(config, key)}: more than 0, and finite")
     for arg in (*config.args, *config.primary_args, *config.secondary_args):
         if arg in _OWN_OPTIONS:
             raise UsageError(f"[qemu] args: remove {arg}: {_OWN_OPTIONS[arg]}")

@@ -17,7 +17,7 @@ from enum import Enum
 from typing import Any, Final
 
 from colo.config import RAM_BLOCK, VmConfig
-from colo.errors import ChannelLost, ColoError, PeerError
+from colo.errors import ChannelLost, ColoError
 from colo.guest.qemu import LaunchPlan
 from colo.migration.format import MULTIFD_MAGIC
 from colo.migration.ram import RamBlock
@@ -198,7 +198,7 @@ class SecondaryNode:
             self._incoming.handle(SecondaryEvent.PREPARED)
             self._channel.flush()
 
-    def _lost(self, error: PeerError) -> None:
+    def _lost(self, error: ColoError) -> None:
         """The connection is gone: take over, hold, or, with nothing whole, wait for another."""
         incoming = self._incoming
         assert incoming is not None
@@ -232,7 +232,7 @@ class SecondaryNode:
             silence = time.monotonic() - channel.last_heard
             if silence > self._config.silence_s:
                 assert self._incoming is not None
-                why = self._incoming.stalled() or ChannelLost(
+                why: ColoError = self._incoming.stalled() or ChannelLost(
                     f"the primary was silent for {silence:.1f} s within "
                     f"{'the first migration' if self._number < 0 else 'a checkpoint'}"
                 )
