@@ -30,6 +30,7 @@ __all__ = [
     "guest_image",
     "primary",
     "protect",
+    "read_status",
     "stock_secondary",
     "wait_until",
 ]
@@ -156,7 +157,6 @@ def stock_secondary(vm: Vm, address: str, folder: Path) -> Iterator[Process]:
         _set_capabilities(monitor)
         monitor.execute("migrate-incoming", uri=address)
         yield process
-        process.check()
 
 
 @contextlib.contextmanager
@@ -167,10 +167,8 @@ def colo_secondary(vm: Vm, address: str, folder: Path, on_loss: str = "hold") ->
     command += ["--listen", address, "--state-dir", str(state), "--on-loss", on_loss]
     process = Process("colo-secondary", command, folder)
     try:
-        status = state / "status.json"
-        wait_until("colo's start", lambda: _status(status, "qemu"), _BOOT_S, process)
+        wait_until("colo's start", lambda: read_status(folder, "qemu"), _BOOT_S, process)
         yield process
-        process.check()
     finally:
         process.terminate()
 
@@ -193,6 +191,14 @@ def free_address(transport: str, folder: Path) -> str:
         return f"unix:{folder / 'colo.sock'}"
     with socket.create_server(("127.0.0.1", 0)) as server:
         return f"tcp:127.0.0.1:{server.getsockname()[1]}"
+
+
+def read_status(folder: Path, key: str) -> Any:
+    """A value from the status file of ``colo_secondary``, or None as long as there is none."""
+    try:
+        return json.loads((folder / "state" / "status.json").read_text()).get(key)
+    except (OSError, ValueError):
+        return None
 
 
 @contextlib.contextmanager
@@ -228,10 +234,3 @@ def _entered(monitor: Monitor) -> bool | None:
     if status in ("failed", "cancelled", "completed"):
         raise BenchError(f"COLO did not start, the migration {status}")
     return True if status == "colo" else None
-
-
-def _status(path: Path, key: str) -> Any:
-    try:
-        return json.loads(path.read_text()).get(key)
-    except (OSError, ValueError):
-        return None
