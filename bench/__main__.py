@@ -1,6 +1,6 @@
 """``python -m bench``: measure on this machine, and write the figures down.
 
-It takes some 40 minutes; ``--quick`` takes six and proves little.  Let the machine do nothing
+It takes some 35 minutes; ``--quick`` takes six and proves little.  Let the machine do nothing
 else meanwhile.
 """
 
@@ -58,7 +58,7 @@ def _measure(names: tuple[str, ...] | list[str], quick: bool) -> dict[str, Any]:
     qemus = machine.qemus()
     if not qemus:
         raise BenchError("no QEMU is here: install qemu-system-x86, or `make qemu11`")
-    rounds, seconds, kills = (1, 4.0, 3) if quick else (5, 12.0, 12)
+    rounds, seconds, kills = (1, 4.0, 3) if quick else (5, 10.0, 10)
     figures: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "quick": quick,

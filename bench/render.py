@@ -48,7 +48,19 @@ def _machine(machine: _Row) -> str:
 
 
 def _pauses(rows: Sequence[_Row]) -> str:
-    head = ["QEMU", "guest", "over", "secondary", "median", "p95", "p99", "max", "n", "ratio"]
+    head = [
+        "QEMU",
+        "guest",
+        "over",
+        "secondary",
+        "median",
+        "p95",
+        "p99",
+        "max",
+        "n",
+        "work",
+        "ratio",
+    ]
     return _table(head, (cells for row in rows for cells in _pair(row)))
 
 
@@ -60,7 +72,8 @@ def _pair(row: _Row) -> Iterable[list[str]]:
         series = row[name]
         values = [_ms(series[key]) for key in ("median", "p95", "p99", "max")]
         where = [row["qemu"], guest, row["transport"]] if name == "stock" else ["", "", ""]
-        yield [*where, name, *values, str(series["n"]), last]
+        work = f"{series['work_per_s']:.1f}/s" if row["mode"] == "files" else ""
+        yield [*where, name, *values, str(series["n"]), work, last]
 
 
 def _takeover(rows: Sequence[_Row]) -> str:

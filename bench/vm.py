@@ -29,6 +29,7 @@ __all__ = [
     "free_address",
     "guest_image",
     "primary",
+    "progress",
     "protect",
     "read_status",
     "stock_secondary",
@@ -131,29 +132,20 @@ def wait_until(what: str, ready: Callable[[], T | None], seconds: float, *alive:
 def primary(vm: Vm, folder: Path) -> Iterator[tuple[Process, Monitor]]:
     """Run the VM on a stock QEMU until its workload is under way."""
     launch = vm.plan(folder)
-    with _qemu("primary", launch, launch.primary(), folder) as (process, monitor):
-        console = folder / "primary.console"
-        wait_until(
-            "the guest's start",
-            lambda: re.search(rb"count=1\b", console.read_bytes()) if console.exists() else None,
-            _BOOT_S,
-            process,
-        )
+    with _qemu("primary", launch.primary(), folder, launch.environment) as (process, monitor):
+        wait_until("the guest's start", lambda: progress(folder) or None, _BOOT_S, process)
         yield process, monitor
 
 
 @contextlib.contextmanager
 def stock_secondary(vm: Vm, address: str, folder: Path) -> Iterator[Process]:
-    """A stock QEMU that waits for a COLO primary at ``address``."""
-    launch = vm.plan(folder)
+    """A stock QEMU that waits for a COLO primary at ``address``; it needs no preload."""
     command = [
         f"file:{folder / 'secondary.console'}" if part.startswith("file:") else part
-        for part in launch.primary()
+        for part in vm.plan(folder).primary()
     ]
-    with _qemu("stock-secondary", launch, [*command, "-incoming", "defer"], folder) as (
-        process,
-        monitor,
-    ):
+    command += ["-incoming", "defer"]
+    with _qemu("stock-secondary", command, folder) as (process, monitor):
         _set_capabilities(monitor)
         monitor.execute("migrate-incoming", uri=address)
         yield process
@@ -185,6 +177,14 @@ def protect(process: Process, monitor: Monitor, address: str, interval_ms: int) 
     wait_until("the first migration", lambda: _entered(monitor), _ENTER_S, process)
 
 
+def progress(folder: Path) -> int:
+    """How often the primary's guest has done its work, by its own count on the console."""
+    with contextlib.suppress(OSError):
+        counts = re.findall(rb"count=(\d+)", (folder / "primary.console").read_bytes())
+        return int(counts[-1]) if counts else 0
+    return 0
+
+
 def free_address(transport: str, folder: Path) -> str:
     """An address to listen on, by transport: unix or tcp, the latter on the loopback."""
     if transport == "unix":
@@ -203,12 +203,11 @@ def read_status(folder: Path, key: str) -> Any:
 
 @contextlib.contextmanager
 def _qemu(
-    name: str, launch: LaunchPlan, command: list[str], folder: Path
+    name: str, command: list[str], folder: Path, environment: dict[str, str] | None = None
 ) -> Iterator[tuple[Process, Monitor]]:
     qmp = folder / f"{name}.qmp"
-    process = Process(
-        name, [*command, "-qmp", f"unix:{qmp},server=on,wait=off"], folder, launch.environment
-    )
+    command = [*command, "-qmp", f"unix:{qmp},server=on,wait=off"]
+    process = Process(name, command, folder, environment)
     try:
         monitor = Monitor(qmp)
         try:

@@ -21,7 +21,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from colo.errors import LimitExceeded, PeerError, ShortRead, StreamError, UnsupportedFeature
+from colo.errors import (
+    ColoError,
+    LimitExceeded,
+    PeerError,
+    ShortRead,
+    StreamError,
+    UnsupportedFeature,
+)
 from colo.migration.buffer import Parser, ReceiveBuffer, name, need, text, u8, u16, u32
 from colo.migration.format import (
     CAPABILITIES_SUBSECTION,
@@ -101,7 +108,7 @@ class _Incremental:
 
     def __init__(self, parser: Parser[None]) -> None:
         self._parser: Parser[None] | None = parser
-        self._refused: PeerError | None = None
+        self._refused: ColoError | None = None
 
     @property
     def done(self) -> bool:
@@ -120,7 +127,7 @@ class _Incremental:
                 next(self._parser)
             except StopIteration:
                 self._parser = None
-            except PeerError as error:
+            except ColoError as error:
                 self._refused = error
                 raise
         return self.done
