@@ -39,7 +39,7 @@ POLL_S: Final = 0.02
 TAIL_LINES: Final = 12
 LINE: Final = re.compile(r"colo-guest: count=(\d+) updates=(\d+) sweeps=(\d+)\r?\n")
 KERNEL: Final = (
-    "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests "
+    "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests no_timer_check "
     "colo.mode=table colo.tick=1"
 )
 

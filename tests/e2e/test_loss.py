@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import random
 import signal
 import socket
+import struct
+import termios
 
 import pytest
 
 from colo.errors import GuestError
-from tests.e2e.harness import Scene, VmFile
+from tests.e2e.harness import Scene, VmFile, wait
 from tests.e2e.wire import Phase
 
 pytestmark = pytest.mark.e2e
@@ -152,6 +156,7 @@ def test_loss_arrives_together_with_the_first_copys_last_byte(scene: Scene) -> N
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(host.socket))
         sock.sendall(wire.first_migration[:-1])
+        wait(lambda: not unread(sock), "the secondary to read it")
         host.signal(signal.SIGSTOP)
         sock.sendall(wire.first_migration[-1:])
     host.signal(signal.SIGCONT)
@@ -205,6 +210,15 @@ def test_secondary_is_killed_and_comes_back(scene: Scene) -> None:
     wire.cut()
     assert host.wait_state("RUNNING")["takeover"]["checkpoint"] == number - 1
     scene.check_goes_on(primary, host, number - 1)
+
+
+def unread(sock: socket.socket) -> int:
+    """How many bytes the other side has still to read; reads what it sent."""
+    with contextlib.suppress(BlockingIOError):
+        sock.recv(4096, socket.MSG_DONTWAIT)
+    (count,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
+    assert isinstance(count, int)
+    return count
 
 
 def free_port() -> int:

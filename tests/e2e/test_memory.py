@@ -17,6 +17,8 @@ pytestmark = pytest.mark.e2e
 
 CHECKPOINTS = 20
 COMPARED_S = 20.0
+MANY = 800
+MANY_S = 120.0
 PAGE = 4096
 #: There the processor sees graphics memory, not the memory that the block holds.
 VGA_WINDOW = slice(0xA0000 // PAGE, 0xC0000 // PAGE)
@@ -44,6 +46,21 @@ def test_memory_is_equal_at_twenty_checkpoints(scene: Scene) -> None:
         wire.go_on()
     print(f"{CHECKPOINTS} comparisons, {changed_total} pages changed between them, 0 differ")
     assert changed_total > CHECKPOINTS * 100
+
+
+def test_memory_is_equal_after_very_many_checkpoints(scene: Scene) -> None:
+    """As fast as they can follow each other; none may stall."""
+    primary, wire, host = scene.protected(VmFile(silence_s=5.0), delay_ms=5)
+    wait(
+        lambda: wire.checkpoint >= MANY or host.file()["state"] == "RUNNING",
+        f"{MANY} checkpoints, there are {wire.checkpoint}",
+        MANY_S,
+    )
+    assert host.file()["state"] != "RUNNING", f"checkpoint {wire.checkpoint} has stalled"
+    wire.stop_at(Phase.LOADED)
+    wire.wait_stopped()
+    truth = primary_memory(primary, scene.folder, VmFile())
+    wait_equal(truth, host, f"checkpoint {wire.checkpoint}")
 
 
 def test_comparison_finds_a_checkpoint_that_was_left_out(scene: Scene) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
@@ -23,6 +24,7 @@ _log = logging.getLogger("colo.waiting")
 
 _READY_S: Final = 10.0
 _RESUME_S: Final = 10.0
+_LAST_WORDS_S: Final = 1.0
 #: A waiting QEMU that dies is started again, at first at once and then ever more slowly.
 _RESTART_FIRST_S: Final = 0.1
 _RESTART_MOST_S: Final = 10.0
@@ -108,12 +110,15 @@ class WaitingQemu:
         loaded = asyncio.ensure_future(_completed(progress))
         death = asyncio.ensure_future(qemu.wait())
         try:
-            await self._send(stream)
+            with contextlib.suppress(ConnectionError):  # it has refused: its last words say why
+                await self._send(stream)
             await asyncio.wait({loaded, death}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             loaded.cancel()
             death.cancel()
         if qemu.exited or not loaded.result():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(qemu.wait(), _LAST_WORDS_S)
             raise GuestError("it refused the state", qemu.last_words())
         if not (await qemu.execute("query-status"))["running"]:
             await qemu.execute("cont")
