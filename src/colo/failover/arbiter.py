@@ -26,7 +26,7 @@ from colo.errors import LocalError, UsageError
 
 __all__ = ["Arbiter", "FileArbiter", "Grant", "ManualArbiter", "NoArbiter", "make_arbiter"]
 
-_FILE_BYTES_MAX: Final = 4096
+_FILE_BYTES: Final = 512
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class FileArbiter:
             os.close(file)
 
     def _read(self, file: int) -> Grant:
-        data = os.pread(file, _FILE_BYTES_MAX, 0)
+        data = os.pread(file, _FILE_BYTES, 0)
         if not data:
             return Grant(0, "")
         try:
@@ -116,7 +116,9 @@ class FileArbiter:
 
     def _write(self, file: int, grant: Grant) -> Grant:
         """Write in place, in one call and at a fixed length: the lock is on this very file."""
-        data = json.dumps(asdict(grant)).encode().ljust(_FILE_BYTES_MAX)
+        data = json.dumps(asdict(grant)).encode().ljust(_FILE_BYTES - 1) + b"\n"
+        if len(data) > _FILE_BYTES:
+            raise LocalError(f"arbiter {self._path}: the holder's name {grant.holder} is too long")
         os.pwrite(file, data, 0)
         os.fsync(file)
         return grant

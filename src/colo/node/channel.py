@@ -15,6 +15,7 @@ from typing import Final
 
 from colo.errors import ChannelLost, PeerError
 from colo.node.incoming import Incoming
+from colo.node.sockets import quick_ack, tune
 
 __all__ = ["Channel"]
 
@@ -22,10 +23,6 @@ __all__ = ["Channel"]
 _READ_BYTES: Final = 1 << 20
 #: After so many bytes in one go the event loop gets its turn.
 _TURN_BYTES: Final = 16 << 20
-#: A TCP peer whose host is gone is noticed within about so many seconds, also when idle.
-_KEEPALIVE_IDLE_S: Final = 1
-_KEEPALIVE_INTERVAL_S: Final = 1
-_KEEPALIVE_PROBES: Final = 3
 
 
 class Channel:
@@ -49,12 +46,9 @@ class Channel:
         self._on_progress = on_progress
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._tcp = sock.family != socket.AF_UNIX
         self._open = True
         self.last_heard = clock()
-        sock.setblocking(False)
-        if self._tcp:
-            _tune(sock)
+        tune(sock)
         self._loop.add_reader(sock, self._readable)
 
     def flush(self) -> None:
@@ -90,8 +84,7 @@ class Channel:
                     cut = self._incoming.closed()
                     self._lose(ChannelLost("the primary closed the connection"), cut)
                     return
-                if self._tcp:
-                    self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+                quick_ack(self._sock)
                 taken += count
                 self._incoming.received(count)
                 self.flush()
@@ -103,23 +96,13 @@ class Channel:
         except PeerError as error:
             self._lose(error, error.__cause__)
             return
-        self.last_heard = self._clock()
-        self._on_progress()
+        if self._open:
+            self.last_heard = self._clock()
+            self._on_progress()
 
     def _lose(self, error: PeerError, cause: BaseException | None) -> None:
         if self._open:
             self.close()
+            self._on_progress()  # what came whole before the loss counts
             error.__cause__ = cause
             self._on_lost(error)
-
-
-def _tune(sock: socket.socket) -> None:
-    for option, value in (
-        (socket.TCP_NODELAY, 1),
-        (socket.TCP_QUICKACK, 1),
-        (socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S),
-        (socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S),
-        (socket.TCP_KEEPCNT, _KEEPALIVE_PROBES),
-    ):
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
