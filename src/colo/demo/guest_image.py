@@ -31,6 +31,8 @@ from colo.errors import LocalError
 __all__ = ["GuestImage", "GuestImageError", "build", "missing_tools"]
 
 SOURCES = Path(__file__).with_name("guest")
+WORKLOAD = ("workload.c", "serve.c")  # compiled together, with HEADERS beside them
+HEADERS = ("guest.h",)
 RECIPE_VERSION = 1  # raise it when what this file builds changes
 KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
 BUSYBOX_PACKAGE = "busybox-static"
@@ -96,7 +98,7 @@ def build(cache_dir: Path, progress: Callable[[str], None]) -> GuestImage:
 
 def _recipe() -> str:
     digest = hashlib.sha256(f"{RECIPE_VERSION} {APPLETS} {MODULES}".encode())
-    for name in ("workload.c", "init"):
+    for name in (*WORKLOAD, *HEADERS, "init"):
         content = (SOURCES / name).read_bytes()
         digest.update(f"{name} {len(content)} ".encode() + content)
     return digest.hexdigest()[:16]
@@ -131,7 +133,7 @@ def _build_into(scratch: Path, progress: Callable[[str], None]) -> None:
 
     progress("compiling the workload")
     workload = scratch / "workload"
-    _compile(SOURCES / "workload.c", workload)
+    _compile([SOURCES / name for name in WORKLOAD], workload)
 
     progress("packing the initramfs")
     image = scratch / "image"
@@ -179,8 +181,8 @@ def _download(package: str, folder: Path) -> Path:
     return _find(folder, f"{package}_*.deb")
 
 
-def _compile(source: Path, target: Path) -> None:
-    command = ["cc", "-static", "-O2", "-Wall", "-Wextra", "-o", str(target), str(source)]
+def _compile(sources: Iterable[Path], target: Path) -> None:
+    command = ["cc", "-static", "-O2", "-Wall", "-Wextra", "-o", str(target), *map(str, sources)]
     try:
         _run(command, None, "cannot compile the guest's workload")
     except GuestImageError as error:

@@ -12,12 +12,12 @@ _SAMPLES: Final = 1024
 
 #: The phases of a checkpoint, in order, in seconds.  The primary sees only the middle two.
 PHASES: Final = {
-    "prepare": "request → reply; the VM still runs",
-    "ram": "reply → all dirty pages here",
-    "devices": "pages → device state here, committed",
-    "covered": "VM stopped → the secondary has the checkpoint; packets go",
-    "stopped": "reply → loaded; the primary's VM is stopped",
-    "apply": "pages copied into the image; the VM runs again",
+    "prepare": "asked → reply; the VM runs",
+    "ram": "reply → all pages here",
+    "devices": "→ devices here, committed",
+    "covered": "VM stopped → safe, packets go",
+    "stopped": "the VM is stopped",
+    "apply": "into the image; the VM runs",
 }
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table
 
 from colo.errors import ColoError
 from colo.node.figures import PHASES
@@ -67,7 +66,8 @@ def render(content: dict[str, Any], console: Console | None = None) -> None:
     for name, text in _facts(content):
         console.print(f"  {name:<12} {text}")
     if content["checkpoint"]:
-        console.print(_table(content))
+        for line in _checkpoints(content):
+            console.print(line)
 
 
 def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -115,25 +115,18 @@ def _gate(gate: dict[str, Any]) -> str:
     )
 
 
-def _table(content: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    table.add_column("  last 1024 checkpoints", no_wrap=True)
-    for column in ("median", "p99", "max"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+def _checkpoints(content: dict[str, Any]) -> Iterator[str]:
+    """The figures of the last checkpoints, a line each."""
+    yield f"  [dim]{'checkpoints':<14}{'median':>12}{'p99':>12}{'max':>12}[/dim]"
     rows = [
-        (f"{name}, ms", summary, "{:.2f}", PHASES[name])
-        for name, summary in content["phases_ms"].items()
+        (f"{name}, ms", figures, "{:.2f}", PHASES[name])
+        for name, figures in content["phases_ms"].items()
     ]
-    rows += [
-        (name, content[name], "{:,.0f}", meaning)
-        for name, meaning in (("pages", ""), ("bytes", "on the wire"))
-        if name in content
-    ]
-    for name, summary, form, meaning in rows:
-        values = [form.format(summary[k]) if summary else "–" for k in ("median", "p99", "max")]
-        table.add_row(f"  {name}", *values, f"[dim]{meaning}[/dim]")
-    return table
+    rows += [(name, content[name], "{:,.0f}", "") for name in ("pages", "bytes") if name in content]
+    for name, figures, form, meaning in rows:
+        values = [form.format(figures[k]) if figures else "–" for k in ("median", "p99", "max")]
+        numbers = "".join(f"{value:>12}" for value in values)
+        yield f"  {name:<14}{numbers}   [dim]{meaning}[/dim]"
 
 
 def _ago(when: float) -> str:

@@ -10,6 +10,7 @@
  * --mode=table  update and sweep the table, one line of output per tick
  *        idle   one line a second, nothing else
  *        files  write, close and remove a file of 100 MiB in /tmp, one line per file
+ *        serve  services over TCP, one line a second: see serve.c
  * Lines end with \n, go out in one write() each, and count up by one for ever. A line "verify"
  * on the console starts a complete sweep at once.
  *
@@ -17,12 +18,13 @@
  * --corrupt-after=N flips a byte of a record after N ticks, --stale-after=N puts a record of
  * another generation in its place. */
 #define _GNU_SOURCE
+#include "guest.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,15 +34,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, MIB = 1 << 20, BODY_WORDS = PAGE / 8 - 3 };
-enum { SWEEP_PER_TICK = 512 /* records */, FILE_MIB = 100 };
+enum { BODY_WORDS = PAGE / 8 - 3, SWEEP_PER_TICK = 512 /* records */, FILE_MIB = 100 };
 struct record { uint64_t index, generation, checksum, body[BODY_WORDS]; };
 _Static_assert(sizeof(struct record) == PAGE, "a record fills a page");
 struct tally { uint64_t generations, digest; }; /* what a set of records adds up to */
 
 static struct record *table;
 static uint64_t records;
-static uint64_t chooser = 0x9e3779b97f4a7c15; /* the generator that chooses records */
+static uint64_t chooser = GOLDEN;             /* the generator that chooses records */
 static struct tally ledger;                   /* what all records must add up to */
 static struct {
     uint64_t position, completed;
@@ -48,7 +49,7 @@ static struct {
 } sweep;
 static int console;
 
-__attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
+void say(const char *format, ...)
 {
     char line[256] = "colo-guest: ";
     size_t used = strlen(line);
@@ -63,21 +64,13 @@ __attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
         exit(1);
 }
 
-static _Noreturn void halt(void)
+_Noreturn void halt(void)
 {
     say("HALTED, powering off");
     tcdrain(console);
     if (getpid() == 1)
         reboot(RB_POWER_OFF);
     exit(1); /* not the guest's first process: this is a test on a host */
-}
-#define DIE(...) (say(__VA_ARGS__), halt())
-
-static uint64_t mix(uint64_t x) /* the finalizer of splitmix64 */
-{
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-    return x ^ (x >> 31);
 }
 
 static inline uint64_t next(uint64_t x) /* xorshift64; 0 is its only fixed point */
@@ -95,7 +88,7 @@ static inline uint64_t add_to_checksum(uint64_t sum, uint64_t word)
 /* Stands for one record in one generation: seeds its body, enters the digest. Never 0. */
 static uint64_t fingerprint(uint64_t index, uint64_t generation)
 {
-    return mix(index * 0x9e3779b97f4a7c15 + mix(generation + 1)) | 1;
+    return mix(index * GOLDEN + mix(generation + 1)) | 1;
 }
 
 static void write_record(uint64_t index, uint64_t generation)
@@ -209,7 +202,7 @@ static bool read_console(void) /* one character; false at the end */
     return true;
 }
 
-static int64_t now_ns(void)
+int64_t now_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -244,7 +237,7 @@ static const char *option(char **argv, const char *name, const char *otherwise)
     return otherwise;
 }
 
-static uint64_t number(char **argv, const char *name, const char *otherwise)
+uint64_t number(char **argv, const char *name, const char *otherwise)
 {
     return strtoull(option(argv, name, otherwise), NULL, 10);
 }
@@ -323,5 +316,7 @@ int main(int argc, char **argv)
         run_idle();
     if (strcmp(mode, "files") == 0)
         run_files();
+    if (strcmp(mode, "serve") == 0)
+        run_serve(argv);
     DIE("unknown mode %s", mode);
 }
