@@ -68,16 +68,23 @@ class Word:
 
 @dataclass(frozen=True)
 class Hello:
-    """Who speaks: the versions, the VM's name, the digest of its machine, the grant's number."""
+    """Who speaks: versions, the VM's name, its machine's digest, the arbiter, the grant."""
 
     version: int
     vm: str
     machine: str
+    arbiter: str
     grant: int
 
     def word(self) -> Word:
         """This hello as a word."""
         return Word(WordKind.HELLO, asdict(self))
+
+    @classmethod
+    def ours(cls, config: VmConfig, grant: int = 0) -> Hello:
+        """The hello of a colo with this VM file."""
+        digest = machine_digest(config)
+        return cls(LINK_VERSION, config.name, digest, config.arbiter, grant)
 
     @classmethod
     def of(cls, word: Word) -> Hello:
@@ -95,10 +102,18 @@ class Hello:
             return f"its VM is {self.vm}, this one is {ours.vm}"
         if self.machine != ours.machine:
             return "its VM file describes another machine: [qemu] args must be the same"
+        if self.arbiter != ours.arbiter:
+            return f"its arbiter is {self.arbiter}, this one's {ours.arbiter}"
         return None
 
 
-_HELLO: Final[dict[str, Any]] = {"version": int, "vm": str, "machine": str, "grant": int}
+_HELLO: Final[dict[str, Any]] = {
+    "version": int,
+    "vm": str,
+    "machine": str,
+    "arbiter": str,
+    "grant": int,
+}
 
 
 def machine_digest(config: VmConfig) -> str:

@@ -131,9 +131,9 @@ async def call(address: Address, ours: Hello, limit_s: float) -> tuple[socket.so
                 sock.close()
                 raise
     except TimeoutError:
-        raise ChannelLost(f"{address} does not answer") from None
+        raise ChannelLost("no answer") from None
     except OSError as error:
-        raise ChannelLost(f"{address}: {error.strerror or error}") from error
+        raise ChannelLost(str(error.strerror or error)) from error
 
 
 def _refusal(address: Address, word: Word) -> PeerError:

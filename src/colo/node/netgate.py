@@ -46,8 +46,8 @@ class NetGate:
         self._qemu = qemu
         self._folder = folder
         self._limit = limit
-        self._on_held = on_held
         self._doors: list[_Door] = []
+        self.on_held: Callable[[], None] = lambda: None
 
     @property
     def gates(self) -> dict[str, Gate]:
@@ -74,7 +74,7 @@ class NetGate:
         """Put a gate, open, before each netdev.  Raises GuestError and leaves nothing behind."""
         try:
             for netdev in netdevs:
-                door = _Door(self._qemu, self._folder, netdev, Gate(self._limit), self._on_held)
+                door = _Door(self._qemu, self._folder, netdev, Gate(self._limit), self.on_held)
                 self._doors.append(door)
                 await door.install()
         except GuestError:

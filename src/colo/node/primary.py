@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import time
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final, cast
@@ -21,13 +19,13 @@ from qemu.qmp import EventListener
 
 from colo.config import VmConfig
 from colo.errors import ChannelLost, ColoError, GuestError, LocalError, PeerError, UsageError
-from colo.failover.arbiter import Arbiter, Grant
-from colo.failover.link import LINK_VERSION, Hello, Word, WordKind, machine_digest
+from colo.failover.arbiter import Arbiter, Grant, NoArbiter
+from colo.failover.link import Hello, Word, WordKind
 from colo.guest.monitor import Monitor
 from colo.guest.outgoing import ColoPrimary
 from colo.guest.preflight import obstacles
-from colo.network.pace import due_at
 from colo.node.address import Address
+from colo.node.checkpointing import Checkpointing
 from colo.node.control import Answer, serve_orders
 from colo.node.figures import summarise, summary
 from colo.node.instance import instance
@@ -35,19 +33,30 @@ from colo.node.link import Link, call
 from colo.node.netgate import NetGate, cards
 from colo.node.relay import Relay
 from colo.node.statefolder import StateFolder
-from colo.protocol.messages import COLOMessage, Message
-from colo.protocol.primary import Primary
 from colo.protocol.states import Do, Effect, PrimaryEvent, PrimaryState
 
 __all__ = ["PrimaryNode"]
 
 _CALL_S: Final = 3.0
 _RETRY_S: Final = 1.0
+_RETRY_MOST_S: Final = 60.0
 _STATUS_S: Final = 0.25
 _LAST_EVENTS_S: Final = 0.05
 _DYING_S: Final = 0.5
 _BYE_S: Final = 2.0
-_SAMPLES: Final = 1024
+
+
+_MEANINGS: Final = {
+    "STARTING": "looking at the VM",
+    "UNPROTECTED": "the VM runs here alone",
+    "COPYING": "the secondary is getting its first copy",
+    "PROTECTED": "the VM runs; its output is held until it is safe",
+    "LOST": "the secondary is gone; the VM is silent until somebody may run it",
+    "FENCED": "the VM runs on the other host; the copy here is stopped and silent",
+    "DEAD": "the VM's process is dead; the other host takes over",
+    "SHUTDOWN": "the guest has shut down",
+    "ENDED": "protection was ended; the VM goes on",
+}
 
 
 class _End(Enum):
@@ -91,33 +100,26 @@ class PrimaryNode:
         self._holder = instance(qemu.pid)
         self._grant = Grant(0, self._holder)
         self._colo = ColoPrimary(qemu, allow_broken)
-        self._gate = NetGate(
-            qemu, folder.path, int(config.hold_limit_mib * (1 << 20)), self._schedule
-        )
+        limit = int(config.hold_limit_mib * (1 << 20))
+        self._gate = NetGate(qemu, folder.path, limit)
+        self._session = Checkpointing(config, self._colo, self._gate, self._protected)
         self._netdevs: list[str] = []
-        self._machine: Primary | None = None
         self._relay: Relay | None = None
         self._link: Link | None = None
         self._end: asyncio.Future[_End] | None = None
-        self._stopping = asyncio.Event()
+        self._fate: _End | None = None  # what no later session can change
+        self._fated = asyncio.Event()
         self._ordered = asyncio.Event()
         self._shutdown: str | None = None
         self._standing = "STARTING"
         self._error: str | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._asking: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
-        self._stopped_at = 0.0
-        self._resumed_at = 0.0
-        self._stopped_s = 0.0
-        self._safe_at: float | None = None
-        self._stopped: deque[float] = deque(maxlen=_SAMPLES)
-        self._covered: deque[float] = deque(maxlen=_SAMPLES)
-        self._checkpoints = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._was_protected = True
+        self._pause_s = _RETRY_S
 
     def stop(self) -> None:
         """Ask to end the protection: the VM goes on, and nothing is left behind in QEMU."""
-        self._stopping.set()
         self._finish(_End.ORDERED)
 
     async def run(self) -> int:
@@ -129,7 +131,8 @@ class PrimaryNode:
         try:
             return await self._serve()
         finally:
-            watch.cancel()
+            for task in (watch, *self._tasks):
+                task.cancel()
             control.close()
             self._write_status()
 
@@ -137,6 +140,11 @@ class PrimaryNode:
 
     def _claim_grant(self) -> None:
         """Make sure that this very QEMU may run the VM.  Raises UsageError."""
+        if isinstance(self._arbiter, NoArbiter) and not self._stock:
+            raise UsageError(
+                '[failover] arbiter = "none" would let both hosts run the VM when they lose each '
+                "other: set file:PATH, on a file system that both reach, or manual"
+            )
         if not self._arbiter.automatic:
             return
         grant = self._arbiter.current()
@@ -177,40 +185,47 @@ class PrimaryNode:
     async def _serve(self) -> int:
         while True:
             self._standing = "UNPROTECTED"
-            end = await self._session()
+            end = await self._protect()
             if end is _End.DIED:
+                self._standing = "DEAD"
                 self._say("QEMU is dead: the other host takes over")
                 return 1
             if end is _End.SHUTDOWN:
+                self._standing = "SHUTDOWN"
                 self._arbiter.release(self._grant)
                 self._say(f"the guest has shut down ({self._shutdown}): nothing to take over")
                 return 0
-            if end is _End.ORDERED:
+            if end is _End.ORDERED and self._standing != "FENCED":
                 self._standing = "ENDED"
                 self._say("protection has ended: the VM goes on, unprotected")
                 return 0
             if self._standing == "FENCED":
                 return 1
+            if not self._was_protected:
+                await self._pause()
 
-    async def _session(self) -> _End:
+    async def _protect(self) -> _End:
         """Protect until something ends it; the VM then runs alone, or is silenced."""
+        if self._fate is not None:
+            return self._fate
         self._end = asyncio.get_running_loop().create_future()
         try:
             channel = await self._call()
         except _SessionEnded as ended:
             return ended.end
-        self._machine = Primary(self._config.name)
+        self._session.begin()
+        self._was_protected = False
         try:
             await self._gate.install(self._netdevs)
             await self._start_colo(channel)
         except GuestError as error:
             self._error = str(error)
-            self._say(f"COLO did not start: {error}")
             self._finish(_End.LOST)
-            await asyncio.sleep(_RETRY_S)
         end = await self._end
         if end is _End.LOST and self._qemu.exited:
-            end = _End.SHUTDOWN if self._shutdown else _End.DIED
+            await self._fated.wait()
+            assert self._fate is not None
+            end = self._fate
         await self._conclude(end)
         return end
 
@@ -235,16 +250,14 @@ class PrimaryNode:
                 raise _SessionEnded(self._end.result())
 
     async def _open_link(self) -> None:
-        ours = Hello(
-            LINK_VERSION, self._config.name, machine_digest(self._config), self._grant.number
-        )
+        ours = Hello.ours(self._config, self._grant.number)
         sock, _ = await call(self._to, ours, _CALL_S)
         self._link = Link(
             sock,
             self._config.heartbeat_s,
             self._config.heartbeat_limit_s,
             self._figures,
-            lambda word: None,
+            self._hear,
             self._lost,
         )
 
@@ -275,7 +288,7 @@ class PrimaryNode:
             qemu,
             channel,
             self._colo.return_path,
-            self._received,
+            self._session.received,
             self._lost,
             self._left_by_qemu,
         )
@@ -292,15 +305,13 @@ class PrimaryNode:
 
     async def _conclude(self, end: _End) -> None:
         """Do what the end of a session asks for."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._session.end()
         if end is _End.DIED:
             self._say_word(WordKind.DEAD)
         elif end is _End.SHUTDOWN:
             self._say_word(WordKind.SHUTDOWN)
         elif end is _End.ORDERED:
-            self._say_word(WordKind.BYE)
-            await self._alone()
+            await self._part()
         else:
             await self._ask()
         self._close_link()
@@ -312,10 +323,11 @@ class PrimaryNode:
 
     async def _ask(self) -> None:
         """The secondary is lost: ask for the right to run alone, and act on the answer."""
-        assert self._machine is not None
         self._standing = "LOST"
-        if self._machine.can(PrimaryEvent.LOST):
-            self._machine.handle(PrimaryEvent.LOST)
+        if self._session.machine.can(PrimaryEvent.LOST):
+            self._session.machine.handle(PrimaryEvent.LOST)
+        if self._relay is not None:
+            self._relay.close()
         self._say(f"the secondary is lost: {self._error}")
         self._write_status()
         grant = await self._granted()
@@ -325,6 +337,27 @@ class PrimaryNode:
         self._grant = grant
         self._say_word(WordKind.ALONE)
         await self._alone()
+
+    async def _part(self) -> None:
+        """End the protection by order: the VM is ours alone first, and only then let go."""
+        try:
+            if self._arbiter.automatic:
+                grant = self._arbiter.take(self._grant.number, self._holder)
+                if grant is None:
+                    await self._fence()
+                    return
+                self._grant = grant
+        except LocalError as error:
+            self._say(f"the other host may still take over, as nobody could be asked: {error}")
+        self._say_word(WordKind.BYE)
+        await self._alone()
+
+    async def _pause(self) -> None:
+        """Wait before the next try, longer each time: every try copies the whole VM."""
+        self._say(f"trying again in {self._pause_s:.0f} s")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._fated.wait(), self._pause_s)
+        self._pause_s = min(2 * self._pause_s, _RETRY_MOST_S)
 
     async def _granted(self) -> Grant | None:
         """Ask the arbiter, until it can be reached or an operator decides."""
@@ -358,10 +391,9 @@ class PrimaryNode:
 
     async def _alone(self) -> None:
         """Run on without a secondary: release what is held, have the VM run, take the gate out."""
-        assert self._machine is not None
-        for effect in self._machine.handle(PrimaryEvent.FAILOVER):
+        for effect in self._session.machine.handle(PrimaryEvent.FAILOVER):
             await self._perform(effect)
-        self._machine.handle(PrimaryEvent.RESUMED)
+        self._session.machine.handle(PrimaryEvent.RESUMED)
         await self._gate.remove()
         self._standing = "UNPROTECTED"
         self._say(f"UNPROTECTED: the VM runs here alone (grant {self._grant.number})")
@@ -377,80 +409,20 @@ class PrimaryNode:
 
     # -- what happens ---------------------------------------------------------------------
 
-    def _received(self, message: Message) -> None:
-        """A message of the secondary, before QEMU gets it.
-
-        What QEMU does between two of them is not seen, and not asked about: it is told to the
-        machine as done when the next one proves it.
-        """
-        machine, now = self._machine, time.monotonic()
-        assert machine is not None
-        match message.kind:
-            case COLOMessage.CHECKPOINT_READY:
-                machine.handle(PrimaryEvent.MIGRATED)
-            case COLOMessage.CHECKPOINT_REPLY if machine.state is PrimaryState.RUNNING:
-                machine.handle(PrimaryEvent.CHECKPOINT_DUE)
-        effects = machine.receive(message)
-        match message.kind:
-            case COLOMessage.CHECKPOINT_READY:
-                self._gate.release()
-                self._gate.hold()
-                self._standing = "PROTECTED"
-                self._say(f"PROTECTED by {self._to}")
-                self._error = None
-            case COLOMessage.CHECKPOINT_REPLY:
-                self._stopped_at = now
-                for event in (PrimaryEvent.SUSPENDED, PrimaryEvent.RAM_SAVED):
-                    machine.handle(event)
-                machine.handle(PrimaryEvent.DEVICES_SAVED, 0)
-            case COLOMessage.VMSTATE_RECEIVED:
-                self._covered.append(now - self._stopped_at)
-        if any(effect.do is Do.RELEASE for effect in effects):
-            self._gate.release()
-            self._safe_at = time.time()
-        if any(effect.do is Do.RESUME for effect in effects):
-            machine.handle(PrimaryEvent.RESUMED)
-            if message.kind is COLOMessage.VMSTATE_LOADED:
-                self._checkpoints += 1
-                self._stopped_s = now - self._stopped_at
-                self._stopped.append(self._stopped_s)
-            self._resumed_at = now
-            asyncio.get_running_loop().call_soon(self._schedule)
-
-    def _schedule(self) -> None:
-        """Ask for a checkpoint when one is due."""
-        if self._machine is None or self._machine.state is not PrimaryState.RUNNING:
-            return
-        due = due_at(
-            self._config.pace,
-            self._gate.held_since,
-            self._gate.held_bytes,
-            self._resumed_at,
-            self._stopped_s,
-        )
-        if due is None or (self._asking is not None and not self._asking.done()):
-            return
-        wait = due - time.monotonic()
-        if wait <= 0:
-            self._asking = asyncio.create_task(self._checkpoint())
-        elif self._timer is None or self._timer.cancelled() or self._timer.when() > due:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = asyncio.get_running_loop().call_later(wait, self._due)
-
-    def _due(self) -> None:
-        self._timer = None
-        self._schedule()
-
-    async def _checkpoint(self) -> None:
-        with contextlib.suppress(GuestError):  # a dying QEMU is noticed where it dies
-            await self._colo.checkpoint(round(self._config.age_max_ms))
+    def _protected(self) -> None:
+        self._standing, self._was_protected, self._pause_s = "PROTECTED", True, _RETRY_S
+        self._error = None
+        self._say(f"PROTECTED by {self._to}")
 
     def _lost(self, error: PeerError) -> None:
-        if self._machine is not None and self._machine.state is PrimaryState.MIGRATING:
+        if self._session.machine.state is PrimaryState.MIGRATING:
             self._gate.hold()  # the secondary may have a whole first copy that we do not know of
         self._error = self._error or str(error)
         self._finish(_End.LOST)
+
+    def _hear(self, word: Word) -> None:
+        if word.kind is WordKind.REFUSED:
+            self._lost(ChannelLost(f"{self._to} refuses: {word.content.get('why')}"))
 
     def _left_by_qemu(self, why: str) -> None:
         """QEMU ended its connection: mostly because it died, which is not the secondary's loss."""
@@ -463,6 +435,9 @@ class PrimaryNode:
         self._lost(ChannelLost(why))
 
     def _finish(self, end: _End) -> None:
+        if end is not _End.LOST and self._fate is None:
+            self._fate = end
+            self._fated.set()
         if self._end is not None and not self._end.done():
             self._end.set_result(end)
 
@@ -503,30 +478,30 @@ class PrimaryNode:
         while True:
             self._write_status()
             await asyncio.sleep(_STATUS_S)
+            limit = self._config.silence_s
+            if self._standing == "PROTECTED" and self._session.overdue(limit):
+                self._lost(ChannelLost(f"no checkpoint was done in {limit:.0f} s"))
 
     def _write_status(self) -> None:
         self._folder.write_status(self._status())
 
     def _figures(self) -> dict[str, Any]:
-        return {"checkpoint": self._checkpoints, "held_bytes": self._gate.held_bytes}
+        return {"checkpoint": self._session.count, "held_bytes": self._gate.held_bytes}
 
     def _status(self) -> dict[str, Any]:
         return {
             "role": "primary",
             "vm": self._config.name,
             "state": self._standing,
-            "meaning": self._machine.state.value if self._machine else "no session yet",
-            "checkpoint": self._checkpoints or None,
-            "checkpoint_at": self._safe_at,
+            "meaning": _MEANINGS[self._standing],
+            "checkpoint": self._session.count or None,
+            "checkpoint_at": self._session.safe_at,
             "secondary": str(self._to),
             "arbiter": self._config.arbiter,
             "grant": self._grant.number,
             "error": self._error,
             "bytes_total": self._relay.bytes_sent if self._relay else None,
-            "phases_ms": {
-                "covered": summary(summarise(self._covered), 1e3),
-                "stopped": summary(summarise(self._stopped), 1e3),
-            },
+            "phases_ms": self._session.figures(),
             "network": {
                 netdev: {
                     "gate": gate.state.name,

@@ -19,7 +19,7 @@ from colo.config import RAM_BLOCK, VmConfig
 from colo.errors import ChannelLost, ColoError, LocalError, PeerError
 from colo.failover.arbiter import Arbiter, Grant
 from colo.failover.decision import Decision, LinkState, SecondaryView, decide_secondary
-from colo.failover.link import LINK_VERSION, Hello, Word, WordKind, machine_digest
+from colo.failover.link import Hello, Word, WordKind
 from colo.guest.qemu import LaunchPlan
 from colo.migration.ram import RamBlock
 from colo.node.address import Address
@@ -31,16 +31,14 @@ from colo.node.instance import instance
 from colo.node.link import Link
 from colo.node.reception import Reception
 from colo.node.statefolder import StateFolder
+from colo.node.takeover import Takeover
 from colo.node.waiting import WaitingQemu
 from colo.protocol.states import Do, SecondaryEvent, SecondaryState
-from colo.store.export import migration_stream
 from colo.store.store import Store
 
 __all__ = ["OnLoss", "SecondaryNode"]
 
 _STATUS_S: Final = 0.25
-_TAKEOVER_TRIES: Final = 3
-_ARBITER_S: Final = 1.0
 
 #: States in which the primary has the word: it has to send, or it is lost.
 _PRIMARY_SENDS: Final = frozenset(
@@ -96,12 +94,12 @@ class SecondaryNode:
         self._known_grant = 0
         self._grant: Grant | None = None
         self._applying: asyncio.Task[None] | None = None
-        self._takeover: asyncio.Task[None] | None = None
+        self._takeover = Takeover(arbiter, self._store, self._waiting, self._say)
+        self._taking: asyncio.Task[None] | None = None
         self._error: str | None = None
         self._facts: dict[str, Any] = {}
         self._committed_at: float | None = None
         self._number = -1
-        self._decided_at = 0.0
 
     async def run(self) -> int:
         """Serve until the VM that was taken over ends, or this task is cancelled.
@@ -161,7 +159,12 @@ class SecondaryNode:
             return
         if self._link is None:
             self._forget_session()
-            self._known_grant = self._arbiter.current().number
+            try:
+                self._known_grant = self._arbiter.current().number
+            except LocalError as error:
+                sock.close()
+                self._strange(peer, str(error))
+                return
         self._error = None
         self._facts = {"primary": peer}
         self._incoming = Incoming(
@@ -173,12 +176,14 @@ class SecondaryNode:
 
     def _greet(self, sock: socket.socket, peer: str) -> None:
         """A control link has connected: its first word has to be a hello."""
-        config = self._config
-        ours = Hello(LINK_VERSION, config.name, machine_digest(config), 0)
+        ours = Hello.ours(self._config)
 
         def first(word: Word) -> None:
             hello = Hello.of(word)
             final = hello.refusal(ours)
+            if self._state is SecondaryState.LOST and hello.grant > self._known_grant:
+                self._say("the primary was granted the VM: forgetting the checkpoint held here")
+                self._forget_session()
             why = final or self._occupied()
             why = why or ("it has a control link already" if self._link is not None else None)
             if why is not None:
@@ -193,8 +198,8 @@ class SecondaryNode:
 
         link = Link(
             sock,
-            config.heartbeat_s,
-            config.heartbeat_limit_s,
+            self._config.heartbeat_s,
+            self._config.heartbeat_limit_s,
             self._beat,
             lambda word: self._hear(word) if self._link is link else first(word),
             lambda error: self._link_lost(error) if self._link is link else None,
@@ -274,6 +279,8 @@ class SecondaryNode:
         if incoming.state is SecondaryState.FAILED:
             self._error = f"{error}{cause}"
             self._say(f"no first copy: {self._error}")
+            if self._link is not None:
+                self._link.say(Word(WordKind.REFUSED, {"why": self._error}))
             self._forget_session()
             self._write_status()
         else:
@@ -281,7 +288,7 @@ class SecondaryNode:
 
     def _decide(self, why: str) -> None:
         """Something changed: do what the decision says."""
-        if self._state in _HERE or self._takeover is not None:
+        if self._state in _HERE or self._is_taking():
             return
         if self._incoming is None or self._number < 0:
             if self._link is None or self._word is not None:
@@ -314,31 +321,19 @@ class SecondaryNode:
             )
             return
         self._say(f"the primary is lost: {why}")
-        self._takeover = asyncio.create_task(self._win_and_take_over())
+        self._taking = asyncio.create_task(self._win_and_take_over())
 
     async def _win_and_take_over(self) -> None:
-        """Get the grant, however long the arbiter is out of reach, and take over with it."""
-        self._decided_at = time.monotonic()
-        told = False
-        while True:
-            try:
-                grant = self._arbiter.take(self._known_grant, instance(self._qemu_pid()))
-                break
-            except LocalError as error:
-                if not told:
-                    told = True
-                    self._error = str(error)
-                    self._say(f"no grant yet: {error}")
-                await asyncio.sleep(_ARBITER_S)
+        """Get the grant, and take over with it; or forget the VM, which then runs elsewhere."""
+        grant = await self._takeover.win(self._known_grant, self._qemu_pid())
         if grant is None:
             self._say(
                 f"the other host has the right to run the VM: forgetting checkpoint {self._number}"
             )
-            self._takeover = None
             self._forget_session()
             self._write_status()
-            return
-        await self._take_over(grant)
+        else:
+            await self._take_over(grant)
 
     async def _watch(self) -> None:
         """Bound the primary's silence, and keep the status file fresh."""
@@ -370,39 +365,26 @@ class SecondaryNode:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-        for attempt in range(1, _TAKEOVER_TRIES + 1):
-            try:
-                if self._applying is not None:
-                    await self._applying
-                loading = await self._waiting.run(migration_stream(self._store, {RAM_BLOCK}))
-                break
-            except ColoError as error:
-                self._error = str(error)
-                self._say(f"attempt {attempt} failed: {error}")
-        else:
+        if self._applying is not None:
+            await self._applying
+        try:
+            facts = await self._takeover.start()
+        except ColoError as error:
+            self._error = str(error)
             self._incoming.handle(SecondaryEvent.NOT_STARTED)
+            self._say(f"NOT RUNNING: {error}; `colo failover` tries again")
+        else:
+            self._incoming.handle(SecondaryEvent.RESUMED)
+            self._facts["takeover"] = {**facts, "grant": grant.number}
             self._say(
-                f"NOT RUNNING: the takeover failed {_TAKEOVER_TRIES} times; "
-                f"checkpoint {self._number} is kept, `colo failover` tries again"
+                f"RUNNING HERE, from checkpoint {self._number}, started in "
+                f"{facts['total_ms']:.0f} ms (QEMU {self._qemu_pid()})"
             )
-            self._takeover = None
-            self._write_status()
-            return
-        elapsed = time.monotonic() - self._decided_at
-        self._incoming.handle(SecondaryEvent.RESUMED)
-        self._facts["takeover"] = {
-            "checkpoint": self._number,
-            "grant": grant.number,
-            "total_ms": elapsed * 1e3,
-            "loading_ms": loading * 1e3,
-            "running_at": time.time(),
-        }
-        self._say(
-            f"RUNNING HERE, from checkpoint {self._number}, "
-            f"started in {elapsed * 1e3:.0f} ms (QEMU {self._qemu_pid()})"
-        )
-        self._store.remove()  # the running QEMU holds its memory; nobody else needs the files
+            self._store.remove()  # the running QEMU holds its memory; nobody needs the files
         self._write_status()
+
+    def _is_taking(self) -> bool:
+        return self._taking is not None and not self._taking.done()
 
     def _is_running(self) -> bool:
         return self._state is SecondaryState.RUNNING
@@ -417,9 +399,9 @@ class SecondaryNode:
 
     async def _leave(self) -> None:
         """End what is ours; a VM that runs here goes on."""
-        if self._takeover is not None and not self._takeover.done():
+        if self._taking is not None and not self._taking.done():
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(self._takeover)
+                await asyncio.shield(self._taking)
         qemu = self._waiting.qemu
         if self._is_running() and qemu is not None:
             if not qemu.exited:
@@ -438,7 +420,7 @@ class SecondaryNode:
             return Answer(False, f"there is no order {order!r}")
         if self._is_running():
             return Answer(True, "the VM runs here already")
-        if self._takeover is None:
+        if not self._is_taking():
             if self._incoming is None or not self._incoming.machine.can(SecondaryEvent.FAILOVER):
                 return Answer(False, "there is no whole checkpoint to run the VM from")
             if self._channel is not None and not force:
@@ -453,9 +435,10 @@ class SecondaryNode:
                 if not force:
                     return Answer(False, f"{error}; --force does without it")
                 grant = Grant(0, instance(self._qemu_pid()))
-            self._decided_at = time.monotonic()
-            self._takeover = asyncio.create_task(self._take_over(grant))
-        await asyncio.shield(self._takeover)
+            self._takeover.decided()
+            self._taking = asyncio.create_task(self._take_over(grant))
+        if self._taking is not None:
+            await asyncio.shield(self._taking)
         if self._is_running():
             return Answer(True, f"the VM runs here, from checkpoint {self._number}")
         return Answer(False, f"the VM could not be started: {self._error}")
