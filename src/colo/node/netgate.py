@@ -37,12 +37,10 @@ async def cards(qemu: Monitor) -> list[str]:
 class NetGate:
     """All gates of one VM: one state, one release.
 
-    ``on_held`` is called when bytes were held.
+    ``limit``: the most that each holds, in bytes.  ``on_held`` is called when bytes were held.
     """
 
-    def __init__(
-        self, qemu: Monitor, folder: Path, limit: int, on_held: Callable[[], None]
-    ) -> None:
+    def __init__(self, qemu: Monitor, folder: Path, limit: int) -> None:
         self._qemu = qemu
         self._folder = folder
         self._limit = limit
