@@ -232,8 +232,10 @@ def failover(state_dir: Path, force: bool) -> int:
 @_reporting
 def demo() -> int:
     """Show the whole story on this machine: protect a VM, kill it, see it go on."""
+    from colo.demo.lab import enter
     from colo.demo.story import tell
 
+    enter()
     return asyncio.run(tell())
 
 
