@@ -23,6 +23,7 @@ from bench.vm import (
     colo_secondary,
     free_address,
     primary,
+    progress,
     protect,
     stock_secondary,
 )
@@ -47,6 +48,18 @@ class Case:
 CASES: Final = (Case("idle", 256, 100), Case("files", 512, 200))
 
 
+@dataclass(frozen=True)
+class _Run:
+    """The time that each checkpoint stopped the VM, and what the guest did in all."""
+
+    stopped_ms: list[float]
+    work: int
+
+    @property
+    def median(self) -> float:
+        return median(self.stopped_ms)
+
+
 def stops_ms(events: Sequence[Event], since: float, until: float) -> Iterator[float]:
     """For each STOP within the time, the milliseconds to its RESUME."""
     stopped: float | None = None
@@ -69,45 +82,45 @@ def measure(
 ) -> dict[str, Any]:
     """Measure both pairs in turn."""
     vm = Vm(binary, case.memory_mib, case.mode)
-    samples: dict[str, list[list[float]]] = {name: [] for name in _PAIRS}
+    runs: dict[str, list[_Run]] = {name: [] for name in _PAIRS}
     for number in range(rounds):
         order = list(_PAIRS) if number % 2 == 0 else list(reversed(_PAIRS))
         for name in order:
-            samples[name].append(_one_run(vm, transport, _PAIRS[name], case.interval_ms, seconds))
-        medians = {name: median(samples[name][-1]) for name in _PAIRS}
-        say("  " + ", ".join(f"{name} {value:.2f} ms" for name, value in medians.items()))
-    ratios = [
-        median(colo) / median(stock)
-        for stock, colo in zip(samples["stock"], samples["colo"], strict=True)
-    ]
+            runs[name].append(_one_run(vm, transport, _PAIRS[name], case.interval_ms, seconds))
+        say("  " + ", ".join(f"{name} {runs[name][-1].median:.2f} ms" for name in _PAIRS))
+    pairs = zip(runs["stock"], runs["colo"], strict=True)
     return {
         "transport": transport,
         **asdict(case),
         "rounds": rounds,
-        **{
-            name: asdict(summarise([value for run in runs for value in run]))
-            for name, runs in samples.items()
-        },
-        "ratios": [round(ratio, 3) for ratio in ratios],
+        **{name: _sum_up(of_pair, seconds) for name, of_pair in runs.items()},
+        "ratios": [round(colo.median / stock.median, 3) for stock, colo in pairs],
     }
+
+
+def _sum_up(runs: Sequence[_Run], seconds: float) -> dict[str, Any]:
+    """``work_per_s``: how often the guest did its work, which the checkpoints hold up."""
+    stopped = [value for run in runs for value in run.stopped_ms]
+    work = sum(run.work for run in runs) / len(runs) / seconds
+    return {**asdict(summarise(stopped)), "work_per_s": round(work, 2)}
 
 
 def _one_run(
     vm: Vm, transport: str, secondary: _Secondary, interval_ms: int, seconds: float
-) -> list[float]:
+) -> _Run:
     with tempfile.TemporaryDirectory(prefix="colo-bench-") as name:
         folder = Path(name)
         address = free_address(transport, folder)
         with primary(vm, folder) as (process, monitor), secondary(vm, address, folder):
             protect(process, monitor, address, interval_ms)
             time.sleep(_WARM_UP_S)
-            since = time.time()
+            since, work = time.time(), progress(folder)
             time.sleep(seconds)
-            until = time.time()
+            until, work = time.time(), progress(folder) - work
             time.sleep(1.0)  # the last STOP's RESUME
             if monitor.execute("query-migrate").get("status") != "colo":
                 raise BenchError("the primary left COLO during the measurement")
             samples = list(stops_ms(monitor.events, since, until))
     if not samples:
         raise BenchError("no checkpoint was made during the measurement")
-    return samples
+    return _Run(samples, work)

@@ -29,7 +29,9 @@ __all__ = [
     "free_address",
     "guest_image",
     "primary",
+    "progress",
     "protect",
+    "read_status",
     "stock_secondary",
     "wait_until",
 ]
@@ -130,33 +132,23 @@ def wait_until(what: str, ready: Callable[[], T | None], seconds: float, *alive:
 def primary(vm: Vm, folder: Path) -> Iterator[tuple[Process, Monitor]]:
     """Run the VM on a stock QEMU until its workload is under way."""
     launch = vm.plan(folder)
-    with _qemu("primary", launch, launch.primary(), folder) as (process, monitor):
-        console = folder / "primary.console"
-        wait_until(
-            "the guest's start",
-            lambda: re.search(rb"count=1\b", console.read_bytes()) if console.exists() else None,
-            _BOOT_S,
-            process,
-        )
+    with _qemu("primary", launch.primary(), folder, launch.environment) as (process, monitor):
+        wait_until("the guest's start", lambda: progress(folder) or None, _BOOT_S, process)
         yield process, monitor
 
 
 @contextlib.contextmanager
 def stock_secondary(vm: Vm, address: str, folder: Path) -> Iterator[Process]:
-    """A stock QEMU that waits for a COLO primary at ``address``."""
-    launch = vm.plan(folder)
+    """A stock QEMU that waits for a COLO primary at ``address``; it needs no preload."""
     command = [
         f"file:{folder / 'secondary.console'}" if part.startswith("file:") else part
-        for part in launch.primary()
+        for part in vm.plan(folder).primary()
     ]
-    with _qemu("stock-secondary", launch, [*command, "-incoming", "defer"], folder) as (
-        process,
-        monitor,
-    ):
+    command += ["-incoming", "defer"]
+    with _qemu("stock-secondary", command, folder) as (process, monitor):
         _set_capabilities(monitor)
         monitor.execute("migrate-incoming", uri=address)
         yield process
-        process.check()
 
 
 @contextlib.contextmanager
@@ -167,10 +159,8 @@ def colo_secondary(vm: Vm, address: str, folder: Path, on_loss: str = "hold") ->
     command += ["--listen", address, "--state-dir", str(state), "--on-loss", on_loss]
     process = Process("colo-secondary", command, folder)
     try:
-        status = state / "status.json"
-        wait_until("colo's start", lambda: _status(status, "qemu"), _BOOT_S, process)
+        wait_until("colo's start", lambda: read_status(folder, "qemu"), _BOOT_S, process)
         yield process
-        process.check()
     finally:
         process.terminate()
 
@@ -187,6 +177,14 @@ def protect(process: Process, monitor: Monitor, address: str, interval_ms: int) 
     wait_until("the first migration", lambda: _entered(monitor), _ENTER_S, process)
 
 
+def progress(folder: Path) -> int:
+    """How often the primary's guest has done its work, by its own count on the console."""
+    with contextlib.suppress(OSError):
+        counts = re.findall(rb"count=(\d+)", (folder / "primary.console").read_bytes())
+        return int(counts[-1]) if counts else 0
+    return 0
+
+
 def free_address(transport: str, folder: Path) -> str:
     """An address to listen on, by transport: unix or tcp, the latter on the loopback."""
     if transport == "unix":
@@ -195,14 +193,21 @@ def free_address(transport: str, folder: Path) -> str:
         return f"tcp:127.0.0.1:{server.getsockname()[1]}"
 
 
+def read_status(folder: Path, key: str) -> Any:
+    """A value from the status file of ``colo_secondary``, or None as long as there is none."""
+    try:
+        return json.loads((folder / "state" / "status.json").read_text()).get(key)
+    except (OSError, ValueError):
+        return None
+
+
 @contextlib.contextmanager
 def _qemu(
-    name: str, launch: LaunchPlan, command: list[str], folder: Path
+    name: str, command: list[str], folder: Path, environment: dict[str, str] | None = None
 ) -> Iterator[tuple[Process, Monitor]]:
     qmp = folder / f"{name}.qmp"
-    process = Process(
-        name, [*command, "-qmp", f"unix:{qmp},server=on,wait=off"], folder, launch.environment
-    )
+    command = [*command, "-qmp", f"unix:{qmp},server=on,wait=off"]
+    process = Process(name, command, folder, environment)
     try:
         monitor = Monitor(qmp)
         try:
@@ -228,10 +233,3 @@ def _entered(monitor: Monitor) -> bool | None:
     if status in ("failed", "cancelled", "completed"):
         raise BenchError(f"COLO did not start, the migration {status}")
     return True if status == "colo" else None
-
-
-def _status(path: Path, key: str) -> Any:
-    try:
-        return json.loads(path.read_text()).get(key)
-    except (OSError, ValueError):
-        return None

@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from colo.errors import UsageError
+from colo.failover.arbiter import make_arbiter
 from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import Limits
 from colo.network.pace import Pace
@@ -197,9 +198,10 @@ def _check(config: VmConfig) -> None:
         )
     if config.accel not in _ACCELERATORS:
         raise UsageError(f"[qemu] accel = {config.accel!r}: one of {', '.join(_ACCELERATORS)}")
+    make_arbiter(config.arbiter)
     for key in _POSITIVE:
-        if getattr(config, key) <= 0:
-            raise UsageError(f"{key} = {getattr(config, key)}: more than 0")
+        if not 0 < getattr(config, key) < float("inf"):
+            raise UsageError(f"{key} = {getattr(config, key)}: more than 0, and finite")
     for arg in (*config.args, *config.primary_args, *config.secondary_args):
         if arg in _OWN_OPTIONS:
             raise UsageError(f"[qemu] args: remove {arg}: {_OWN_OPTIONS[arg]}")

@@ -198,13 +198,14 @@ def test_image_that_has_lost_a_file_is_built_again(tmp_path: Path, programs: Pro
     assert image.initrd.is_file()
 
 
+@pytest.mark.parametrize("name", [*guest_image.WORKLOAD, *guest_image.HEADERS, "init"])
 def test_another_workload_is_another_image(
-    tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     image = guest_image.build(tmp_path / "cache", lambda line: None)
     changed = tmp_path / "sources"
     shutil.copytree(guest_image.SOURCES, changed)
-    with (changed / "workload.c").open("a") as source:
+    with (changed / name).open("a") as source:
         source.write("/* changed */\n")
     monkeypatch.setattr(guest_image, "SOURCES", changed)
     assert guest_image.build(tmp_path / "cache", lambda line: None) != image
@@ -272,9 +273,9 @@ def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("cc") is None:
         pytest.skip("no C compiler here")
     program = tmp_path_factory.mktemp("workload") / "workload"
-    source = guest_image.SOURCES / "workload.c"
+    sources = [str(guest_image.SOURCES / name) for name in guest_image.WORKLOAD]
     flags = ["-O2", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["cc", *flags, "-o", str(program), str(source)], check=True)
+    subprocess.run(["cc", *flags, "-o", str(program), *sources], check=True)
     return program
 
 

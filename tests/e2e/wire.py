@@ -43,7 +43,6 @@ class Phase(Enum):
     REPLY = "before the reply reaches the primary"
     RAM = "within the pages"
     DEVICES = "within the device state"
-    SENT = "after the last byte, and no answer is waited for"
     RECEIVED = "the secondary has it whole, but the primary is not told"
     LOADED = "between VMSTATE_RECEIVED and VMSTATE_LOADED"
     DONE = "after VMSTATE_LOADED"
@@ -51,7 +50,7 @@ class Phase(Enum):
     @property
     def is_whole(self) -> bool:
         """Whether the secondary has the checkpoint whole by then."""
-        return self in (Phase.SENT, Phase.RECEIVED, Phase.LOADED, Phase.DONE)
+        return self in (Phase.RECEIVED, Phase.LOADED, Phase.DONE)
 
 
 class Wire:
@@ -66,18 +65,23 @@ class Wire:
     ) -> None:
         self.path = path
         self.checkpoint = 0
-        #: The offset at which the wire stopped in the bytes of its phase, for a failure's text.
-        self.stopped_after = 0
+        #: How many bytes of the pages, or of the device state, had passed when the wire stopped.
+        self.passed = 0
         self.error: BaseException | None = None
+        #: Set it to a bytearray, and it gets all of the first migration.
+        self.first_migration: bytearray | None = None
         self._target = target
         self._on_stopped = on_stopped
         self._trap: tuple[Phase, int, float] | None = None
         self._changed = threading.Condition()
-        self._stopped = self._cut = False
+        self._holding = self._stopped = self._cut = False
         self._parsing = False
         self._parser = _Checkpoints(self._mark)
         self._limit: int | None = None
-        self._ram_start = 0
+        self._first_limit: int | None = None
+        self._phase_start = self._end = 0
+        self._passed = 0  # bytes of checkpoints that went out, or are just going
+        self._answers: list[int] = []  # that the secondary may still give in this checkpoint
         self._ram_bytes = PAGE_BYTES
         self._sides: list[socket.socket] = []
         self._server = socket.socket(socket.AF_UNIX)
@@ -88,7 +92,7 @@ class Wire:
 
     # -- for the test ------------------------------------------------------------------------
 
-    def stop_at(self, phase: Phase, fraction: float = 0.0, ahead: int = 2) -> int:
+    def stop_at(self, phase: Phase, fraction: float = 0.0, ahead: int = 1) -> int:
         """Stop at ``phase`` of the checkpoint that is ``ahead`` of the current one.
 
         ``fraction``, from 0 to 1, is how far into the pages or the device state.  Returns the
@@ -99,6 +103,10 @@ class Wire:
             self._trap = (phase, number, fraction)
         return number
 
+    def stop_in_first_migration(self, passed: int) -> None:
+        """Stop when about so many bytes have passed, before the first checkpoint."""
+        self._first_limit = passed
+
     def wait_stopped(self) -> None:
         """Wait until the wire has stopped."""
         with self._changed:
@@ -108,15 +116,20 @@ class Wire:
                 f"error {self.error!r}"
             )
 
-    def go_on(self, phase: Phase | None = None, fraction: float = 0.0) -> None:
-        """Pass on what was held, up to ``phase`` of the next checkpoint, if one is given."""
+    def go_on(self) -> None:
+        """Pass on what was held."""
         with self._changed:
-            self._trap = None
-            if phase is not None:
-                self._trap = (phase, self.checkpoint + 1, fraction)
-            self._limit = None
-            self._stopped = False
+            self._trap = self._limit = None
+            self._holding = self._stopped = False
             self._changed.notify_all()
+
+    def go_on_to_end(self) -> None:
+        """From within the device state, pass on to the checkpoint's last byte and stop again."""
+        with self._changed:
+            self._limit = self._end
+            self._holding = self._stopped = False
+            self._changed.notify_all()
+        self.wait_stopped()
 
     def cut(self) -> None:
         """Close the connection on both sides; what is held is lost."""
@@ -163,23 +176,32 @@ class Wire:
 
     def _up(self, primary: socket.socket, secondary: socket.socket) -> None:
         """From the primary: the stream and the requests."""
-        passed = 0
         while data := primary.recv(READ_BYTES):
             if not self._parsing:
-                secondary.sendall(data)
+                self._pass_first(secondary, data)
                 continue
             self._parser.feed(data)
-            start = 0
-            while self._limit is not None and self._limit < passed + len(data):
-                end = self._limit - passed
-                secondary.sendall(data[start:end])
+            start, before = 0, self._passed
+            while self._limit is not None and self._limit <= before + len(data):
+                self.passed = self._limit - self._phase_start
+                self._passed, end = self._limit, self._limit - before
+                self._pass_and_stop(secondary, data[start:end])
                 start = end
-                self._stop()
+            self._wait_open()
+            self._passed = before + len(data)
             self._pass_if_open(secondary, data[start:])
-            passed += len(data)
-            if self._limit == passed:
-                self._stop()
         self.cut()
+
+    def _pass_first(self, secondary: socket.socket, data: bytes) -> None:
+        """Pass bytes of the first migration on."""
+        if self.first_migration is not None:
+            self.first_migration += data
+        if self._first_limit is not None:
+            self._first_limit -= len(data)
+            if self._first_limit < 0:
+                self._first_limit = None
+                self._pass_and_stop(secondary, data[: len(data) // 2])
+        self._pass_if_open(secondary, data)
 
     def _down(self, secondary: socket.socket, primary: socket.socket) -> None:
         """From the secondary: the return path, then messages."""
@@ -191,27 +213,34 @@ class Wire:
                 size = 8 if word in RETURN_PATH else 4
                 if len(held) < size:
                     break
-                if size == 4:
-                    self._answer(word)
-                self._pass_if_open(primary, bytes(held[:size]))
+                self._pass_answer(primary, bytes(held[:size]), word)
                 del held[:size]
-                if size == 4 and word == LOADED and self._is_trapped(Phase.DONE):
-                    self._stop()
         self.cut()
 
-    def _answer(self, word: int) -> None:
-        assert word in (READY, REPLY, RECEIVED, LOADED), f"the secondary says {word}"
-        if word == READY:
-            assert not self._parsing, "a second CHECKPOINT_READY"
-            self._on_stopped(0)
-            self._parsing = True
-        for message, phase in (
-            (REPLY, Phase.REPLY),
-            (RECEIVED, Phase.RECEIVED),
-            (LOADED, Phase.LOADED),
-        ):
-            if word == message and self._is_trapped(phase):
-                self._stop()
+    def _pass_answer(self, primary: socket.socket, answer: bytes, word: int) -> None:
+        if len(answer) == 4:
+            self._check_answer(word)
+            if word == READY:
+                self._on_stopped(0)
+                self._parsing = True
+            elif self._is_trapped(_HELD[word]):
+                self._pass_and_stop(primary, b"")
+            elif word == LOADED and self._is_trapped(Phase.DONE):
+                self._pass_and_stop(primary, answer)
+                return
+        self._pass_if_open(primary, answer)
+
+    def _check_answer(self, word: int) -> None:
+        """The secondary says what it has to, in order, and nothing before it is true."""
+        if not self._parsing:
+            assert word == READY, f"the secondary says {word} and not CHECKPOINT_READY"
+            return
+        expected = self._answers.pop(0) if self._answers else None
+        assert word == expected, f"the secondary says {word} and not {expected}"
+        if word == RECEIVED:
+            assert self._end and self._passed >= self._end, (
+                f"the secondary says VMSTATE_RECEIVED and has not got checkpoint {self.checkpoint}"
+            )
 
     def _mark(self, what: str, offset: int, value: int) -> None:
         """Take a landmark that ends at ``offset``; set the limit where the trap lies here."""
@@ -221,29 +250,32 @@ class Wire:
             case "request":
                 with self._changed:
                     self.checkpoint += 1
+                self._answers, self._end = [REPLY, RECEIVED, LOADED], 0
                 if self._is_trapped(Phase.REQUEST):
                     self._limit = offset - 4
             case "send":
                 self._on_stopped(self.checkpoint)
-                self._ram_start = offset
+                self._phase_start = offset
                 if self._is_trapped(Phase.RAM):
                     self._limit = offset + int(fraction * self._ram_bytes)
             case "pages":
-                self._ram_bytes = offset - self._ram_start
+                self._ram_bytes = offset - self._phase_start
                 if self._is_trapped(Phase.RAM) and self._limit is not None:
                     self._limit = min(self._limit, offset - 1)
-                    self.stopped_after = self._limit - self._ram_start
             case "size":
+                self._phase_start = offset
                 if self._is_trapped(Phase.DEVICES):
-                    self.stopped_after = int(fraction * (value - 1))
-                    self._limit = offset + self.stopped_after
-                elif self._is_trapped(Phase.SENT):
-                    self._limit = offset + value
+                    self._limit = offset + int(fraction * (value - 1))
+                self._end = offset + value
 
     def _is_trapped(self, phase: Phase) -> bool:
         return self._trap is not None and self._trap[:2] == (phase, self.checkpoint)
 
-    def _stop(self) -> None:
+    def _pass_and_stop(self, to: socket.socket, data: bytes) -> None:
+        with self._changed:
+            self._holding = True  # before the bytes go out: they may be answered at once
+        if data:
+            to.sendall(data)
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -256,11 +288,13 @@ class Wire:
 
     def _wait_open(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not self._stopped or self._cut)
+            self._changed.wait_for(lambda: not self._holding or self._cut)
             if self._cut:
                 raise OSError("the wire is cut")
 
 
+#: The answers that can be held back, by phase.
+_HELD: Final = {REPLY: Phase.REPLY, RECEIVED: Phase.RECEIVED, LOADED: Phase.LOADED}
 _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
 

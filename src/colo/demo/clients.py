@@ -51,8 +51,12 @@ class Judge(Protocol):
     """What all judges in `verdicts` have."""
 
     @property
+    def offence(self) -> str | None:
+        """The first thing that is wrong with what came."""
+
+    @property
     def error(self) -> str | None:
-        """The first offence."""
+        """The offence, or what is missing."""
 
     def figures(self) -> dict[str, Any]:
         """What to report."""
@@ -75,14 +79,14 @@ class Session:
 
     def __init__(self, options: Options, service: int) -> None:
         self._options = options
-        seconds = float("inf") if options.seconds is None else options.seconds
-        self._deadline = time.monotonic() + seconds
         address = (options.host, options.port + service)
         try:
             self.peer = socket.create_connection(address, timeout=options.silence)
         except OSError as error:
             raise ConnectionEnded(f"cannot connect to {options.host}: {error}") from error
         self.peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        seconds = float("inf") if options.seconds is None else options.seconds
+        self._deadline = time.monotonic() + seconds
 
     def over(self) -> bool:
         """Whether the client's time is over."""
@@ -159,21 +163,21 @@ def converse(name: str, options: Options, service: int, judge: Judge, talk: Talk
             session = Session(options, service)
             with session.peer:
                 talk(session)
-        except ConnectionEnded as error:
-            failure = str(error)
+        except ConnectionEnded as ended:
+            failure = str(ended)
         except _Stopped:
             pass
     seconds = time.monotonic() - clock
-    offence = judge.error or failure
+    error = judge.offence or failure or judge.error
     facts = {"began": began, "seconds": seconds, **judge.figures()}
     if "bytes" in facts:
         facts["mib_per_s"] = facts["bytes"] / _MIB / seconds
     if options.json:
-        click.echo(json.dumps({"client": name, "ok": offence is None, "error": offence, **facts}))
+        click.echo(json.dumps({"client": name, "ok": error is None, "error": error, **facts}))
     else:
         shown = ", ".join(f"{key} {_shown(value)}" for key, value in facts.items())
-        click.echo(f"{name}: {offence or 'ok'} ({shown})")
-    sys.exit(0 if offence is None else 1)
+        click.echo(f"{name}: {error or 'ok'} ({shown})")
+    sys.exit(0 if error is None else 1)
 
 
 @contextlib.contextmanager
@@ -244,7 +248,7 @@ def stream(options: Options, count: int | None, gap_ms: float) -> None:
     judge = StreamJudge(gap_ms / 1e3)
 
     def talk(session: Session) -> None:
-        while judge.error is None and (count is None or judge.next < count):
+        while judge.offence is None and (count is None or judge.next < count):
             data = session.receive()
             if not data:
                 return
@@ -270,7 +274,7 @@ def echo(options: Options, count: int | None, size: int, pause_ms: float, gap_ms
             while data := session.receive():
                 if judge.feed(data, time.monotonic()):
                     break
-            if not data or judge.error is not None:
+            if not data or judge.offence is not None:
                 return
             session.log(n=len(judge.rtts_ms) - 1, rtt_ms=judge.rtts_ms[-1])
             time.sleep(pause_ms / 1e3)
@@ -290,7 +294,7 @@ def bulk(options: Options, mib: int | None, seed: int, gap_ms: float) -> None:
 
     def talk(session: Session) -> None:
         session.send(b"%d %d\n" % (wanted, seed))
-        while judge.error is None and judge.bytes < wanted:
+        while judge.offence is None and judge.bytes < wanted:
             data = session.receive()
             if not data:
                 return

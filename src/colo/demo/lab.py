@@ -222,14 +222,16 @@ class Lab:
 
     def inhabitants(self) -> list[int]:
         """The ids of the processes that run in the lab."""
-        ours = {_identity(os.fstat(namespace)) for namespace in self._namespaces.values()}
-        found = []
-        for name in os.listdir("/proc"):
-            if name.isdecimal() and int(name) != os.getpid():
-                with contextlib.suppress(OSError):  # it has ended, or is not ours to look at
-                    if _identity(os.stat(f"/proc/{name}/ns/net")) in ours:
-                        found.append(int(name))
-        return found
+        pids = (int(name) for name in os.listdir("/proc") if name.isdecimal())
+        return [pid for pid in pids if pid != os.getpid() and self._is_inhabitant(pid)]
+
+    def _is_inhabitant(self, pid: int) -> bool:
+        try:
+            theirs = os.stat(f"/proc/{pid}/ns/net")
+        except OSError:  # it has ended, or is not ours to look at
+            return False
+        ours = (os.fstat(namespace) for namespace in self._namespaces.values())
+        return any(os.path.samestat(theirs, namespace) for namespace in ours)
 
     def _wire(self) -> None:
         for place in Place:
@@ -263,9 +265,20 @@ class Lab:
         deadline = time.monotonic() + _CLEANUP_S
         while pids := self.inhabitants():  # again, for those that were being born
             for pid in pids:
-                _kill(pid)
+                self._kill(pid)
             if time.monotonic() > deadline:
                 raise LabError(f"these processes in the lab do not end: {pids}")
+
+    def _kill(self, pid: int) -> None:
+        """Kill an inhabitant and wait a little for its end."""
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(pid)
+            try:
+                if self._is_inhabitant(pid):  # still, and not another one with its id
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                    select.select([descriptor], [], [], 1.0)
+            finally:
+                os.close(descriptor)
 
 
 def _new_namespace() -> int:
@@ -279,21 +292,6 @@ def _new_namespace() -> int:
         if process.stdout.read(1) != b"\n":
             raise LabError("cannot make a network namespace")
         return os.open(f"/proc/{process.pid}/ns/net", os.O_RDONLY)
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _kill(pid: int) -> None:
-    """Kill a process and wait a little for its end."""
-    with contextlib.suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(pid)
-        try:
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            select.select([descriptor], [], [], 1.0)
-        finally:
-            os.close(descriptor)
 
 
 def _works(command: Sequence[str]) -> bool:

@@ -1,9 +1,9 @@
 """What a client of the guest's services may say about what it got.  No I/O, no clock.
 
 Each judge is fed with what came and when (seconds, of a clock that only runs forward), and says
-at any time what it found: ``error`` is None as long as all is as it must be, and from the first
-offence on tells that one; ``figures()`` are for a report.  What the guest's services send is
-described in ``guest/serve.c``.
+at any time what it found: ``offence`` is the first thing that is wrong; ``error`` is None where
+nothing is wrong and what had to come has come; ``figures()`` are for a report.  What the guest's
+services send is described in ``guest/serve.c``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ Words = npt.NDArray[np.uint64]
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _WORD: Final = 8
 _U64: Final = (1 << 64) - 1
-_LINE_BYTES_MAX: Final = 20
+_LINE_BYTES_MAX: Final = 20  # a u64 in decimal
+_SHOWN_MAX: Final = 60
 _GAPS_MAX: Final = 100  # recorded one by one; the longest is known in any case
 
 
@@ -88,7 +89,7 @@ class StreamJudge:
     """Lines ``<n>\\n`` that count from 0 by one."""
 
     def __init__(self, gap_s: float = 0.2) -> None:
-        self.error: str | None = None
+        self.offence: str | None = None
         self.next = 0
         self._rest = b""
         self._gaps = Gaps(gap_s)
@@ -96,17 +97,22 @@ class StreamJudge:
     def feed(self, data: bytes, at: float) -> range:
         """Take what came and return the numbers of the lines that it completed."""
         first = self.next
-        if self.error is None:
+        if self.offence is None:
             self._gaps.heard(at, self.next)
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
                 if line != b"%d" % self.next:
-                    self.error = f"after {self.next - 1} came {_shown(line)}"
+                    self.offence = f"after {self.next - 1} came {_shown(line)}"
                     break
                 self.next += 1
-            if self.error is None and len(self._rest) > _LINE_BYTES_MAX:
-                self.error = f"after {self.next - 1} came {_shown(self._rest)}"
+            if self.offence is None and len(self._rest) > _LINE_BYTES_MAX:
+                self.offence = f"after {self.next - 1} came {_shown(self._rest)}"
         return range(first, self.next)
+
+    @property
+    def error(self) -> str | None:
+        """The offence, or that nothing came."""
+        return self.offence or (None if self.next else "not one line came")
 
     def figures(self) -> dict[str, Any]:
         """Lines and gaps."""
@@ -117,7 +123,7 @@ class EchoJudge:
     """Each request comes back as it was, and nothing else."""
 
     def __init__(self, size: int, gap_s: float = 0.2) -> None:
-        self.error: str | None = None
+        self.offence: str | None = None
         self.rtts_ms: list[float] = []
         self._size = size
         self._gaps = Gaps(gap_s)
@@ -135,12 +141,17 @@ class EchoJudge:
     def feed(self, data: bytes, at: float) -> bool:
         """Take what came; return whether the answer is whole."""
         self._gaps.heard(at, len(self.rtts_ms))
-        if not self._awaited.startswith(data) and self.error is None:
-            self.error = f"request {len(self.rtts_ms)} was answered with {_shown(data)}"
+        if not self._awaited.startswith(data) and self.offence is None:
+            self.offence = f"request {len(self.rtts_ms)} was answered with {_shown(data)}"
         self._awaited = self._awaited[len(data) :]
         if not self._awaited:
             self.rtts_ms.append((at - self._sent_at) * 1e3)
         return not self._awaited
+
+    @property
+    def error(self) -> str | None:
+        """The offence, or that nothing came."""
+        return self.offence or (None if self.rtts_ms else "not one answer came")
 
     def figures(self) -> dict[str, Any]:
         """Round trips in ms, and gaps."""
@@ -152,7 +163,7 @@ class BulkJudge:
     """Bytes that are those of splitmix64 from ``seed``."""
 
     def __init__(self, seed: int, gap_s: float = 0.2) -> None:
-        self.error: str | None = None
+        self.offence: str | None = None
         self.bytes = 0
         self._seed = seed
         self._gaps = Gaps(gap_s)
@@ -160,15 +171,20 @@ class BulkJudge:
     def feed(self, data: bytes | memoryview, at: float) -> None:
         """Take what came and compare it."""
         self._gaps.heard(at, self.bytes)
-        if self.error is not None:
+        if self.offence is not None:
             return
         first, skip = divmod(self.bytes, _WORD)
         expected = generate(self._seed, first, -(-(skip + len(data)) // _WORD))
         expected = expected[skip : skip + len(data)]
         if expected != data:
             wrong = np.frombuffer(expected, np.uint8) != np.frombuffer(data, np.uint8)
-            self.error = f"byte {self.bytes + int(wrong.argmax())} is wrong"
+            self.offence = f"byte {self.bytes + int(wrong.argmax())} is wrong"
         self.bytes += len(data)
+
+    @property
+    def error(self) -> str | None:
+        """The offence, or that nothing came."""
+        return self.offence or (None if self.bytes else "not one byte came")
 
     def figures(self) -> dict[str, Any]:
         """Bytes and gaps."""
@@ -179,8 +195,9 @@ class SinkJudge:
     """The server's sum over what was sent is ours.  What is sent are whole words."""
 
     def __init__(self) -> None:
-        self.error: str | None = "the sink did not answer"
+        self.offence: str | None = None
         self.bytes = 0
+        self._answered = False
         self._checksum = 0
 
     def sent(self, data: bytes) -> None:
@@ -193,9 +210,14 @@ class SinkJudge:
     def answered(self, answer: bytes) -> None:
         """Take the whole answer."""
         expected = b"%d %d\n" % (self.bytes, self._checksum)
-        self.error = (
-            None if answer == expected else f"{_shown(answer)} instead of {_shown(expected)}"
-        )
+        self._answered = True
+        if answer != expected:
+            self.offence = f"{_shown(answer)} instead of {_shown(expected)}"
+
+    @property
+    def error(self) -> str | None:
+        """The offence, or that the answer is missing."""
+        return self.offence or (None if self._answered else "the sink did not answer")
 
     def figures(self) -> dict[str, Any]:
         """Bytes."""
@@ -233,15 +255,19 @@ class FloodJudge:
         return self._packets - self.received
 
     @property
-    def error(self) -> str | None:
-        """What is wrong, once all that comes has come."""
+    def offence(self) -> str | None:
+        """What is wrong with those that came."""
         if self._foreign is not None:
             return f"a datagram has the number {self._foreign}"
         if self.doubled or self.disordered:
             return f"{self.doubled} datagrams came twice, {self.disordered} out of order"
-        if self.lost > self._lost_max:
-            return f"{self.lost} of {self._packets} datagrams are lost"
         return None
+
+    @property
+    def error(self) -> str | None:
+        """The offence, or how many are missing, once all that comes has come."""
+        lost = f"{self.lost} of {self._packets} datagrams are lost"
+        return self.offence or (lost if self.lost > self._lost_max else None)
 
     def figures(self) -> dict[str, Any]:
         """The counts."""
@@ -255,5 +281,5 @@ class FloodJudge:
 
 
 def _shown(data: bytes) -> str:
-    shown = data[:_LINE_BYTES_MAX].decode("ascii", "backslashreplace").strip()
-    return repr(shown + "…" if len(data) > _LINE_BYTES_MAX else shown)
+    shown = data[:_SHOWN_MAX].decode("ascii", "backslashreplace").strip()
+    return repr(shown + "…" if len(data) > _SHOWN_MAX else shown)

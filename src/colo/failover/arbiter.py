@@ -24,7 +24,7 @@ from typing import Final, Protocol
 
 from colo.errors import LocalError, UsageError
 
-__all__ = ["Arbiter", "FileArbiter", "Grant", "ManualArbiter", "NoArbiter", "make_arbiter"]
+__all__ = ["Arbiter", "FileArbiter", "Grant", "ManualArbiter", "NoArbiter", "claim", "make_arbiter"]
 
 _FILE_BYTES: Final = 512
 
@@ -157,6 +157,34 @@ class NoArbiter(ManualArbiter):
     def take(self, known: int, holder: str) -> Grant | None:
         """Grant it."""
         return self.order(holder)
+
+
+def claim(arbiter: Arbiter, holder: str, vm: str, stock: bool, force: bool) -> Grant:
+    """Make sure that ``holder`` may run the VM, before it is protected; return its grant.
+
+    ``stock``: the secondary is a stock QEMU, which takes over only by an operator's hand.
+    ``force``: take the right from another holder.  Raises UsageError, LocalError.
+    """
+    if isinstance(arbiter, NoArbiter) and not stock:
+        raise UsageError(
+            '[failover] arbiter = "none" would let both hosts run the VM when they lose each '
+            "other: set file:PATH, on a file system that both reach, or manual"
+        )
+    if not arbiter.automatic:
+        return Grant(arbiter.current().number, holder)
+    grant = arbiter.current()
+    if grant.holder in ("", holder):
+        taken = arbiter.take(grant.number, holder)
+    elif force:
+        taken = arbiter.order(holder)
+    else:
+        raise UsageError(
+            f"the right to run {vm} belongs to {grant.holder} (grant {grant.number}); if that VM "
+            "is certainly dead, say --claim"
+        )
+    if taken is None:
+        raise UsageError(f"another host took the right to run {vm} just now")
+    return taken
 
 
 def make_arbiter(text: str) -> Arbiter:

@@ -41,7 +41,7 @@ _PROBE_S: Final = 5.0
 
 def named_accelerator(args: Sequence[str]) -> str | None:
     """Return "kvm", "tcg" or another that QEMU's arguments name, or None where they name none."""
-    for option, value in zip(args, [*args[1:], ""], strict=True):
+    for option, value in zip(args, [*args[1:], ""], strict=False):
         if option in ("-enable-kvm", "--enable-kvm"):
             return "kvm"
         if option in ("-accel", "--accel"):

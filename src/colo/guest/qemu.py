@@ -49,7 +49,8 @@ def version_of(binary: str) -> tuple[int, int]:
         major, minor = words[words.index("version") + 1].split(".")[:2]
         return int(major), int(minor)
     except (ValueError, IndexError):
-        raise GuestError(f"{binary} is no QEMU", (done.stderr or done.stdout).strip()) from None
+        said = (done.stderr or done.stdout).strip().partition("\n")[0]
+        raise GuestError(f"{binary} is no QEMU", said) from None
 
 
 @dataclass(frozen=True)

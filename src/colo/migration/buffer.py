@@ -11,9 +11,9 @@ import struct
 from collections.abc import Generator
 from typing import TypeVar
 
-from colo.errors import LimitExceeded
+from colo.errors import LimitExceeded, StreamError
 
-__all__ = ["Parser", "ReceiveBuffer", "name", "need", "u8", "u16", "u32", "u64"]
+__all__ = ["Parser", "ReceiveBuffer", "name", "need", "text", "u8", "u16", "u32", "u64"]
 
 T = TypeVar("T")
 
@@ -111,7 +111,16 @@ def u64(buffer: ReceiveBuffer) -> Parser[int]:
 
 
 def name(buffer: ReceiveBuffer) -> Parser[str]:
-    """Read a length byte and a name of that length; bytes beyond ASCII are kept as escapes."""
+    """Read a length byte and a name of that length.  Raises StreamError for no printable ASCII."""
     length = yield from u8(buffer)
     yield from need(buffer, length)
-    return bytes(buffer.take(length)).decode("ascii", "backslashreplace")
+    return text(buffer, length)
+
+
+def text(buffer: ReceiveBuffer, length: int) -> str:
+    """Take ``length`` available bytes as text.  Raises StreamError for no printable ASCII."""
+    position = buffer.position
+    data = bytes(buffer.take(length))
+    if not data.isascii() or not data.decode().isprintable():
+        raise StreamError(f"{data!r} is no name", position)
+    return data.decode()

@@ -31,12 +31,19 @@ from colo.migration.format import PAGE_SIZE, RamFlag
 __all__ = ["Limits", "PageRun", "RamBlock", "RamReader"]
 
 _FLAGS: Final = PAGE_SIZE - 1
-_PAGE_STRIDE: Final = 8 + PAGE_SIZE
-_ZERO_STRIDE: Final = 8 + 1
+_OFFSET: Final = np.uint64(0xFFFFFFFFFFFFFFFF & ~_FLAGS)
+_LOW_HALF: Final = 6  # the flags are in a header's last two bytes
+#: Plain numbers, for the inner loop: an operation on an enumeration takes microseconds.
+_PAGE: Final = int(RamFlag.PAGE)
+_ZERO: Final = int(RamFlag.ZERO)
+_CONTINUE: Final = int(RamFlag.CONTINUE)
+_EOS: Final = int(RamFlag.EOS)
+_STRIDE: Final = {_PAGE | _CONTINUE: 8 + PAGE_SIZE, _ZERO | _CONTINUE: 8 + 1}
 
-#: How many headers are compared at once: at first, when runs may be short, and at most.
-_LOOK_FIRST: Final = 16
-_LOOK_MOST: Final = 1024
+#: How many headers are compared at once: at first, when a run may be short, and how much more
+#: each time that it goes on.
+_LOOK_FIRST: Final = 64
+_LOOK_GROWTH: Final = 4
 
 _UNSUPPORTED: Final = {
     RamFlag.XBZRLE: ("XBZRLE pages", "switch the capability xbzrle off"),
@@ -129,25 +136,24 @@ class RamReader:
             yield from need(buffer, 8)
             header = int.from_bytes(buffer.data[buffer.start : buffer.start + 8], "big")
             flags = header & _FLAGS
-            if flags == RamFlag.EOS:
-                buffer.start += 8
-                return
-            kind = flags & ~RamFlag.CONTINUE
-            if kind not in (RamFlag.PAGE, RamFlag.ZERO):
-                self._refuse(flags)
-            if flags & RamFlag.CONTINUE:
+            if flags in _STRIDE:
                 if self._current is None:
                     self._fail("a page that continues a block before any was named")
-                yield from need(buffer, _PAGE_STRIDE if kind == RamFlag.PAGE else _ZERO_STRIDE)
-                self._take_runs(flags, on_pages)
+                yield from need(buffer, _STRIDE[flags])
+                self._take_run(flags, on_pages)
+            elif flags in (_PAGE, _ZERO):
+                yield from self._first_page(header, flags, on_pages)
+            elif flags == _EOS:
+                buffer.start += 8
+                return
             else:
-                yield from self._first_page(header, kind, on_pages)
+                self._refuse(flags)
 
     def _first_page(
         self, header: int, kind: int, on_pages: Callable[[PageRun], None]
     ) -> Parser[None]:
         """Read a page that names its block."""
-        buffer, size = self._buffer, PAGE_SIZE if kind == RamFlag.PAGE else 1
+        buffer, size = self._buffer, PAGE_SIZE if kind == _PAGE else 1
         buffer.start += 8
         block_name = yield from name(buffer)
         block = self.blocks.get(block_name)
@@ -158,28 +164,34 @@ class RamReader:
         content = np.frombuffer(buffer.take(size), np.uint8).reshape(1, size)
         on_pages(self._run(np.array([header & ~_FLAGS], np.uint64), content))
 
-    def _take_runs(self, flags: int, on_pages: Callable[[PageRun], None]) -> None:
-        """Hand on the run of pages with exactly these flags that is available now."""
+    def _take_run(self, flags: int, on_pages: Callable[[PageRun], None]) -> None:
+        """Hand on the run of pages that begins here, as far as it has arrived."""
         buffer = self._buffer
-        stride = _PAGE_STRIDE if flags & RamFlag.PAGE else _ZERO_STRIDE
-        look = _LOOK_FIRST
-        while True:
-            count = min(buffer.available // stride, look)
-            if not count:
-                return
-            headers = np.ndarray((count,), ">u8", buffer.data, buffer.start, (stride,))
-            same = (headers & np.uint64(_FLAGS)) == flags
-            run = count if same.all() else int(same.argmin())
-            if not run:
-                return
-            content = np.ndarray(
-                (run, stride - 8), np.uint8, buffer.data, buffer.start + 8, (stride, 1)
-            )
-            on_pages(self._run(headers[:run] & np.uint64(~_FLAGS & 0xFFFFFFFFFFFFFFFF), content))
-            buffer.start += run * stride
-            if run < count:
-                return
-            look = min(2 * look, _LOOK_MOST)
+        stride = _STRIDE[flags]
+        count = self._count_run(flags, stride)
+        headers = np.ndarray((count,), ">u8", buffer.data, buffer.start, (stride,))
+        content = np.ndarray(
+            (count, stride - 8), np.uint8, buffer.data, buffer.start + 8, (stride, 1)
+        )
+        on_pages(self._run(headers & _OFFSET, content))
+        buffer.start += count * stride
+
+    def _count_run(self, flags: int, stride: int) -> int:
+        """How many pages from here on have these flags; the first one has."""
+        buffer = self._buffer
+        arrived = buffer.available // stride
+        count, look = 1, _LOOK_FIRST
+        while count < arrived:
+            most = min(arrived - count, look)
+            at = buffer.start + count * stride + _LOW_HALF
+            lows = np.ndarray((most,), ">u2", buffer.data, at, (stride,))
+            others = (lows & _FLAGS) != flags
+            first = int(others.argmax())
+            if others[first]:
+                return count + first
+            count += most
+            look *= _LOOK_GROWTH
+        return count
 
     def _run(self, offsets: NDArray[np.uint64], content: Bytes) -> PageRun:
         block = self._current

@@ -21,8 +21,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from colo.errors import LimitExceeded, PeerError, ShortRead, StreamError, UnsupportedFeature
-from colo.migration.buffer import Parser, ReceiveBuffer, name, need, u8, u16, u32
+from colo.errors import (
+    ColoError,
+    LimitExceeded,
+    PeerError,
+    ShortRead,
+    StreamError,
+    UnsupportedFeature,
+)
+from colo.migration.buffer import Parser, ReceiveBuffer, name, need, text, u8, u16, u32
 from colo.migration.format import (
     CAPABILITIES_SUBSECTION,
     FILE_MAGIC,
@@ -66,8 +73,10 @@ _SECTIONS_REFUSED: Final = {
 }
 
 _COUNTED_MAX: Final = 4096  # bytes of a machine name, or of a configuration subsection
-_DESCRIPTION: Final = re.compile(rb'\x00\x06(....)\{"', re.DOTALL)
+#: EOF, DESCRIPTION, a length and the begin of JSON; looked ahead at, as they may overlap.
+_DESCRIPTION: Final = re.compile(rb'(?=\x00\x06(....)\{")', re.DOTALL)
 _DESCRIPTION_HEAD: Final = 8
+_DESCRIPTIONS_MAX: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,7 @@ class _Incremental:
 
     def __init__(self, parser: Parser[None]) -> None:
         self._parser: Parser[None] | None = parser
+        self._refused: ColoError | None = None
 
     @property
     def done(self) -> bool:
@@ -106,12 +116,20 @@ class _Incremental:
         return self._parser is None
 
     def advance(self) -> bool:
-        """Read as far as the buffer goes; return ``done``.  Raises PeerError of some kind."""
+        """Read as far as the buffer goes; return ``done``.
+
+        Raises PeerError of some kind; what was refused once stays refused.
+        """
+        if self._refused is not None:
+            raise self._refused
         if self._parser is not None:
             try:
                 next(self._parser)
             except StopIteration:
                 self._parser = None
+            except ColoError as error:
+                self._refused = error
+                raise
         return self.done
 
 
@@ -183,7 +201,7 @@ class MigrationReader(_Incremental):
         if length > _COUNTED_MAX:
             raise LimitExceeded("the machine's name", length, _COUNTED_MAX)
         yield from need(buffer, length)
-        machine = bytes(buffer.take(length)).decode("ascii", "backslashreplace")
+        machine = text(buffer, length)
         capabilities: tuple[str, ...] = ()
         while (yield from self._peek()) == Section.SUBSECTION:
             buffer.start += 1
@@ -276,26 +294,29 @@ class MigrationReader(_Incremental):
             buffer.start += 1
             yield from self._read_command()
         self._in_devices = True
-        searched = 0
+        searched, found = 0, 0
+        candidates: list[tuple[int, int]] = []  # where the devices and the description would end
         while True:
             size = buffer.available
             limit = self._limits.device_bytes + self._limits.description_bytes
             if size > limit:
                 raise LimitExceeded("device state", size, limit)
             data = buffer.data[buffer.start : buffer.end]
-            for found in _DESCRIPTION.finditer(data, searched):
-                length = int.from_bytes(found[1], "big")
-                end = found.end() - 2 + length
-                if length > self._limits.description_bytes:
-                    continue
-                if end > size:
-                    searched = found.start()
-                    break
-                if self._take_devices(data, found.start() + 1, end):
+            for match in _DESCRIPTION.finditer(data, searched):
+                length = int.from_bytes(match[1], "big")
+                if length <= self._limits.description_bytes:
+                    devices_end = match.start() + 1
+                    candidates.append((devices_end, devices_end + 5 + length))
+                    found += 1
+            if found > _DESCRIPTIONS_MAX:
+                raise LimitExceeded(
+                    "what looks like a description", found, _DESCRIPTIONS_MAX, "times"
+                )
+            for devices_end, end in [each for each in candidates if each[1] <= size]:
+                if self._take_devices(data, devices_end, end):
                     return
-                searched = found.end()
-            else:
-                searched = max(searched, size - _DESCRIPTION_HEAD)
+                candidates.remove((devices_end, end))
+            searched = max(searched, size - _DESCRIPTION_HEAD + 1)
             while buffer.available == size:
                 yield
 
@@ -348,9 +369,10 @@ class LiveStateReader(_Incremental):
         self._on_pages = on_pages
 
     def _read(self) -> Parser[None]:
+        item = 0
         while True:
-            item = yield from u8(self._buffer)
-            if item == Section.EOF:
+            before, item = item, (yield from u8(self._buffer))
+            if item == Section.EOF and before == Section.END:
                 return
             if item not in (Section.PART, Section.END):
                 raise StreamError(

@@ -20,6 +20,9 @@ from colo.migration.format import PAGE_SIZE, Section
 __all__ = ["Device", "parse_description", "walk"]
 
 _DEPTH_MAX = 64
+#: A field has a byte at least, mostly; so many may have none.
+_STEPS_FREE = 100_000
+_STEPS_PER_BYTE = 4
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def walk(description: dict[str, Any], data: memoryview, position: int = 0) -> li
         raise StreamError(f"pages of {description['page_size']} bytes, not 4096", position)
     try:
         return _Walk(data, position).devices(description["devices"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise StreamError(f"the device description is malformed: {error!r}", position) from error
 
 
@@ -65,6 +68,7 @@ class _Walk:
         self._data = data
         self._position = position
         self._at = 0
+        self._steps = _STEPS_FREE + _STEPS_PER_BYTE * len(data)
 
     def devices(self, descriptions: list[dict[str, Any]]) -> list[Device]:
         devices = [self._device(description) for description in descriptions]
@@ -91,6 +95,9 @@ class _Walk:
         if depth > _DEPTH_MAX:
             self._fail(f"{path}: described over {_DEPTH_MAX} levels deep")
         for field in description.get("fields", []):
+            self._steps -= 1
+            if self._steps < 0:
+                self._fail(f"{path}: more fields are described than these bytes can hold")
             inner, size, count = f"{path}.{field['name']}", field["size"], field.get("array_len", 1)
             if size < 0 or count < 0:
                 self._fail(f"{inner}: size {size}, array_len {count}")

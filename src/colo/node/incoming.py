@@ -8,6 +8,7 @@ performs them in its own time and reports back: PREPARE, APPLY, CLOSE and TAKE_O
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from colo.errors import LimitExceeded, PeerError, ShortRead
 from colo.migration.format import Command
@@ -21,6 +22,14 @@ from colo.protocol.states import Do, Effect, SecondaryEvent, SecondaryState
 from colo.store.store import Store
 
 __all__ = ["Incoming"]
+
+_RECEIVING: Final = frozenset(
+    {
+        SecondaryState.RECEIVING_RAM,
+        SecondaryState.AWAITING_SIZE,
+        SecondaryState.RECEIVING_DEVICES,
+    }
+)
 
 
 class Incoming:
@@ -97,16 +106,17 @@ class Incoming:
 
     def closed(self) -> PeerError | None:
         """The primary closed the channel: say where that cut it off, if inside something."""
-        try:
-            if self.state is SecondaryState.INCOMING:
+        if self.state is SecondaryState.INCOMING:
+            try:
                 self._first.close()
-            elif self.state is not SecondaryState.READY or self._buffer.available:
-                raise ShortRead(
-                    f"checkpoint {self.machine.number} ({self.state.name})",
-                    self._buffer.end - self._began,
-                )
-        except PeerError as error:
-            return error
+            except PeerError as error:
+                return error
+        elif self.state is not SecondaryState.READY:
+            here = self.state in _RECEIVING
+            got = self._buffer.end - self._began if here else self._buffer.available
+            return ShortRead(f"checkpoint {self.machine.number} ({self.state.name})", got)
+        elif self._buffer.available:
+            return ShortRead("a COLO message", self._buffer.available)
         return None
 
     def stalled(self) -> PeerError | None:

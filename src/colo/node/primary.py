@@ -18,8 +18,8 @@ from typing import Any, Final, cast
 from qemu.qmp import EventListener
 
 from colo.config import VmConfig
-from colo.errors import ChannelLost, ColoError, GuestError, LocalError, PeerError, UsageError
-from colo.failover.arbiter import Arbiter, Grant, NoArbiter
+from colo.errors import ChannelLost, ColoError, GuestError, LocalError, PeerError
+from colo.failover.arbiter import Arbiter, Grant, claim
 from colo.failover.link import Hello, Word, WordKind
 from colo.guest.monitor import Monitor
 from colo.guest.outgoing import ColoPrimary
@@ -32,6 +32,7 @@ from colo.node.instance import instance
 from colo.node.link import Link, call
 from colo.node.netgate import NetGate, cards
 from colo.node.relay import Relay
+from colo.node.standing import Standing
 from colo.node.statefolder import StateFolder
 from colo.protocol.states import Do, Effect, PrimaryEvent, PrimaryState
 
@@ -44,19 +45,6 @@ _STATUS_S: Final = 0.25
 _LAST_EVENTS_S: Final = 0.05
 _DYING_S: Final = 0.5
 _BYE_S: Final = 2.0
-
-
-_MEANINGS: Final = {
-    "STARTING": "looking at the VM",
-    "UNPROTECTED": "the VM runs here alone",
-    "COPYING": "the secondary is getting its first copy",
-    "PROTECTED": "the VM runs; its output is held until it is safe",
-    "LOST": "the secondary is gone; the VM is silent until somebody may run it",
-    "FENCED": "the VM runs on the other host; the copy here is stopped and silent",
-    "DEAD": "the VM's process is dead; the other host takes over",
-    "SHUTDOWN": "the guest has shut down",
-    "ENDED": "protection was ended; the VM goes on",
-}
 
 
 class _End(Enum):
@@ -111,7 +99,7 @@ class PrimaryNode:
         self._fated = asyncio.Event()
         self._ordered = asyncio.Event()
         self._shutdown: str | None = None
-        self._standing = "STARTING"
+        self._standing = Standing.STARTING
         self._error: str | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -124,7 +112,9 @@ class PrimaryNode:
 
     async def run(self) -> int:
         """Protect the VM until it ends, or ``stop``.  Returns the exit code; raises ColoError."""
-        self._claim_grant()
+        self._grant = claim(
+            self._arbiter, self._holder, self._config.name, self._stock, self._claim
+        )
         await self._prepare()
         control = await serve_orders(self._folder.control, self._obey)
         watch = asyncio.create_task(self._watch())
@@ -137,29 +127,6 @@ class PrimaryNode:
             self._write_status()
 
     # -- before the first session ---------------------------------------------------------
-
-    def _claim_grant(self) -> None:
-        """Make sure that this very QEMU may run the VM.  Raises UsageError."""
-        if isinstance(self._arbiter, NoArbiter) and not self._stock:
-            raise UsageError(
-                '[failover] arbiter = "none" would let both hosts run the VM when they lose each '
-                "other: set file:PATH, on a file system that both reach, or manual"
-            )
-        if not self._arbiter.automatic:
-            return
-        grant = self._arbiter.current()
-        if grant.holder in ("", self._holder):
-            taken = self._arbiter.take(grant.number, self._holder)
-        elif self._claim:
-            taken = self._arbiter.order(self._holder)
-        else:
-            raise UsageError(
-                f"the right to run {self._config.name} belongs to {grant.holder} (grant "
-                f"{grant.number}); if that VM is certainly dead, say --claim"
-            )
-        if taken is None:
-            raise UsageError(f"another host took the right to run {self._config.name} just now")
-        self._grant = taken
 
     async def _prepare(self) -> None:
         """Bring QEMU into a state from which protection can begin.  Raises GuestError."""
@@ -184,22 +151,22 @@ class PrimaryNode:
 
     async def _serve(self) -> int:
         while True:
-            self._standing = "UNPROTECTED"
+            self._standing = Standing.UNPROTECTED
             end = await self._protect()
             if end is _End.DIED:
-                self._standing = "DEAD"
+                self._standing = Standing.DEAD
                 self._say("QEMU is dead: the other host takes over")
                 return 1
             if end is _End.SHUTDOWN:
-                self._standing = "SHUTDOWN"
+                self._standing = Standing.SHUTDOWN
                 self._arbiter.release(self._grant)
                 self._say(f"the guest has shut down ({self._shutdown}): nothing to take over")
                 return 0
-            if end is _End.ORDERED and self._standing != "FENCED":
-                self._standing = "ENDED"
+            if end is _End.ORDERED and self._standing != Standing.FENCED:
+                self._standing = Standing.ENDED
                 self._say("protection has ended: the VM goes on, unprotected")
                 return 0
-            if self._standing == "FENCED":
+            if self._standing == Standing.FENCED:
                 return 1
             if not self._was_protected:
                 await self._pause()
@@ -292,7 +259,7 @@ class PrimaryNode:
             self._lost,
             self._left_by_qemu,
         )
-        self._standing = "COPYING"
+        self._standing = Standing.COPYING
         second: set[asyncio.Future[Any]] = {starting, self._end}
         await asyncio.wait(second, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -323,7 +290,7 @@ class PrimaryNode:
 
     async def _ask(self) -> None:
         """The secondary is lost: ask for the right to run alone, and act on the answer."""
-        self._standing = "LOST"
+        self._standing = Standing.LOST
         if self._session.machine.can(PrimaryEvent.LOST):
             self._session.machine.handle(PrimaryEvent.LOST)
         if self._relay is not None:
@@ -380,7 +347,7 @@ class PrimaryNode:
     async def _fence(self) -> None:
         """The other host has the right to run the VM: this one may not be heard any more."""
         self._gate.shut()
-        self._standing = "FENCED"
+        self._standing = Standing.FENCED
         with contextlib.suppress(GuestError):
             await self._qemu.execute("stop")
         owner = self._arbiter.current()
@@ -395,7 +362,7 @@ class PrimaryNode:
             await self._perform(effect)
         self._session.machine.handle(PrimaryEvent.RESUMED)
         await self._gate.remove()
-        self._standing = "UNPROTECTED"
+        self._standing = Standing.UNPROTECTED
         self._say(f"UNPROTECTED: the VM runs here alone (grant {self._grant.number})")
         self._write_status()
 
@@ -410,7 +377,7 @@ class PrimaryNode:
     # -- what happens ---------------------------------------------------------------------
 
     def _protected(self) -> None:
-        self._standing, self._was_protected, self._pause_s = "PROTECTED", True, _RETRY_S
+        self._standing, self._was_protected, self._pause_s = Standing.PROTECTED, True, _RETRY_S
         self._error = None
         self._say(f"PROTECTED by {self._to}")
 
@@ -465,8 +432,8 @@ class PrimaryNode:
 
     async def _obey(self, order: str, force: bool) -> Answer:
         if order == "failover":
-            if self._standing != "LOST":
-                return Answer(False, f"nothing to decide: the VM is {self._standing}")
+            if self._standing != Standing.LOST:
+                return Answer(False, f"nothing to decide: the VM is {self._standing.name}")
             self._ordered.set()
             return Answer(True, "the VM may run here alone")
         return Answer(False, f"there is no order {order!r}")
@@ -479,7 +446,7 @@ class PrimaryNode:
             self._write_status()
             await asyncio.sleep(_STATUS_S)
             limit = self._config.silence_s
-            if self._standing == "PROTECTED" and self._session.overdue(limit):
+            if self._standing == Standing.PROTECTED and self._session.overdue(limit):
                 self._lost(ChannelLost(f"no checkpoint was done in {limit:.0f} s"))
 
     def _write_status(self) -> None:
@@ -492,8 +459,8 @@ class PrimaryNode:
         return {
             "role": "primary",
             "vm": self._config.name,
-            "state": self._standing,
-            "meaning": _MEANINGS[self._standing],
+            "state": self._standing.name,
+            "meaning": self._standing.value,
             "checkpoint": self._session.count or None,
             "checkpoint_at": self._session.safe_at,
             "secondary": str(self._to),

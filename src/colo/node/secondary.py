@@ -268,7 +268,7 @@ class SecondaryNode:
 
     # -- losses ---------------------------------------------------------------------------
 
-    def _lost(self, error: PeerError) -> None:
+    def _lost(self, error: ColoError) -> None:
         """The channel is gone."""
         incoming = self._incoming
         assert incoming is not None
@@ -346,7 +346,7 @@ class SecondaryNode:
             silence = time.monotonic() - channel.last_heard
             if silence > self._config.silence_s:
                 assert self._incoming is not None
-                why = self._incoming.stalled() or ChannelLost(
+                why: ColoError = self._incoming.stalled() or ChannelLost(
                     f"the primary was silent for {silence:.1f} s within "
                     f"{'the first migration' if self._number < 0 else 'a checkpoint'}"
                 )

@@ -46,7 +46,10 @@ class Image:
         self.path = folder / quote(block.name, safe="")
         unit = os.statvfs(folder).f_bsize  # a huge page, where the folder is a hugetlbfs
         size = -(-block.length // unit) * unit
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreError(f"block {block.name!r} of memory: {error.strerror}") from error
         try:
             os.posix_fallocate(file, 0, size)
             self._map = mmap.mmap(file, size)

@@ -24,7 +24,8 @@ __all__ = ["StagingArea"]
 
 _MAP_NORESERVE: Final = 0x4000  # Linux; Python's mmap module names it only in later versions
 _KEPT_MIN: Final = 4 << 20
-_KEPT_CHECKPOINTS: Final = 8
+#: Memory that was given back has to be cleared again, and that with the VM stopped.
+_KEPT_CHECKPOINTS: Final = 64
 _NAMES_AND_MESSAGES: Final = 1 << 20
 
 

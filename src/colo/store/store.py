@@ -54,16 +54,17 @@ class Store:
         self._committed: list[PageRun] = []
         try:
             folder.mkdir(mode=0o700, parents=True)
-            require_room(folder, limits.ram_bytes, "the checkpoint store")
         except FileExistsError:
             raise StoreError(f"{folder} exists already: remove what an earlier run left") from None
         except OSError as error:
             raise StoreError(f"{folder}: {error.strerror}") from error
+        try:
+            require_room(folder, limits.ram_bytes, "the checkpoint store")
+            self.staging = StagingArea(limits)
+            self.images = {main.name: Image(folder, main)}
         except StoreError:
-            folder.rmdir()
+            self.remove()
             raise
-        self.staging = StagingArea(limits)
-        self.images = {main.name: Image(folder, main)}
 
     def define(self, blocks: tuple[RamBlock, ...]) -> None:
         """Make an image for each block of a first migration that begins.

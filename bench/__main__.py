@@ -1,0 +1,104 @@
+"""``python -m bench``: measure on this machine, and write the figures down.
+
+It takes some 35 minutes; ``--quick`` takes six and proves little.  Let the machine do nothing
+else meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from bench import machine, memory, pauses, receive, takeover
+from bench.errors import BenchError
+from bench.render import render
+
+__all__ = ["main"]
+
+_NAMES: Final = ("pauses", "takeover", "memory", "receive")
+_TRANSPORTS: Final = ("unix", "tcp")
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument("--quick", action="store_true", help="few and short runs")
+    parser.add_argument("--only", choices=_NAMES, action="append", help="measure only this")
+    parser.add_argument(
+        "--render",
+        type=Path,
+        nargs=2,
+        metavar=("JSON", "MD"),
+        help="measure nothing: write the tables of JSON into MD, between its markers",
+    )
+    options = parser.parse_args()
+    if options.render:
+        source, target = options.render
+        target.write_text(render(json.loads(source.read_text()), target.read_text()))
+        return 0
+    try:
+        figures = _measure(options.only or _NAMES, options.quick)
+    except BenchError as error:
+        _say(f"bench: {error}")
+        return 1
+    text = json.dumps(figures, indent=1)
+    if options.json:
+        options.json.write_text(text + "\n")
+    else:
+        print(text)
+    return 0
+
+
+def _measure(names: tuple[str, ...] | list[str], quick: bool) -> dict[str, Any]:
+    qemus = machine.qemus()
+    if not qemus:
+        raise BenchError("no QEMU is here: install qemu-system-x86, or `make qemu11`")
+    rounds, seconds, kills = (1, 4.0, 3) if quick else (5, 10.0, 10)
+    figures: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "quick": quick,
+        "machine": machine.describe(),
+    }
+    for name in names:
+        if name == "receive":
+            _say("receive path")
+            figures[name] = receive.measure()
+            continue
+        figures[name] = []
+        for version, binary in qemus.items():
+            for row in _measure_qemu(name, version, binary, rounds, seconds, kills):
+                figures[name].append({"qemu": version, **row})
+    return figures
+
+
+def _measure_qemu(
+    name: str, version: str, binary: str, rounds: int, seconds: float, kills: int
+) -> list[dict[str, Any]]:
+    rows = []
+    if name == "memory":
+        _say(f"memory, QEMU {version}")
+        return [memory.measure(binary, 2 * seconds)]
+    if name == "takeover":
+        for size in takeover.SIZES_MIB:
+            for mode in takeover.MODES:
+                _say(f"takeover, QEMU {version}, {size} MiB, {mode}")
+                rows.append(takeover.measure(binary, size, mode, kills, _say))
+        return rows
+    for case in pauses.CASES:
+        for transport in _TRANSPORTS:
+            _say(f"pauses, QEMU {version}, {transport}, {case.mode}")
+            rows.append(pauses.measure(binary, transport, case, rounds, seconds, _say))
+    return rows
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

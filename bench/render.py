@@ -1,0 +1,157 @@
+"""The figures as tables, put between the markers of a Markdown file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+from bench.errors import BenchError
+
+__all__ = ["render"]
+
+_BEGIN: Final = "<!-- {name}: written by `python -m bench --render`, not by hand -->"
+_END: Final = "<!-- {name}: end -->"
+
+_Row = dict[str, Any]
+
+
+def render(figures: _Row, text: str) -> str:
+    """Return ``text`` with the tables of ``figures`` between its markers."""
+    for name, table in _TABLES.items():
+        if name not in figures:
+            continue
+        begin, end = _BEGIN.format(name=name), _END.format(name=name)
+        before, found, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not found or not found_end:
+            raise BenchError(f"there are no markers for {name}: {begin} … {end}")
+        text = f"{before}{begin}\n\n{table(figures[name])}\n\n{end}{after}"
+    return text
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _machine(machine: _Row) -> str:
+    virtual = ", itself a virtual machine" if machine["virtual"] else ""
+    return "\n".join(
+        f"- {line}"
+        for line in (
+            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB{virtual}",
+            f"Linux {machine['kernel']}, Python {machine['python']}, numpy {machine['numpy']}",
+            f"colo {machine['colo']}, QEMU {' and '.join(machine['qemu'])}, "
+            f"accelerator {machine['accelerator']}",
+        )
+    )
+
+
+def _pauses(rows: Sequence[_Row]) -> str:
+    head = [
+        "QEMU",
+        "guest",
+        "over",
+        "secondary",
+        "median",
+        "p95",
+        "p99",
+        "max",
+        "n",
+        "work",
+        "ratio",
+    ]
+    return _table(head, (cells for row in rows for cells in _pair(row)))
+
+
+def _pair(row: _Row) -> Iterable[list[str]]:
+    ratios = sorted(row["ratios"])
+    ratio = f"**{ratios[len(ratios) // 2]:.2f}** ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+    guest = f"{row['mode']}, {row['memory_mib']} MiB, every {row['interval_ms']} ms"
+    for name, last in (("stock", ""), ("colo", ratio)):
+        series = row[name]
+        values = [_ms(series[key]) for key in ("median", "p95", "p99", "max")]
+        where = [row["qemu"], guest, row["transport"]] if name == "stock" else ["", "", ""]
+        work = f"{series['work_per_s']:.1f}/s" if row["mode"] == "files" else ""
+        yield [*where, name, *values, str(series["n"]), work, last]
+
+
+def _takeover(rows: Sequence[_Row]) -> str:
+    head = [
+        "QEMU",
+        "guest",
+        "from SIGKILL: median",
+        "p95",
+        "max",
+        "colo's part: median",
+        "max",
+        "n",
+    ]
+    return _table(
+        head,
+        (
+            [
+                row["qemu"],
+                f"{row['mode']}, {row['memory_mib']} MiB",
+                *(_ms(row["from_kill_ms"][key]) for key in ("median", "p95", "max")),
+                *(_ms(row["from_loss_ms"][key]) for key in ("median", "max")),
+                str(row["from_kill_ms"]["n"]),
+            ]
+            for row in rows
+        ),
+    )
+
+
+def _memory(rows: Sequence[_Row]) -> str:
+    keys = {
+        "guest_mib": "guest RAM",
+        "images_mib": "images",
+        "largest_epoch_mib": "largest epoch",
+        "base_mib": "base",
+        "peak_mib": "peak",
+        "peak_less_base_mib": "peak less base",
+        "allowed_mib": "allowed",
+    }
+    head = ["QEMU", *(f"{name}, MiB" for name in keys.values()), "peak less base ÷ guest RAM"]
+    return _table(
+        head,
+        (
+            [
+                row["qemu"],
+                *(f"{row[key]:.0f}" for key in keys),
+                f"{row['peak_less_base_by_guest']:.2f}",
+            ]
+            for row in rows
+        ),
+    )
+
+
+def _receive(rows: Sequence[_Row]) -> str:
+    head = ["pages", "number", "runs", "MiB", "parse, ms", "apply, ms"]
+    return _table(
+        head,
+        (
+            [
+                row["shape"],
+                str(row["pages"]),
+                str(row["runs"]),
+                f"{row['mib']:.1f}",
+                "" if row["parse_ms"] is None else _ms(row["parse_ms"]),
+                _ms(row["apply_ms"]),
+            ]
+            for row in rows
+        ),
+    )
+
+
+def _ms(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+_TABLES: Final[dict[str, Callable[[Any], str]]] = {
+    "machine": _machine,
+    "pauses": _pauses,
+    "takeover": _takeover,
+    "memory": _memory,
+    "receive": _receive,
+}

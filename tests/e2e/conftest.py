@@ -1,0 +1,72 @@
+"""Both QEMUs, a scene that is cleared away, and a draw whose seed can be given again."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from colo.errors import ColoError
+from colo.guest.qemu import version_of
+from tests.e2e.harness import ROOT, Scene
+
+QEMUS = {
+    "7.2": ("qemu-system-x86_64", 7),
+    "11.1": (str(ROOT / "build" / "qemu11" / "qemu-system-x86_64"), 11),
+}
+#: Set it to the number that a failed run has shown, to draw the same again.
+SEED = "COLO_E2E_SEED"
+
+
+@pytest.fixture(params=QEMUS)
+def qemu(request: pytest.FixtureRequest) -> str:
+    """The QEMU to run on, of each version in turn."""
+    binary, major = QEMUS[request.param]
+    if shutil.which(binary) is None:
+        pytest.skip(f"no QEMU {request.param}: install it, or `make qemu11`")
+    try:
+        found, minor = version_of(binary)
+    except ColoError as error:
+        pytest.skip(f"no QEMU {request.param}: {error}")
+    if found < major or (found > major and major < 11):
+        pytest.skip(f"no QEMU {request.param}: {binary} is {found}.{minor}")
+    return binary
+
+
+@pytest.fixture
+def scene(qemu: str, request: pytest.FixtureRequest) -> Iterator[Scene]:
+    """A scene; its logs are in the report where the test fails."""
+    scene = Scene(qemu)
+    request.node.stash[_SCENE] = scene
+    yield scene
+    scene.close()
+
+
+@pytest.fixture
+def draw(request: pytest.FixtureRequest) -> random.Random:
+    """Draws anew in each run; the seed is printed, and stands in a failure's report."""
+    seed = int(os.environ.get(SEED) or random.SystemRandom().randrange(1 << 32))
+    request.node.stash[_DRAWN] = seed
+    print(f"{SEED}={seed}")
+    return random.Random(seed)
+
+
+_SCENE = pytest.StashKey[Scene]()
+_DRAWN = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        if _DRAWN in item.stash:
+            report.sections.append(("drawn", f"{SEED}={item.stash[_DRAWN]}"))
+        scene = item.stash.get(_SCENE, None)
+        if scene is not None and scene.folder.exists():
+            report.sections.append(("logs", scene.tails()))
+    return report

@@ -1,0 +1,477 @@
+"""What the scenarios are played with: a primary's VM, the secondary's host, and a scene for both.
+
+A scene has one VM file and one short folder (a unix socket's path has at most 107 bytes).  All
+that is started belongs to it: at the end it ends every process by its id and then looks whether
+anything of it is left.  Waits are polls with an end, and say what they waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from colo.config import VmConfig, load
+from colo.demo.guest_image import build
+from colo.guest.outgoing import ColoPrimary
+from colo.guest.qemu import Qemu, plan
+from tests.e2e.wire import Wire
+
+__all__ = ["Console", "Host", "PrimaryVm", "Scene", "VmFile", "wait"]
+
+ROOT: Final = Path(__file__).parents[2]
+WAIT_S: Final = 60.0
+POLL_S: Final = 0.02
+TAIL_LINES: Final = 12
+LINE: Final = re.compile(r"colo-guest: count=(\d+) updates=(\d+) sweeps=(\d+)\r?\n")
+KERNEL: Final = (
+    "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests "
+    "colo.mode=table colo.tick=1"
+)
+
+T = TypeVar("T")
+
+
+def wait(condition: Callable[[], T], what: str, seconds: float = WAIT_S) -> T:
+    """Wait until ``condition`` is truthy, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for: {what}"
+        time.sleep(POLL_S)
+    return result
+
+
+class Console:
+    """One side's serial console: all that the guest said is in ``log``; ``path`` is its socket."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.log = folder / f"{name}.console"
+        self.path = folder / f"{name}.serial"
+
+    @property
+    def args(self) -> list[str]:
+        """QEMU's arguments for it."""
+        chardev = f"socket,id=console,path={self.path},server=on,wait=off,logfile={self.log}"
+        return ["-chardev", chardev, "-serial", "chardev:console"]
+
+    def text(self) -> str:
+        """What the guest has said up to now."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def lines(self) -> list[tuple[int, int]]:
+        """Count and sweeps of each whole line."""
+        return counts(self.text())
+
+    def last(self) -> int:
+        """The last count; 0 if there is none."""
+        lines = self.lines()
+        return lines[-1][0] if lines else 0
+
+    def wait_count(self, count: int) -> None:
+        """Wait until the guest has counted so far."""
+        wait(lambda: self.last() >= count, f"count {count} on {self.log.name}")
+
+    def wait_progress(self, more: int = 5) -> None:
+        """Wait until the guest has counted on."""
+        self.wait_count(self.last() + more)
+
+    def verify(self) -> None:
+        """Have the guest check all of its memory at once, and then in two whole sweeps."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(WAIT_S)
+            sock.connect(str(self.path))
+            sock.sendall(b"verify\n")
+            answer = b""
+            while b"verified records=" not in answer and b"CORRUPT" not in answer:
+                data = sock.recv(4096)
+                assert data, f"the console closed after {answer!r}"
+                answer += data
+        sweeps = self.lines()[-1][1] if self.lines() else 0
+        wait(
+            lambda: "CORRUPT" in self.text() or self.lines()[-1][1] >= sweeps + 2,
+            f"two more sweeps on {self.log.name}",
+        )
+        assert "CORRUPT" not in self.text(), self.text()[-500:]
+
+
+def counts(text: str) -> list[tuple[int, int]]:
+    """Count and sweeps of each whole line in a console's text."""
+    return [(int(found[1]), int(found[3])) for found in LINE.finditer(text)]
+
+
+@dataclass(frozen=True)
+class VmFile:
+    """What goes into a scene's VM file; ``guest`` without a kernel ends in its firmware."""
+
+    machine: str = "pc"
+    memory_mib: int = 128
+    guest: bool = True
+    args: tuple[str, ...] = ()
+    silence_s: float = 10.0
+    store_folder: str = "/dev/shm"
+    binary: str | None = None
+
+    def write(self, path: Path, name: str, binary: str, primary: Console, other: Console) -> None:
+        """Write it as TOML; JSON's texts and lists are TOML's."""
+        args = ["-machine", self.machine, "-cpu", "qemu64", "-m", str(self.memory_mib)]
+        args += ["-display", "none", "-nodefaults", "-no-reboot", *self.args]
+        if self.guest:
+            image = build(ROOT / "build" / "guest", lambda line: None)
+            args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", KERNEL]
+        path.write_text(
+            f"name = {json.dumps(name)}\n"
+            f'[qemu]\nbinary = {json.dumps(self.binary or binary)}\naccel = "tcg"\n'
+            f"args = {json.dumps(args)}\n"
+            f"[qemu.primary]\nargs = {json.dumps(primary.args)}\n"
+            f"[qemu.secondary]\nargs = {json.dumps(other.args)}\n"
+            f"[store]\nfolder = {json.dumps(self.store_folder)}\n"
+            f"[failover]\nsilence_s = {self.silence_s}\n"
+        )
+
+
+class Host:
+    """The secondary's host: a real ``colo secondary`` and what it leaves in its state folder."""
+
+    def __init__(self, folder: Path, name: str, vm_file: Path, console: Console) -> None:
+        self.state = folder / name
+        self.console = console
+        self.socket = folder / f"{name}.listen"
+        self.listen = f"unix:{self.socket}"
+        self.log = folder / f"{name}.log"
+        self._vm_file = vm_file
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str, ready: bool = True) -> None:
+        """Start it; with ``ready``, wait until a primary may come."""
+        already = len(self.said("waiting for a primary"))
+        command = [colo(), "secondary", str(self._vm_file), "--listen", self.listen]
+        command += ["--state-dir", str(self.state), "--trace", *options]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        if ready:
+            wait(
+                lambda: self.exited() or len(self.said("waiting for a primary")) > already,
+                "colo secondary to listen",
+            )
+            assert not self.exited(), f"colo secondary ended: {self.text()}"
+
+    def exited(self) -> bool:
+        """Whether the process has ended."""
+        return self.process is not None and self.process.poll() is not None
+
+    def wait_exit(self) -> int:
+        """Wait for its end and return its exit code."""
+        assert self.process is not None
+        return self.process.wait(WAIT_S)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the colo process."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def text(self) -> str:
+        """All that it told its user."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def said(self, text: str) -> list[str]:
+        """The lines of it that contain ``text``."""
+        return [line for line in self.text().splitlines() if text in line]
+
+    def wait_said(self, text: str) -> str:
+        """Wait for such a line and return the last one."""
+        return wait(lambda: self.said(text), f"colo secondary to say {text!r}")[-1]
+
+    def status(self) -> dict[str, Any]:
+        """What ``colo status --json`` says."""
+        done = self.run("status", "--json")
+        content = json.loads(done.stdout)
+        assert isinstance(content, dict)
+        return content
+
+    def file(self) -> dict[str, Any]:
+        """The status file as it is: for polls."""
+        content = json.loads((self.state / "status.json").read_text())
+        assert isinstance(content, dict)
+        return content
+
+    def wait_state(self, state: str) -> dict[str, Any]:
+        """Wait for the state of that name and return the status."""
+        wait(lambda: self.file()["state"] == state, f"the secondary in state {state}")
+        return self.status()
+
+    def wait_checkpoint(self, number: int) -> None:
+        """Wait until checkpoint ``number`` is whole."""
+        wait(lambda: (self.file()["checkpoint"] or 0) >= number, f"checkpoint {number}")
+
+    def run(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run another ``colo`` command on this state folder."""
+        return subprocess.run(
+            [colo(), command, "--state-dir", str(self.state), *options],
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+            check=False,
+        )
+
+    def qemu_pid(self) -> int:
+        """The id of the QEMU that waits, or runs the VM."""
+        return int((self.state / "qemu.pid").read_text())
+
+    def close(self) -> None:
+        """End it, and the VM that it may have taken over."""
+        if self.process is not None and not self.exited():
+            self.process.terminate()
+            self.process.send_signal(signal.SIGCONT)  # a test that failed may have stopped it
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(15)
+                raise AssertionError("colo secondary did not end at SIGTERM") from None
+            finally:
+                self._kill_qemu()
+        self._kill_qemu()
+
+    def _kill_qemu(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            pid = self.qemu_pid()
+            if os.fsencode(self.state) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+
+
+class PrimaryVm:
+    """A QEMU that runs the VM, steered as colo steers it, from a loop in a thread of its own."""
+
+    def __init__(self, config: VmConfig, folder: Path, console: Console) -> None:
+        self.console = console
+        self._folder = folder
+        self._config = config
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._qemu: Qemu | None = None
+        self._colo: ColoPrimary | None = None
+
+    def start(self) -> None:
+        """Start QEMU and with it the VM."""
+        self._folder.mkdir()
+        self._do(self._start())
+
+    def protect(self, uri: str, delay_ms: int = 100) -> None:
+        """Start COLO to the secondary at ``uri``."""
+        assert self._qemu is not None
+        self._colo = ColoPrimary(self._qemu)
+        self._do(self._colo.start(uri, delay_ms))
+
+    def begin_to_protect(self, uri: str) -> None:
+        """Start COLO and do not wait until it is on."""
+        assert self._qemu is not None
+        colo = ColoPrimary(self._qemu).start(uri, 100)
+        future = asyncio.run_coroutine_threadsafe(colo, self._loop)
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def ended(self) -> str:
+        """Wait until QEMU has left COLO, and return why."""
+        assert self._colo is not None
+        return self._do(self._colo.ended())
+
+    def run_alone(self) -> None:
+        """Have the VM run without a secondary."""
+        assert self._colo is not None
+        self._do(self._colo.run_alone())
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """Execute a QMP command."""
+        assert self._qemu is not None
+        return self._do(self._qemu.execute(command, **arguments))
+
+    def set_capabilities(self, *names: str) -> None:
+        """Switch migration capabilities on."""
+        self.execute(
+            "migrate-set-capabilities",
+            capabilities=[{"capability": name, "state": True} for name in names],
+        )
+
+    def is_running(self) -> bool:
+        """Whether the VM runs."""
+        return bool(self.execute("query-status")["running"])
+
+    def signal(self, number: int) -> None:
+        """Send a signal to QEMU."""
+        assert self._qemu is not None
+        os.kill(self._qemu.pid, number)
+
+    def kill(self) -> None:
+        """End QEMU as a host's loss ends it, and wait for that."""
+        if self._qemu is not None:
+            self._do(self._qemu.kill())
+
+    def close(self) -> None:
+        """End all of it."""
+        try:
+            self.kill()
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(WAIT_S)
+            self._loop.close()
+
+    async def _start(self) -> None:
+        launch = plan(self._config)
+        self._qemu = Qemu(launch.primary(), self._folder, launch.environment)
+        await self._qemu.start()
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(WAIT_S)
+
+
+@dataclass
+class Scene:
+    """One VM, its folder, and all that was started for it."""
+
+    binary: str
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="colo-e2e-")))
+    wires: list[Wire] = field(default_factory=list)
+    hosts: list[Host] = field(default_factory=list)
+    primaries: list[PrimaryVm] = field(default_factory=list)
+    #: By checkpoint: how much the primary's guest had said when it was stopped for it.
+    said_at: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The VM's name; nobody else's."""
+        return self.folder.name
+
+    def host(self, vm: VmFile = VmFile()) -> Host:
+        """A host for the secondary, nothing started yet."""
+        name = f"b{len(self.hosts)}"
+        console = Console(self.folder, name)
+        vm_file = self.folder / f"{name}.toml"
+        vm.write(vm_file, self.name, self.binary, Console(self.folder, "unused"), console)
+        self.hosts.append(Host(self.folder, name, vm_file, console))
+        return self.hosts[-1]
+
+    def primary(self, vm: VmFile = VmFile()) -> PrimaryVm:
+        """A primary that is being started; its guest boots meanwhile."""
+        name = f"a{len(self.primaries)}"
+        console = Console(self.folder, name)
+        vm_file = self.folder / f"{name}.toml"
+        vm.write(vm_file, self.name, self.binary, console, Console(self.folder, "unused"))
+        self.primaries.append(PrimaryVm(load(vm_file), self.folder / name, console))
+        self.primaries[-1].start()
+        return self.primaries[-1]
+
+    def wire(self, host: Host, primary: PrimaryVm) -> Wire:
+        """A wire to ``host`` for ``primary``."""
+
+        def on_stopped(number: int) -> None:
+            self.said_at[number] = len(primary.console.text())
+
+        path = self.folder / f"w{len(self.wires)}"
+        self.wires.append(Wire(path, host.socket, on_stopped))
+        return self.wires[-1]
+
+    def protected(
+        self, vm: VmFile = VmFile(), *options: str, delay_ms: int = 100
+    ) -> tuple[PrimaryVm, Wire, Host]:
+        """A guest that runs on a primary, protected through a wire by a secondary."""
+        host = self.host(vm)
+        primary = self.primary(vm)
+        host.start(*options)
+        primary.console.wait_count(3)
+        wire = self.wire(host, primary)
+        primary.protect(f"unix:{wire.path}", delay_ms)
+        host.wait_said("PROTECTED")
+        return primary, wire, host
+
+    def check_goes_on(self, primary: PrimaryVm, host: Host, checkpoint: int) -> None:
+        """The guest goes on at ``host`` from just this checkpoint, and its memory is right.
+
+        What the primary's guest had said by then and what it says now are one text, to the byte.
+        """
+        host.console.wait_progress(3)
+        host.console.verify()
+        said = primary.console.text()
+        assert checkpoint in self.said_at, f"only {sorted(self.said_at)} were seen on the wire"
+        before, after = said[: self.said_at[checkpoint]], host.console.text()
+        joined = [count for count, _ in counts(before + after)]
+        lost = f"…{before[-80:]!r} then {after[:80]!r}…"
+        assert joined == list(range(1, len(joined) + 1)), f"numbers are missing or twice: {lost}"
+        assert "CORRUPT" not in before + after
+        first = counts(after)[0][0]
+        assert first <= counts(said)[-1][0] + 2, f"it skips from {counts(said)[-1]} to {first}"
+
+    def leftovers(self) -> list[str]:
+        """What is still there of this scene: processes, and folders in /dev/shm."""
+        processes = [f"process {pid}: {' '.join(words[:4])}" for pid, words in self._processes()]
+        return [*map(str, self._in_shm()), *processes]
+
+    def _in_shm(self) -> list[Path]:
+        return list(Path("/dev/shm").glob(f"*{self.name}*"))
+
+    def _processes(self) -> list[tuple[int, list[str]]]:
+        """Processes whose command lines name our folder, less those that only wait for a reaper."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes()
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                if os.fsencode(self.folder) in command and state != "Z":
+                    found.append((int(entry.name), command.decode(errors="replace").split("\0")))
+        return found
+
+    def tails(self) -> str:
+        """The ends of all logs."""
+        parts = []
+        for path in sorted((*self.folder.glob("*.console"), *self.folder.glob("*.log"))):
+            parts.append((path.name, path))
+        for path in sorted((*self.folder.glob("*/qemu.log"), *self.folder.glob("*/colo.log"))):
+            parts.append((f"{path.parent.name}/{path.name}", path))
+        text = ""
+        for name, path in parts:
+            lines = path.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+            text += f"--- {name}\n" + "".join(f"{line[:300]}\n" for line in lines)
+        for wire in self.wires:
+            text += f"--- wire: checkpoint {wire.checkpoint}, error {wire.error!r}\n"
+        return text
+
+    def close(self) -> None:
+        """End what was started, and see that nothing is left."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._clear)
+            parts: list[Wire | Host | PrimaryVm] = [*self.primaries, *self.hosts, *self.wires]
+            for part in parts:
+                stack.callback(part.close)
+        assert all(wire.error is None for wire in self.wires), [w.error for w in self.wires]
+
+    def _clear(self) -> None:
+        """See that nothing is left, and remove it if there is."""
+        try:
+            deadline = time.monotonic() + 10
+            while (left := self.leftovers()) and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+            assert not left, f"this is left: {left}"
+        finally:
+            for process, _ in self._processes():
+                os.kill(process, signal.SIGKILL)
+            for path in self._in_shm():
+                shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(self.folder)
+
+
+def colo() -> str:
+    """The real command line, beside the Python that runs the tests."""
+    return str(Path(sys.executable).with_name("colo"))

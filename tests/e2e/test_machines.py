@@ -1,0 +1,33 @@
+"""Other machines than the plainest one."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.e2e.harness import Scene, VmFile
+from tests.e2e.wire import Phase
+
+pytestmark = pytest.mark.e2e
+
+DEVICES = """
+-smp 2 -device virtio-rng-pci -device virtio-balloon-pci -device VGA
+-device qemu-xhci -device usb-tablet -device usb-kbd
+-netdev user,id=n0 -device virtio-net-pci,netdev=n0
+"""
+
+
+def test_machine_with_many_devices(scene: Scene, draw: random.Random) -> None:
+    vm = VmFile(machine="q35", args=tuple(DEVICES.split()))
+    primary, wire, host = scene.protected(vm)
+
+    host.wait_checkpoint(5)
+    number = wire.stop_at(Phase.RAM, draw.random())
+    wire.wait_stopped()
+    primary.kill()
+    wire.cut()
+
+    status = host.wait_state("RUNNING")
+    assert status["takeover"]["checkpoint"] == number - 1
+    scene.check_goes_on(primary, host, number - 1)

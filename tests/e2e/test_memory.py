@@ -1,0 +1,144 @@
+"""At each checkpoint the store's memory is the stopped VM's memory, page by page."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.e2e.harness import Host, PrimaryVm, Scene, VmFile, wait
+from tests.e2e.wire import Phase
+
+pytestmark = pytest.mark.e2e
+
+CHECKPOINTS = 20
+COMPARED_S = 20.0
+PAGE = 4096
+#: There the processor sees graphics memory, not the memory that the block holds.
+VGA_WINDOW = slice(0xA0000 // PAGE, 0xC0000 // PAGE)
+
+Pages = NDArray[np.uint8]
+
+
+def test_memory_is_equal_at_twenty_checkpoints(scene: Scene) -> None:
+    vm = VmFile()
+    primary, wire, host = scene.protected(vm)
+    previous: Pages | None = None
+    changed_total = 0
+
+    for turn in range(CHECKPOINTS):
+        primary.console.wait_progress(2)
+        wire.stop_at(Phase.LOADED)
+        wire.wait_stopped()  # the primary's VM is stopped; the secondary has the checkpoint
+        truth = primary_memory(primary, scene.folder, vm)
+        wait_equal(truth, host, f"checkpoint {wire.checkpoint}, comparison {turn + 1}")
+        if previous is not None:
+            changed = len(differing(truth, previous))
+            assert changed > 0, f"nothing has changed before checkpoint {wire.checkpoint}"
+            changed_total += changed
+        previous = truth
+        wire.go_on()
+    print(f"{CHECKPOINTS} comparisons, {changed_total} pages changed between them, 0 differ")
+    assert changed_total > CHECKPOINTS * 100
+
+
+def test_comparison_finds_a_checkpoint_that_was_left_out(scene: Scene) -> None:
+    vm = VmFile()
+    primary, wire, host = scene.protected(vm)
+
+    wire.stop_at(Phase.LOADED)
+    wire.wait_stopped()
+    truth = primary_memory(primary, scene.folder, vm)
+    wait_equal(truth, host, f"checkpoint {wire.checkpoint}")
+    stale = store_memory(host)
+    wire.go_on()
+    primary.console.wait_progress(2)
+    wire.stop_at(Phase.LOADED)
+    wire.wait_stopped()
+    found = differing(primary_memory(primary, scene.folder, vm), stale)
+    print(f"{len(found)} pages differ from the checkpoint before")
+    assert len(found) > 100
+
+
+def test_waiting_qemu_that_is_started_again_does_not_touch_memory(scene: Scene) -> None:
+    vm = VmFile()
+    primary, wire, host = scene.protected(vm)
+
+    wire.stop_at(Phase.LOADED)
+    wire.wait_stopped()
+    truth = primary_memory(primary, scene.folder, vm)
+    wait_equal(truth, host, f"checkpoint {wire.checkpoint}")
+    os.kill(host.qemu_pid(), signal.SIGKILL)
+    wait(lambda: host.file()["qemu"]["starts"] == 2, "the waiting QEMU to be started again")
+    assert differing(truth, store_memory(host)) == []
+
+
+def test_takeover_that_qemu_refuses_does_not_touch_memory(scene: Scene) -> None:
+    """The secondary's VM lacks a device: the VM cannot run there, and that is said."""
+    vm = VmFile(args=("-device", "virtio-rng-pci"))
+    host, primary = scene.host(), scene.primary(vm)
+    host.start()
+    primary.console.wait_count(3)
+    wire = scene.wire(host, primary)
+    primary.protect(f"unix:{wire.path}")
+    host.wait_checkpoint(2)
+    number = wire.stop_at(Phase.LOADED)
+    wire.wait_stopped()
+    truth = primary_memory(primary, scene.folder, vm)
+    primary.kill()
+    wire.cut()
+
+    line = host.wait_said("NOT RUNNING")
+    assert f"checkpoint {number} is kept" in line
+    assert len(host.said(" failed: ")) == 3
+    assert "virtio-rng" in "".join(host.said(" failed: "))
+    status = host.status()
+    assert status["state"] == "LOST"
+    assert differing(truth, store_memory(host)) == []
+    again = host.run("failover")
+    assert again.returncode == 1
+    assert again.stderr.startswith("the VM could not be started: ")
+    assert again.stderr.count("\n") == 1
+    assert differing(truth, store_memory(host)) == []
+    assert host.console.text() == ""
+
+
+def primary_memory(primary: PrimaryVm, folder: Path, vm: VmFile) -> Pages:
+    """The memory of the primary's VM, as QEMU sees it."""
+    path = folder / "memory"
+    primary.execute("pmemsave", val=0, size=vm.memory_mib << 20, filename=str(path))
+    pages = np.fromfile(path, np.uint8).reshape(-1, PAGE)
+    path.unlink()
+    return pages
+
+
+def store_memory(host: Host) -> Pages:
+    """What the secondary's store holds."""
+    return np.fromfile(host.state / "store" / "pc.ram", np.uint8).reshape(-1, PAGE)
+
+
+def wait_equal(truth: Pages, host: Host, what: str) -> None:
+    """Wait until the store has applied the checkpoint, and its memory is the VM's."""
+    found: list[int] = []
+
+    def is_equal() -> bool:
+        found[:] = differing(truth, store_memory(host))
+        return not found
+
+    try:
+        wait(is_equal, "equal memory", COMPARED_S)
+    except AssertionError:
+        pages = ", ".join(f"{number:#x}" for number in found[:20])
+        pytest.fail(f"{what}: {len(found)} pages differ: {pages}")
+
+
+def differing(one: Pages, other: Pages) -> list[int]:
+    """The numbers of the pages that differ."""
+    assert one.shape == other.shape
+    unequal = (one.view(np.uint64) != other.view(np.uint64)).any(axis=1)
+    unequal[VGA_WINDOW] = False
+    return [int(number) for number in np.flatnonzero(unequal)]

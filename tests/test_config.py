@@ -1,0 +1,185 @@
+"""The VM file: what it may say, and what is told about what it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from colo.config import RAM_BLOCK, VmConfig, load, memory_size
+from colo.errors import UsageError
+
+FULL = """
+name = "web1"
+[qemu]
+binary = "/opt/qemu"
+args = ["-machine", "pc", "-m", "512"]
+accel = "tcg"
+[qemu.primary]
+args = ["-netdev", "tap,id=n0,ifname=tap0"]
+[qemu.secondary]
+args = ["-netdev", "tap,id=n0,ifname=tap1"]
+[store]
+folder = "/mnt/huge"
+other_memory_mib = 16
+device_state_mib = 32
+[failover]
+silence_s = 2
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "web1.toml"
+
+
+def test_a_file_says_all_of_it(file: Path) -> None:
+    file.write_text(FULL)
+    config = load(file)
+    assert config == VmConfig(
+        name="web1",
+        binary="/opt/qemu",
+        args=("-machine", "pc", "-m", "512"),
+        accel="tcg",
+        primary_args=("-netdev", "tap,id=n0,ifname=tap0"),
+        secondary_args=("-netdev", "tap,id=n0,ifname=tap1"),
+        store_folder=Path("/mnt/huge"),
+        other_memory_mib=16,
+        device_state_mib=32,
+        silence_s=2.0,
+    )
+    assert isinstance(config.silence_s, float)
+    assert config.memory == 512 << 20
+    assert config.limits.ram_bytes == (512 + 16) << 20
+    assert config.limits.device_bytes == 32 << 20
+
+
+def test_a_file_need_say_no_more_than_a_name(file: Path) -> None:
+    file.write_text('name = "web1"')
+    config = load(file)
+    assert config == VmConfig(name="web1")
+    assert (config.binary, config.accel, config.silence_s) == ("qemu-system-x86_64", "auto", 10.0)
+    assert config.store_folder == Path("/dev/shm")
+    assert config.memory == 128 << 20
+    assert RAM_BLOCK == "pc.ram"
+
+
+@pytest.mark.parametrize("name", ["a", "web1", "Web-1.example_com", "0", "x" * 64])
+def test_a_name_can_be_a_file_name(name: str, file: Path) -> None:
+    file.write_text(f'name = "{name}"')
+    assert load(file).name == name
+
+
+BAD = [
+    ("", "name is missing"),
+    ("name =", "Invalid value (at end of document)"),
+    ("name = 1", "name = 1: it has to be text"),
+    ("name = true", "name = True: it has to be text"),
+    ('name = ""', "name = '': 1 to 64 letters, digits, dots, dashes or underscores"),
+    ('name = "../up"', "name = '../up': 1 to 64 letters"),
+    ('name = ".hidden"', "name = '.hidden': 1 to 64 letters"),
+    ('name = "a b"', "name = 'a b': 1 to 64 letters"),
+    ('name = "a\\n"', r"name = 'a\n': 1 to 64 letters"),
+    (f'name = "{"x" * 65}"', "1 to 64 letters"),
+    ('name = "a"\nnames = "b"', "names: there is no such key"),
+    ('name = "a"\nqemu = "x"', "[qemu] has to be a table"),
+    ('name = "a"\n[qemu]\nbinary = 1', "qemu.binary = 1: it has to be text"),
+    ('name = "a"\n[qemu]\nbinray = "q"', "qemu.binray: there is no such key"),
+    ('name = "a"\n[qemu]\nargs = "-m 512"', "qemu.args: a list of texts, one for each argument"),
+    ('name = "a"\n[qemu]\nargs = ["-m", 512]', "qemu.args: a list of texts"),
+    ('name = "a"\n[qemu]\naccel = "hvf"', "[qemu] accel = 'hvf': one of auto, kvm, tcg"),
+    ('name = "a"\n[qemu]\nprimary = []', "[qemu.primary] has to be a table"),
+    ('name = "a"\n[qemu.primary]\nargs = 1', "qemu.primary.args: a list of texts"),
+    ('name = "a"\n[qemu.primary]\nbinary = "q"', "qemu.primary.binary: there is no such key"),
+    ('name = "a"\n[qemu.secondary]\nx = 1', "qemu.secondary.x: there is no such key"),
+    ('name = "a"\n[store]\nfolder = 1', "store.folder = 1: it has to be text"),
+    ('name = "a"\n[store]\nother_memory_mib = 1.5', "other_memory_mib = 1.5: it has to be a whole"),
+    ('name = "a"\n[store]\nother_memory_mib = true', "store.other_memory_mib = True: it has"),
+    ('name = "a"\n[store]\nother_memory_mib = 0', "other_memory_mib = 0: more than 0"),
+    ('name = "a"\n[store]\ndevice_state_mib = -1', "device_state_mib = -1: more than 0"),
+    ('name = "a"\n[store]\nx = 1', "store.x: there is no such key"),
+    ('name = "a"\n[failover]\nsilence_s = "1"', "silence_s = '1': it has to be a"),
+    ('name = "a"\n[failover]\nsilence_s = 0', "silence_s = 0.0: more than 0"),
+    ('name = "a"\n[failover]\nsilence_s = -1.5', "silence_s = -1.5: more than 0"),
+    ('name = "a"\n[failover]\nsilence_s = nan', "silence_s = nan: "),
+    ('name = "a"\n[failover]\nsilence_s = inf', "silence_s = inf: "),
+    ('name = "a"\n[failover]\narbiter = "x"', "[failover] arbiter = 'x': file:PATH, manual or none"),
+    ('name = "a"\n[qemu.secondary]\nargs = ["-m", "1G"]', "-m belongs to both hosts"),
+    ('name = "a"\n[qemu]\nargs = ["-m", "512X"]', "-m 512X: not a size"),
+    *(
+        (f'name = "a"\n[{table}]\nargs = ["-x", "{option}"]', f"[qemu] args: remove {option}: ")
+        for table in ("qemu", "qemu.primary", "qemu.secondary")
+        for option in (
+            "-incoming", "-S", "-daemonize", "-pidfile", "-loadvm", "-mem-path", "-mem-prealloc",
+        )
+    ),
+    (
+        'name = "a"\n[qemu]\nargs = ["-machine", "pc,memory-backend=m"]',
+        "[qemu] args: remove pc,memory-backend=m: colo adds the memory backend",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "told"), BAD)
+def test_what_is_wrong_is_told_in_one_line_with_its_key(text: str, told: str, file: Path) -> None:
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert told in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_that_cannot_be_read_is_told(file: Path) -> None:
+    with pytest.raises(UsageError, match=r"web1\.toml: No such file or directory$"):
+        load(file)
+    with pytest.raises(UsageError, match=r": Is a directory$"):
+        load(file.parent)
+    file.write_bytes(b"name = '\xff'")
+    with pytest.raises(UsageError, match=r"web1\.toml: .*utf-8"):
+        load(file)
+
+
+SIZES = [
+    ([], 128 << 20),
+    (["-m", "512"], 512 << 20),
+    (["--m", "512"], 512 << 20),
+    (["-m", "512M"], 512 << 20),
+    (["-m", "512m"], 512 << 20),
+    (["-m", "2G"], 2 << 30),
+    (["-m", "1t"], 1 << 40),
+    (["-m", "131072k"], 128 << 20),
+    (["-m", "134217728b"], 128 << 20),
+    (["-m", "size=1G"], 1 << 30),
+    (["-m", "512", "-cpu", "qemu64", "-m", "1G"], 1 << 30),
+    (["-cpu", "qemu64"], 128 << 20),
+]
+
+
+@pytest.mark.parametrize(("args", "size"), SIZES)
+def test_the_last_m_says_how_much_memory_there_is(args: list[str], size: int) -> None:
+    assert memory_size(args) == size
+
+
+BAD_SIZES = [
+    ("", "not a size that QEMU knows, such as 512 or 2G"),
+    ("lots", "not a size"),
+    ("1.5G", "not a size"),
+    ("-512", "not a size"),
+    ("0x200", "not a size"),
+    ("512MB", "not a size"),
+    ("size=", "not a size"),
+    ("0", "not a multiple of 4096 bytes"),
+    ("1k", "not a multiple of 4096 bytes"),
+    ("4097b", "not a multiple of 4096 bytes"),
+    ("512,slots=2,maxmem=1G", "memory that is plugged in later cannot be protected"),
+    ("maxmem=1G,size=512M", "memory that is plugged in later cannot be protected"),
+]
+
+
+@pytest.mark.parametrize(("text", "told"), BAD_SIZES)
+def test_a_size_that_cannot_be_is_told(text: str, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        memory_size(["-m", text])
+    assert str(caught.value).startswith(f"-m {text}: ")
+    assert told in str(caught.value)
