@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
+import threading
 from pathlib import Path
 
 import pytest
 
 from colo.errors import LocalError, UsageError
-from colo.failover.arbiter import FileArbiter, Grant, ManualArbiter, NoArbiter, make_arbiter
+from colo.failover import arbiter
+from colo.failover.arbiter import (
+    FileArbiter,
+    Grant,
+    ManualArbiter,
+    NoArbiter,
+    claim,
+    make_arbiter,
+    reach,
+)
 
 
 @pytest.fixture
@@ -108,3 +119,46 @@ def test_the_vm_file_names_it(text: str, kind: type) -> None:
 def test_another_name_is_refused_with_the_choices(text: str) -> None:
     with pytest.raises(UsageError, match="file:PATH, manual or none"):
         make_arbiter(text)
+
+
+def test_a_grant_whose_answer_never_came_is_got_by_asking_again(file: Path) -> None:
+    arbiter = FileArbiter(file)
+    assert arbiter.take(0, "a") == Grant(1, "a")
+    assert arbiter.take(0, "a") == Grant(1, "a")
+    assert arbiter.take(0, "b") is None
+
+
+def test_an_arbiter_that_hangs_is_one_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(arbiter, "_ANSWER_S", 0.05)
+
+    async def ask() -> None:
+        try:
+            with pytest.raises(LocalError, match="did not answer"):
+                await reach(released.wait)
+        finally:
+            released.set()
+
+    asyncio.run(ask())
+
+
+class TestClaim:
+    def test_a_free_right_and_our_own_are_claimed(self, file: Path) -> None:
+        arbiter = FileArbiter(file)
+        assert claim(arbiter, "a", "web1", stock=False, force=False) == Grant(1, "a")
+        assert claim(arbiter, "a", "web1", stock=False, force=False) == Grant(2, "a")
+
+    def test_another_holders_right_is_refused_by_name_and_taken_by_force(self, file: Path) -> None:
+        arbiter = FileArbiter(file)
+        arbiter.take(0, "b")
+        with pytest.raises(UsageError, match=r"belongs to b \(grant 1\); .* say --claim"):
+            claim(arbiter, "a", "web1", stock=False, force=False)
+        assert claim(arbiter, "a", "web1", stock=False, force=True) == Grant(2, "a")
+
+    def test_two_hosts_may_not_do_without_an_arbiter(self) -> None:
+        with pytest.raises(UsageError, match="would let both hosts run the VM"):
+            claim(NoArbiter(), "a", "web1", stock=False, force=False)
+        assert claim(NoArbiter(), "a", "web1", stock=True, force=False) == Grant(1, "a")
+
+    def test_a_manual_arbiter_has_nothing_to_claim(self) -> None:
+        assert claim(ManualArbiter(), "a", "web1", stock=False, force=False) == Grant(0, "a")

@@ -25,7 +25,8 @@ WORDS = [
 def test_words_in_any_pieces_come_out_as_they_were_said(
     words: list[Word], data: st.DataObject
 ) -> None:
-    stream, reader, heard, at = b"".join(w.encode() for w in words), LinkReader(), [], 0
+    stream, reader, at = b"".join(w.encode() for w in words), LinkReader(), 0
+    heard: list[Word] = []
     while at < len(stream):
         size = data.draw(st.integers(1, 40))
         heard += reader.feed(stream[at : at + size])

@@ -39,6 +39,9 @@ class FakeGate:
         self.told.append("release")
         self.held_since, self.held_bytes = None, 0
 
+    def flush(self) -> None:
+        self.told.append("flush")
+
     def holds(self, size: int = 60) -> None:
         """A packet comes."""
         self.held_since, self.held_bytes = asyncio.get_running_loop().time(), size
@@ -99,11 +102,13 @@ def test_packets_are_held_from_the_moment_the_first_copy_is_whole() -> None:
 def test_packets_are_released_when_the_secondary_has_the_checkpoint_and_not_before() -> None:
     async def scene(s: Scene) -> None:
         s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
-        assert s.gate.told == ["hold"]
+        await asyncio.sleep(0)
+        assert s.gate.told == ["hold", "flush"]
         s.hear(COLOMessage.VMSTATE_RECEIVED)
-        assert s.gate.told == ["hold", "release"]
+        assert s.gate.told == ["hold", "flush", "release"]
         s.hear(COLOMessage.VMSTATE_LOADED)
-        assert s.gate.told == ["hold", "release"]
+        assert s.gate.told == ["hold", "flush", "release"]
+        await until(lambda: s.gate.told[-1] == "flush")  # once QEMU has the message
         assert s.session.count == 1
 
     play(scene)

@@ -13,20 +13,34 @@ moved on for whoever asks second.  That one runs the VM; the other stays silent.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, ParamSpec, Protocol, TypeVar
 
 from colo.errors import LocalError, UsageError
 
-__all__ = ["Arbiter", "FileArbiter", "Grant", "ManualArbiter", "NoArbiter", "claim", "make_arbiter"]
+__all__ = [
+    "Arbiter",
+    "FileArbiter",
+    "Grant",
+    "ManualArbiter",
+    "NoArbiter",
+    "claim",
+    "make_arbiter",
+    "reach",
+]
 
 _FILE_BYTES: Final = 512
+_ANSWER_S: Final = 3.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,10 @@ class FileArbiter:
     def take(self, known: int, holder: str) -> Grant | None:
         """Take the grant after number ``known``; None where it has moved on without us."""
         with self._locked() as file:
-            if self._read(file).number != known:
+            now = self._read(file)
+            if now == Grant(known + 1, holder):
+                return now  # we have it from a call whose answer never came
+            if now.number != known:
                 return None
             return self._write(file, Grant(known + 1, holder))
 
@@ -157,6 +174,18 @@ class NoArbiter(ManualArbiter):
     def take(self, known: int, holder: str) -> Grant | None:
         """Grant it."""
         return self.order(holder)
+
+
+async def reach(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call an arbiter without waiting for ever: its file may lie on a dead network mount.
+
+    Raises LocalError where there is no answer in 3 seconds.  The call may still be carried out
+    later; asking again is then answered with the grant that it got.
+    """
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(call, *args, **kwargs), _ANSWER_S)
+    except TimeoutError:
+        raise LocalError(f"the arbiter did not answer in {_ANSWER_S:.0f} s") from None
 
 
 def claim(arbiter: Arbiter, holder: str, vm: str, stock: bool, force: bool) -> Grant:

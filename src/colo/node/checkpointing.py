@@ -101,7 +101,7 @@ class Checkpointing:
             self._stopped_s = now - self._stopped_at
             self._stopped.append(self._stopped_s)
         self._resumed_at = now
-        asyncio.get_running_loop().call_soon(self.schedule)
+        asyncio.get_running_loop().call_soon(self._go_on)
 
     def schedule(self) -> None:
         """Ask for a checkpoint, now or when one is due."""
@@ -137,6 +137,15 @@ class Checkpointing:
             "covered": summary(summarise(self._covered), 1e3),
             "stopped": summary(summarise(self._stopped), 1e3),
         }
+
+    def _go_on(self) -> None:
+        """QEMU has the message that lets its VM go on: now its packets can go too.
+
+        Before, they would only fill the queue of a netdev that sends nothing while the VM is
+        stopped, and drops what is over 10,000 frames.
+        """
+        self._gate.flush()
+        self.schedule()
 
     def _due(self) -> None:
         self._timer = None

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import re
 import socket
+import struct
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +26,8 @@ __all__ = ["NetGate", "cards"]
 
 _CHUNK: Final = 1 << 20
 _CONNECT_S: Final = 5.0
+_SETTLE_S: Final = 2.0
+_SETTLE_STEP_S: Final = 0.001
 _PREFIX: Final = "colo-"
 #: «n0: index=0,type=tap,…», indented by a backslash below the card that it serves.
 _NETDEV: Final = re.compile(r"^ \\ ([^:]+): index=\d+,type=(\w[\w-]*)", re.MULTILINE)
@@ -92,16 +97,22 @@ class NetGate:
             door.gate.hold()
 
     def release(self) -> None:
-        """The VM is stopped and its checkpoint is safe: all that it sent may go."""
+        """The VM is stopped and its checkpoint is safe: all that it sent may go, at ``flush``."""
         for door in self._doors:
             door.drain()
-            door.send(door.gate.release(time.monotonic()))
+            door.queue(door.gate.release(time.monotonic()))
+
+    def flush(self) -> None:
+        """Send what may go."""
+        for door in self._doors:
+            door.flush()
 
     def open(self) -> None:
         """The VM runs alone by a grant."""
         for door in self._doors:
             door.drain()
-            door.send(door.gate.open(time.monotonic()))
+            door.queue(door.gate.open(time.monotonic()))
+            door.flush()
 
     def shut(self) -> None:
         """The VM may not be heard any more."""
@@ -155,8 +166,7 @@ class _Door:
         """Lead packets past us again: first the way out goes, then what is on its way, then us."""
         with contextlib.suppress(GuestError):
             for kind, name in reversed([item for item in self._made if item[0] == "object-del"]):
-                self.drain()
-                self.flush()
+                await self._settle()
                 await self._qemu.execute(kind, id=name)
         if self._out is not None:
             self.drain()
@@ -186,13 +196,13 @@ class _Door:
                 return
             passing = self.gate.take(data, now)
             if passing:
-                self.send(passing)
+                self.queue(passing)
+                self.flush()
 
-    def send(self, data: bytes) -> None:
-        """Give frames to QEMU, in order; what it does not take now waits."""
+    def queue(self, data: bytes) -> None:
+        """Have frames go to QEMU at the next ``flush``, behind those that wait already."""
         if data:
             self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
-            self.flush()
 
     def flush(self) -> None:
         """Send what waits, as far as QEMU takes it."""
@@ -206,6 +216,16 @@ class _Door:
             self._loop.add_writer(self._back, self.flush)
         except OSError:
             self.forget()
+
+    async def _settle(self) -> None:
+        """Wait until QEMU has taken all that may go, for a while."""
+        deadline = self._loop.time() + _SETTLE_S
+        while self._loop.time() < deadline:
+            self.drain()
+            self.flush()
+            if self._back is None or not (self._unsent or _unread(self._back)):
+                return
+            await asyncio.sleep(_SETTLE_STEP_S)
 
     def forget(self) -> None:
         """Forget what waits to be sent."""
@@ -255,3 +275,9 @@ class _Door:
             **ends,
         )
         self._made.append(("object-del", name))
+
+
+def _unread(sock: socket.socket) -> int:
+    """How many bytes that were sent the other end has not read yet."""
+    answer = fcntl.ioctl(sock, termios.TIOCOUTQ, struct.pack("i", 0))
+    return int(struct.unpack("i", answer)[0])

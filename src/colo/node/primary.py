@@ -18,8 +18,8 @@ from typing import Any, Final, cast
 from qemu.qmp import EventListener
 
 from colo.config import VmConfig
-from colo.errors import ChannelLost, ColoError, GuestError, LocalError, PeerError
-from colo.failover.arbiter import Arbiter, Grant, claim
+from colo.errors import ChannelLost, GuestError, LocalError, PeerError
+from colo.failover.arbiter import Arbiter, Grant, claim, reach
 from colo.failover.link import Hello, Word, WordKind
 from colo.guest.monitor import Monitor
 from colo.guest.outgoing import ColoPrimary
@@ -115,7 +115,11 @@ class PrimaryNode:
         self._grant = claim(
             self._arbiter, self._holder, self._config.name, self._stock, self._claim
         )
-        await self._prepare()
+        try:
+            await self._prepare()
+        except GuestError:
+            await self._give_back()
+            raise
         control = await serve_orders(self._folder.control, self._obey)
         watch = asyncio.create_task(self._watch())
         try:
@@ -155,11 +159,12 @@ class PrimaryNode:
             end = await self._protect()
             if end is _End.DIED:
                 self._standing = Standing.DEAD
+                await self._give_back()
                 self._say("QEMU is dead: the other host takes over")
                 return 1
             if end is _End.SHUTDOWN:
                 self._standing = Standing.SHUTDOWN
-                self._arbiter.release(self._grant)
+                await self._give_back()
                 self._say(f"the guest has shut down ({self._shutdown}): nothing to take over")
                 return 0
             if end is _End.ORDERED and self._standing != Standing.FENCED:
@@ -176,10 +181,10 @@ class PrimaryNode:
         if self._fate is not None:
             return self._fate
         self._end = asyncio.get_running_loop().create_future()
-        try:
-            channel = await self._call()
-        except _SessionEnded as ended:
-            return ended.end
+        channel = await self._call()
+        if channel is None:
+            assert self._fate is not None
+            return self._fate
         self._session.begin()
         self._was_protected = False
         try:
@@ -196,9 +201,11 @@ class PrimaryNode:
         await self._conclude(end)
         return end
 
-    async def _call(self) -> socket.socket:
-        """Reach the secondary; return the channel's connection.  Tries until it is there."""
-        assert self._end is not None
+    async def _call(self) -> socket.socket | None:
+        """Reach the secondary, however long it takes; return the channel's connection.
+
+        None where the VM met its fate meanwhile.
+        """
         told = None
         while True:
             try:
@@ -212,9 +219,10 @@ class PrimaryNode:
                     told = self._error
                     self._say(f"UNPROTECTED: {told}; trying again every {_RETRY_S:.0f} s")
             self._close_link()
-            done, _ = await asyncio.wait({self._end}, timeout=_RETRY_S)
-            if done:
-                raise _SessionEnded(self._end.result())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._fated.wait(), _RETRY_S)
+                return None
+            self._end = asyncio.get_running_loop().create_future()
 
     async def _open_link(self) -> None:
         ours = Hello.ours(self._config, self._grant.number)
@@ -309,7 +317,7 @@ class PrimaryNode:
         """End the protection by order: the VM is ours alone first, and only then let go."""
         try:
             if self._arbiter.automatic:
-                grant = self._arbiter.take(self._grant.number, self._holder)
+                grant = await reach(self._arbiter.take, self._grant.number, self._holder)
                 if grant is None:
                     await self._fence()
                     return
@@ -318,6 +326,11 @@ class PrimaryNode:
             self._say(f"the other host may still take over, as nobody could be asked: {error}")
         self._say_word(WordKind.BYE)
         await self._alone()
+
+    async def _give_back(self) -> None:
+        """This VM is not run any more, or never was protected: anyone may begin anew."""
+        with contextlib.suppress(LocalError):
+            await reach(self._arbiter.release, self._grant)
 
     async def _pause(self) -> None:
         """Wait before the next try, longer each time: every try copies the whole VM."""
@@ -332,10 +345,10 @@ class PrimaryNode:
         while True:
             if self._ordered.is_set():
                 self._ordered.clear()
-                return self._arbiter.order(self._holder)
+                return await reach(self._arbiter.order, self._holder)
             if self._stock or self._arbiter.automatic:
                 try:
-                    return self._arbiter.take(self._grant.number, self._holder)
+                    return await reach(self._arbiter.take, self._grant.number, self._holder)
                 except LocalError as error:
                     self._error = str(error)
             if not told:
@@ -350,7 +363,7 @@ class PrimaryNode:
         self._standing = Standing.FENCED
         with contextlib.suppress(GuestError):
             await self._qemu.execute("stop")
-        owner = self._arbiter.current()
+        owner = await reach(self._arbiter.current)
         self._say(
             f"FENCED: {owner.holder} has the right to run this VM (grant {owner.number}); the "
             "copy here is stopped and silent: end its QEMU"
@@ -483,9 +496,3 @@ class PrimaryNode:
             },
             "qemu": {"pid": self._qemu.pid},
         }
-
-
-class _SessionEnded(ColoError):
-    def __init__(self, end: _End) -> None:
-        super().__init__(end.value)
-        self.end = end

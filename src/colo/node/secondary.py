@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from colo.config import RAM_BLOCK, VmConfig
 from colo.errors import ChannelLost, ColoError, LocalError, PeerError
-from colo.failover.arbiter import Arbiter, Grant
+from colo.failover.arbiter import Arbiter, Grant, reach
 from colo.failover.decision import Decision, LinkState, SecondaryView, decide_secondary
 from colo.failover.link import Hello, Word, WordKind
 from colo.guest.qemu import LaunchPlan
@@ -430,7 +430,7 @@ class SecondaryNode:
                     "end that one first, or say --force",
                 )
             try:
-                grant = self._arbiter.order(instance(self._qemu_pid()))
+                grant = await reach(self._arbiter.order, instance(self._qemu_pid()))
             except LocalError as error:
                 if not force:
                     return Answer(False, f"{error}; --force does without it")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from colo.config import RAM_BLOCK
 from colo.errors import ColoError, GuestError, LocalError
-from colo.failover.arbiter import Arbiter, Grant
+from colo.failover.arbiter import Arbiter, Grant, reach
 from colo.node.instance import instance
 from colo.node.waiting import WaitingQemu
 from colo.store.export import migration_stream
@@ -46,7 +46,7 @@ class Takeover:
         told = False
         while True:
             try:
-                return self._arbiter.take(known, instance(pid))
+                return await reach(self._arbiter.take, known, instance(pid))
             except LocalError as error:
                 if not told:
                     told = True
