@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import lzma
-import os
 import re
-import select
 import shutil
 import stat
 import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from colo.demo import guest_image
 from colo.demo.guest_image import CpioEntry, GuestImageError
+from tests.demo.workload import OUTPUT_SECONDS_MAX, running
 
-OUTPUT_SECONDS_MAX = 60.0
 COUNT = re.compile(r"colo-guest: count=(\d+) updates=(\d+) sweeps=(\d+)")
 
 
@@ -266,60 +262,6 @@ def test_missing_tools(programs: Programs) -> None:
 
 
 # The workload, on this host, with a pseudo-terminal in the place of the serial port
-
-
-@pytest.fixture(scope="module")
-def workload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler here")
-    program = tmp_path_factory.mktemp("workload") / "workload"
-    sources = [str(guest_image.SOURCES / name) for name in guest_image.WORKLOAD]
-    flags = ["-O2", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["cc", *flags, "-o", str(program), *sources], check=True)
-    return program
-
-
-class Console:
-    """The test's end of the workload's console."""
-
-    def __init__(self, descriptor: int, process: subprocess.Popen[bytes]) -> None:
-        self._descriptor = descriptor
-        self._unread = b""
-        self.process = process
-
-    def send(self, data: bytes) -> None:
-        os.write(self._descriptor, data)
-
-    def line(self) -> str:
-        deadline = time.monotonic() + OUTPUT_SECONDS_MAX
-        while b"\n" not in self._unread:
-            readable, _, _ = select.select(
-                [self._descriptor], [], [], max(0, deadline - time.monotonic())
-            )
-            assert readable, f"no output, so far {self._unread!r}"
-            self._unread += os.read(self._descriptor, 4096)
-        line, self._unread = self._unread.split(b"\n", 1)
-        return line.decode()
-
-    def line_with(self, text: str) -> str:
-        while text not in (line := self.line()):
-            pass
-        return line
-
-
-@contextmanager
-def running(workload: Path, *options: str) -> Iterator[Console]:
-    ours, theirs = os.openpty()
-    try:
-        command = [str(workload), f"--console={os.ttyname(theirs)}", *options]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
-            try:
-                yield Console(ours, process)
-            finally:
-                process.kill()
-    finally:
-        os.close(ours)
-        os.close(theirs)
 
 
 SMALL_TABLE = ("--mode=table", "--mib=4", "--tick=1")  # 1024 records: two ticks make a sweep

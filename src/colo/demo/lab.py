@@ -132,6 +132,7 @@ class Lab:
     def __init__(self, taps: Sequence[str] = ("tap0",)) -> None:
         self._taps = taps
         self._namespaces: dict[Place, int] = {}
+        self._started: list[subprocess.Popen[Any]] = []
 
     def __enter__(self) -> Self:
         missing = needs()
@@ -152,7 +153,12 @@ class Lab:
     def close(self) -> None:
         """Kill what runs in the lab and let go of it; once is enough, twice does no harm."""
         try:
+            for process in self._started:  # one may not have moved in yet
+                process.kill()
             self._kill_inhabitants()
+            for process in self._started:
+                process.wait(_CLEANUP_S)
+            self._started.clear()
         finally:
             for namespace in self._namespaces.values():
                 os.close(namespace)
@@ -187,7 +193,9 @@ class Lab:
 
     def start(self, place: Place, *command: str, **options: Any) -> subprocess.Popen[Any]:
         """Start a command at ``place``; ``options`` are those of subprocess.Popen."""
-        return subprocess.Popen([*self.prefix(place), *command], **options)
+        process = subprocess.Popen([*self.prefix(place), *command], **options)
+        self._started.append(process)
+        return process
 
     def add_tap(self, host: Place, name: str) -> None:
         """Add a tap to a host's bridge.
