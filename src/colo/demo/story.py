@@ -43,6 +43,7 @@ _LINE_MS: Final = 50
 _BOOT_S: Final = 60.0
 _STEP_S: Final = 30.0
 _POLL_S: Final = 0.02
+_END_S: Final = 5.0
 _LINES_AFTER: Final = 20
 _MID_CHECKPOINT: Final = ("REPLIED", "RECEIVING_RAM", "AWAITING_SIZE", "RECEIVING_DEVICES")
 _APPEND: Final = (
@@ -136,8 +137,7 @@ class _Cast:
         path = self._files.folder / f"{name}.log"
         log = self._stack.enter_context(path.open("w"))
         process = self._lab.start(place, *command, **{"stdout": log, "stderr": log, **options})
-        self._stack.callback(process.wait)
-        self._stack.callback(process.kill)
+        self._stack.callback(_end, process)
         return process
 
 
@@ -337,6 +337,16 @@ async def _write_vm_file(files: _Files, image: GuestImage) -> str:
     chosen = await asyncio.to_thread(plan, load(files.vm))
     write(chosen.accelerator)
     return chosen.accelerator
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """End a process in good order, so that it removes what it made."""
+    process.terminate()
+    try:
+        process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _status(state: Path) -> dict[str, Any]:

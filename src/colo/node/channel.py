@@ -47,6 +47,7 @@ class Channel:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._open = True
+        self._deaf: ChannelLost | None = None  # the primary does not hear us any more
         self.last_heard = clock()
         tune(sock)
         self._loop.add_reader(sock, self._readable)
@@ -55,18 +56,20 @@ class Channel:
         """Send what the session has to say.
 
         The answers are a few bytes, and the primary reads each before it goes on: a socket
-        that does not take them at once is a peer that does not listen.
+        that does not take them at once is a peer that does not listen.  What it had sent
+        before is still read to its end, because it counts.
         """
         data = self._incoming.to_send()
-        if not data or not self._open:
+        if not data or not self._open or self._deaf is not None:
             return
         try:
-            sent = self._sock.send(data)
+            if self._sock.send(data) < len(data):
+                self._deaf = ChannelLost("the primary does not read the answers")
         except OSError as error:
-            self._lose(ChannelLost(f"the primary is gone: {error.strerror}"), error)
-            return
-        if sent < len(data):
-            self._lose(ChannelLost("the primary does not read the answers"), None)
+            self._deaf = ChannelLost(f"the primary is gone: {error.strerror}")
+            self._deaf.__cause__ = error
+        if self._deaf is not None:
+            self._loop.call_soon(self._readable)
 
     def close(self) -> None:
         """Close the connection; nothing is called any more."""
@@ -89,7 +92,9 @@ class Channel:
                 self._incoming.received(count)
                 self.flush()
         except BlockingIOError:
-            pass
+            if self._deaf is not None:
+                self._lose(self._deaf, self._deaf.__cause__)
+                return
         except OSError as error:
             self._lose(ChannelLost(f"the primary is gone: {error.strerror}"), error)
             return
@@ -101,12 +106,15 @@ class Channel:
             self._on_progress()
 
     def _receive(self) -> int:
-        """Receive what there is, up to a batch; return how much, 0 at the end of the stream."""
+        """Receive what there is, up to a batch; return how much, 0 at the end of the stream.
+
+        What came before an error counts: the error shows again at the next call, or as the end.
+        """
         room, count = self._incoming.writable(_BATCH_BYTES), 0
         try:
             while count < len(room) and (got := self._sock.recv_into(room[count:])):
                 count += got
-        except BlockingIOError:
+        except OSError:
             if not count:
                 raise
         return count

@@ -29,7 +29,7 @@ from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
 from colo.guest.qemu import plan
 from tests.e2e.harness import ROOT, TAIL_LINES, Console, wait
 
-__all__ = ["OTHER", "Client", "Colo", "Ears", "Stage", "Vm", "alive"]
+__all__ = ["OTHER", "Client", "Colo", "Ears", "Stage", "Vm", "alive", "kill"]
 
 #: Everything here shares two busy cores with whatever else runs on them.
 WAIT_S: Final = 90.0
@@ -251,7 +251,7 @@ class Stage:
             image = build(ROOT / "build" / "guest", lambda line: None)
             words = f"{KERNEL} colo.mode={vm.mode} colo.ip={self.address}/{LAN_PREFIX}"
             args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
-            args += ["-append", f"{words} colo.tick=1 colo.pace=1000"]
+            args += ["-append", words]
         for index, nic in enumerate(vm.nics):
             tap = f"tap,id=n{index},ifname=tap{index},script=no,downscript=no"
             mac = self.mac.replace("77:00", f"77:{index:02x}")
@@ -366,11 +366,9 @@ class Stage:
         )
         self.lab.run(Place.CLIENT, sys.executable, "-c", script, seconds=WAIT_S)
 
-    def kill(self, *colos: Colo, qemu: bool = True, colo: bool = True) -> None:
-        """SIGKILL to QEMU and colo of these hosts, as close together as it gets."""
-        pids = [one.qemu_pid() for one in colos if qemu] + [one.pid for one in colos if colo]
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+    def kill(self, host: Colo, qemu: bool = True, colo: bool = True) -> None:
+        """SIGKILL to QEMU and colo of a host."""
+        kill(*([host.qemu_pid()] if qemu else []), *([host.pid] if colo else []))
 
     # -- the end --------------------------------------------------------------------------
 
@@ -410,6 +408,12 @@ def opened(stage: Stage) -> Iterator[Stage]:
         yield stage
     finally:
         stage.close()
+
+
+def kill(*pids: int) -> None:
+    """SIGKILL to all of these, as close together as it gets."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
 
 
 def at(place: Place) -> str:
