@@ -1,6 +1,6 @@
 """``python -m bench``: measure on this machine, and write the figures down.
 
-It takes some 35 minutes; ``--quick`` takes six and proves little.  Let the machine do nothing
+It takes some 50 minutes; ``--quick`` takes nine and proves little.  Let the machine do nothing
 else meanwhile.
 """
 
@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from bench import machine, memory, pauses, receive, takeover
+from bench import machine, memory, network, pauses, receive, takeover
 from bench.errors import BenchError
 from bench.render import render
 
 __all__ = ["main"]
 
-_NAMES: Final = ("pauses", "takeover", "memory", "receive")
+_NAMES: Final = ("pauses", "relay", "takeover", "memory", "costs", "gaps", "receive")
 _TRANSPORTS: Final = ("unix", "tcp")
 
 
@@ -83,6 +83,16 @@ def _measure_qemu(
     if name == "memory":
         _say(f"memory, QEMU {version}")
         return [memory.measure(binary, 2 * seconds)]
+    if name == "costs":
+        _say(f"costs for a client, QEMU {version}")
+        return [network.measure_costs(binary, rounds, 60 * rounds, 16 * rounds, _say)]
+    if name == "gaps":
+        _say(f"a client's view of a takeover, QEMU {version}")
+        return [network.measure_gaps(binary, kills, _say)]
+    if name == "relay":
+        _say(f"relay, QEMU {version}, tcp, idle")
+        case = pauses.CASES[0]
+        return [pauses.measure(binary, "tcp", case, rounds, seconds, _say, rival="relay")]
     if name == "takeover":
         for size in takeover.SIZES_MIB:
             for mode in takeover.MODES:

@@ -6,6 +6,7 @@ STOP and RESUME events.  The pairs take turns, so that what else the machine doe
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from bench.vm import (
     primary,
     progress,
     protect,
+    relayed,
     stock_secondary,
 )
 
@@ -33,7 +35,6 @@ __all__ = ["CASES", "Case", "measure", "stops_ms"]
 _WARM_UP_S: Final = 2.0
 
 _Secondary = Callable[[Vm, str, Path], AbstractContextManager[Process]]
-_PAIRS: Final[dict[str, _Secondary]] = {"stock": stock_secondary, "colo": colo_secondary}
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,20 @@ class Case:
     memory_mib: int
     interval_ms: int
 
+
+@dataclass(frozen=True)
+class _Pair:
+    """Who the secondary is, and whether the primary's stream goes through ``colo primary``."""
+
+    secondary: _Secondary
+    relayed: bool = False
+
+
+_PAIRS: Final = {
+    "stock": _Pair(stock_secondary),
+    "colo": _Pair(colo_secondary),
+    "relay": _Pair(stock_secondary, relayed=True),
+}
 
 CASES: Final = (Case("idle", 256, 100), Case("files", 512, 200))
 
@@ -79,22 +94,24 @@ def measure(
     rounds: int,
     seconds: float,
     say: Callable[[str], None],
+    rival: str = "colo",
 ) -> dict[str, Any]:
-    """Measure both pairs in turn."""
-    vm = Vm(binary, case.memory_mib, case.mode)
-    runs: dict[str, list[_Run]] = {name: [] for name in _PAIRS}
+    """Measure two pairs in turn: ``stock`` and its rival, ``colo`` or ``relay``."""
+    vm = Vm(binary, case.memory_mib, case.mode, case.interval_ms)
+    runs: dict[str, list[_Run]] = {"stock": [], rival: []}
     for number in range(rounds):
-        order = list(_PAIRS) if number % 2 == 0 else list(reversed(_PAIRS))
+        order = list(runs) if number % 2 == 0 else list(reversed(runs))
         for name in order:
             runs[name].append(_one_run(vm, transport, _PAIRS[name], case.interval_ms, seconds))
-        say("  " + ", ".join(f"{name} {runs[name][-1].median:.2f} ms" for name in _PAIRS))
-    pairs = zip(runs["stock"], runs["colo"], strict=True)
+        say("  " + ", ".join(f"{name} {runs[name][-1].median:.2f} ms" for name in runs))
+    pairs = zip(runs["stock"], runs[rival], strict=True)
     return {
         "transport": transport,
         **asdict(case),
         "rounds": rounds,
+        "rival": rival,
         **{name: _sum_up(of_pair, seconds) for name, of_pair in runs.items()},
-        "ratios": [round(colo.median / stock.median, 3) for stock, colo in pairs],
+        "ratios": [round(other.median / stock.median, 3) for stock, other in pairs],
     }
 
 
@@ -105,14 +122,17 @@ def _sum_up(runs: Sequence[_Run], seconds: float) -> dict[str, Any]:
     return {**asdict(summarise(stopped)), "work_per_s": round(work, 2)}
 
 
-def _one_run(
-    vm: Vm, transport: str, secondary: _Secondary, interval_ms: int, seconds: float
-) -> _Run:
+def _one_run(vm: Vm, transport: str, pair: _Pair, interval_ms: int, seconds: float) -> _Run:
     with tempfile.TemporaryDirectory(prefix="colo-bench-") as name:
         folder = Path(name)
         address = free_address(transport, folder)
-        with primary(vm, folder) as (process, monitor), secondary(vm, address, folder):
-            protect(process, monitor, address, interval_ms)
+        with (
+            primary(vm, folder) as (process, monitor),
+            pair.secondary(vm, address, folder),
+            relayed(vm, address, folder) if pair.relayed else contextlib.nullcontext(),
+        ):
+            if not pair.relayed:
+                protect(process, monitor, address, interval_ms)
             time.sleep(_WARM_UP_S)
             since, work = time.time(), progress(folder)
             time.sleep(seconds)

@@ -68,12 +68,50 @@ def _pair(row: _Row) -> Iterable[list[str]]:
     ratios = sorted(row["ratios"])
     ratio = f"**{ratios[len(ratios) // 2]:.2f}** ({ratios[0]:.2f}–{ratios[-1]:.2f})"
     guest = f"{row['mode']}, {row['memory_mib']} MiB, every {row['interval_ms']} ms"
-    for name, last in (("stock", ""), ("colo", ratio)):
+    for name, last in (("stock", ""), (row.get("rival", "colo"), ratio)):
         series = row[name]
         values = [_ms(series[key]) for key in ("median", "p95", "p99", "max")]
         where = [row["qemu"], guest, row["transport"]] if name == "stock" else ["", "", ""]
         work = f"{series['work_per_s']:.1f}/s" if row["mode"] == "files" else ""
         yield [*where, name, *values, str(series["n"]), work, last]
+
+
+def _costs(rows: Sequence[_Row]) -> str:
+    head = ["QEMU", "", "median", "p99", "max", "of each round: median (lowest–highest)"]
+    return _table(head, (cells for row in rows for cells in _cost(row)))
+
+
+def _cost(row: _Row) -> Iterable[list[str]]:
+    trip, bulk = row["round_trip"], row["bulk"]
+    for name in ("unprotected", "protected"):
+        last = f"**{_spread(trip['added'])} ms added**" if name == "protected" else ""
+        values = [_ms(trip[name][key]) for key in ("median", "p99", "max")]
+        yield [row["qemu"], f"round trip, {name}, ms", *values, last]
+    for name, text in (("open", "gate open"), ("protected", "protected")):
+        last = f"**{_spread(bulk['ratios'])} ×**" if name == "protected" else ""
+        yield [row["qemu"], f"bulk, {text}, MiB/s", f"{bulk[name]['median']:.0f}", "", "", last]
+
+
+def _spread(values: Sequence[float]) -> str:
+    ordered = sorted(values)
+    return f"{ordered[len(ordered) // 2]:.2f} ({ordered[0]:.2f}–{ordered[-1]:.2f})"
+
+
+def _gaps(rows: Sequence[_Row]) -> str:
+    head = ["QEMU", "host A", "median, ms", "p95", "max", "n"]
+    return _table(
+        head,
+        (
+            [
+                row["qemu"],
+                text,
+                *(f"{row[kind][key]:.0f}" for key in ("median", "p95", "max")),
+                str(row[kind]["n"]),
+            ]
+            for row in rows
+            for kind, text in (("kill", "killed: QEMU and colo"), ("freeze", "frozen: silent"))
+        ),
+    )
 
 
 def _takeover(rows: Sequence[_Row]) -> str:
@@ -151,6 +189,9 @@ def _ms(value: float) -> str:
 _TABLES: Final[dict[str, Callable[[Any], str]]] = {
     "machine": _machine,
     "pauses": _pauses,
+    "relay": _pauses,
+    "costs": _costs,
+    "gaps": _gaps,
     "takeover": _takeover,
     "memory": _memory,
     "receive": _receive,

@@ -32,6 +32,7 @@ __all__ = [
     "progress",
     "protect",
     "read_status",
+    "relayed",
     "stock_secondary",
     "wait_until",
 ]
@@ -55,11 +56,15 @@ def guest_image() -> GuestImage:
 
 @dataclass(frozen=True)
 class Vm:
-    """``mode``: what the guest does, see ``colo.mode`` in src/colo/demo/guest/workload.c."""
+    """``mode``: what the guest does, see ``colo.mode`` in src/colo/demo/guest/workload.c.
+
+    ``interval_ms`` lies between two checkpoints that ``colo primary`` has made.
+    """
 
     binary: str
     memory_mib: int
     mode: str
+    interval_ms: int = 1000
 
     def plan(self, folder: Path) -> LaunchPlan:
         """How to start it, with a VM file and the consoles in ``folder``."""
@@ -77,6 +82,7 @@ class Vm:
         for role in ("primary", "secondary"):
             serial = json.dumps(["-serial", f"file:{folder / role}.console"])
             text += f"[qemu.{role}]\nargs = {serial}\n"
+        text += f"[checkpoints]\nage_max_ms = {self.interval_ms}\n"
         path = folder / "vm.toml"
         path.write_text(text)
         return path
@@ -132,7 +138,8 @@ def wait_until(what: str, ready: Callable[[], T | None], seconds: float, *alive:
 def primary(vm: Vm, folder: Path) -> Iterator[tuple[Process, Monitor]]:
     """Run the VM on a stock QEMU until its workload is under way."""
     launch = vm.plan(folder)
-    with _qemu("primary", launch.primary(), folder, launch.environment) as (process, monitor):
+    command = [*launch.primary(), "-qmp", f"unix:{folder / 'colo.qmp'},server=on,wait=off"]
+    with _qemu("primary", command, folder, launch.environment) as (process, monitor):
         wait_until("the guest's start", lambda: progress(folder) or None, _BOOT_S, process)
         yield process, monitor
 
@@ -160,6 +167,25 @@ def colo_secondary(vm: Vm, address: str, folder: Path, on_loss: str = "hold") ->
     process = Process("colo-secondary", command, folder)
     try:
         wait_until("colo's start", lambda: read_status(folder, "qemu"), _BOOT_S, process)
+        yield process
+    finally:
+        process.terminate()
+
+
+@contextlib.contextmanager
+def relayed(vm: Vm, address: str, folder: Path) -> Iterator[Process]:
+    """``colo primary`` between the primary and a stock secondary at ``address``."""
+    state = folder / "relay"
+    command = [str(Path(sys.executable).with_name("colo")), "primary", str(vm.file(folder))]
+    command += ["--qmp", f"unix:{folder / 'colo.qmp'}", "--to", address, "--stock"]
+    process = Process("colo-primary", [*command, "--state-dir", str(state)], folder)
+    try:
+        wait_until(
+            "protection",
+            lambda: read_status(folder, "state", "relay") == "PROTECTED" or None,
+            _ENTER_S,
+            process,
+        )
         yield process
     finally:
         process.terminate()
@@ -193,10 +219,10 @@ def free_address(transport: str, folder: Path) -> str:
         return f"tcp:127.0.0.1:{server.getsockname()[1]}"
 
 
-def read_status(folder: Path, key: str) -> Any:
-    """A value from the status file of ``colo_secondary``, or None as long as there is none."""
+def read_status(folder: Path, key: str, state: str = "state") -> Any:
+    """A value from the status file in a state folder, or None as long as there is none."""
     try:
-        return json.loads((folder / "state" / "status.json").read_text()).get(key)
+        return json.loads((folder / state / "status.json").read_text()).get(key)
     except (OSError, ValueError):
         return None
 

@@ -8,14 +8,19 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final, ParamSpec
+from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
 import click
 
 from colo import __version__
 from colo.errors import ColoError, UsageError
+
+if TYPE_CHECKING:
+    from colo.config import VmConfig
+    from colo.guest.monitor import Monitor
+    from colo.node.statefolder import StateFolder
 
 __all__ = ["main"]
 
@@ -75,23 +80,123 @@ def main() -> None:
 def secondary(vm_file: Path, listen: str, state_dir: Path, on_loss: str, trace: bool) -> int:
     """Keep the last checkpoint of a VM, and run the VM when its primary is lost."""
     from colo.config import load
+    from colo.failover.arbiter import make_arbiter
     from colo.guest.qemu import plan
     from colo.node.address import parse_address
     from colo.node.secondary import OnLoss, SecondaryNode
-    from colo.node.statefolder import StateFolder
 
     config, address = load(vm_file), parse_address(listen)
-    folder = StateFolder(state_dir)
-    _log_to(folder.path / "colo.log", trace)
-    try:
+    arbiter = make_arbiter(config.arbiter)
 
-        async def run() -> int:
-            node = SecondaryNode(config, plan(config), address, folder, OnLoss(on_loss), _say)
+    async def run(folder: StateFolder) -> int:
+        node = SecondaryNode(config, plan(config), address, folder, arbiter, OnLoss(on_loss), _say)
+        task = asyncio.ensure_future(node.run())
+        _on_signal(task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            return 0
+
+    return _in_folder(state_dir, trace, run)
+
+
+_to = click.option("--to", required=True, metavar="ADDR", help="The secondary's address.")
+_trace = click.option("--trace", is_flag=True, help="Log every message and change of state.")
+_stock = click.option("--stock", is_flag=True, help="The secondary is a stock QEMU.")
+_disks = click.option(
+    "--unprotected-disks", is_flag=True, help="Also with disks that nobody replicates."
+)
+_broken = click.option(
+    "--allow-broken-qemu", is_flag=True, help="Also on QEMU 10.0 and 10.1, which may be mended."
+)
+_claim = click.option(
+    "--claim", is_flag=True, help="Take the right to run the VM: its holder is certainly dead."
+)
+
+
+def _protection(command: Callable[P, None]) -> Callable[P, None]:
+    """The options that `colo primary` and `colo run` share."""
+    for option in (_claim, _broken, _disks, _stock, _trace, _state_dir, _to):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("vm_file", type=click.Path(path_type=Path))
+@click.option("--qmp", required=True, metavar="unix:PATH", help="A QMP socket of the running QEMU.")
+@_protection
+@_reporting
+def primary(vm_file: Path, qmp: str, **options: Any) -> int:
+    """Protect a QEMU that runs already.
+
+    Ctrl-C ends the protection; the VM goes on, and nothing is left behind in QEMU.
+    """
+    from colo.guest.monitor import AttachedQemu
+    from colo.node.address import parse_address
+
+    socket_path = parse_address(qmp).path
+    if not socket_path:
+        raise UsageError(f"--qmp {qmp}: QMP is reached by unix:PATH")
+
+    async def attach(config: VmConfig, folder: StateFolder) -> Monitor:
+        qemu = AttachedQemu(Path(socket_path))
+        await qemu.attach()
+        return qemu
+
+    return _protect(vm_file, attach, options)
+
+
+@main.command("run")
+@click.argument("vm_file", type=click.Path(path_type=Path))
+@_protection
+@_reporting
+def run_command(vm_file: Path, **options: Any) -> int:
+    """Start the VM's QEMU, then protect it."""
+    from colo.guest.qemu import Qemu, plan
+
+    async def start(config: VmConfig, folder: StateFolder) -> Monitor:
+        launch = plan(config)
+        qemu = Qemu(launch.primary(), folder.path, launch.environment)
+        await qemu.start()
+        return qemu
+
+    return _protect(vm_file, start, options)
+
+
+def _protect(
+    vm_file: Path,
+    get_qemu: Callable[[VmConfig, StateFolder], Awaitable[Monitor]],
+    options: dict[str, Any],
+) -> int:
+    from colo.config import load
+    from colo.failover.arbiter import make_arbiter
+    from colo.node.address import parse_address
+    from colo.node.primary import PrimaryNode
+
+    config, to = load(vm_file), parse_address(options["to"])
+    arbiter = make_arbiter(config.arbiter)
+
+    async def run(folder: StateFolder) -> int:
+        qemu = await get_qemu(config, folder)
+        try:
+            node = PrimaryNode(
+                config,
+                qemu,
+                to,
+                folder,
+                arbiter,
+                _say,
+                stock=options["stock"],
+                allow_disks=options["unprotected_disks"],
+                allow_broken=options["allow_broken_qemu"],
+                claim=options["claim"],
+            )
+            _on_signal(node.stop)
             return await node.run()
+        finally:
+            await qemu.detach()
 
-        return _run(run())
-    finally:
-        folder.close()
+    return _in_folder(options["state_dir"], options["trace"], run)
 
 
 @main.command()
@@ -127,24 +232,31 @@ def failover(state_dir: Path, force: bool) -> int:
 @_reporting
 def demo() -> int:
     """Show the whole story on this machine: protect a VM, kill it, see it go on."""
+    from colo.demo.lab import enter
     from colo.demo.story import tell
 
+    enter()
     return asyncio.run(tell())
 
 
-def _run(coroutine: Coroutine[Any, Any, int]) -> int:
-    """Run until it ends, or until SIGINT or SIGTERM ends it in good order."""
+def _in_folder(
+    state_dir: Path, trace: bool, run: Callable[[StateFolder], Coroutine[Any, Any, int]]
+) -> int:
+    """Run with a state folder of our own, and a log in it."""
+    from colo.node.statefolder import StateFolder
 
-    async def supervise() -> int:
-        task = asyncio.ensure_future(coroutine)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            return 0
+    folder = StateFolder(state_dir)
+    _log_to(folder.path / "colo.log", trace)
+    try:
+        return asyncio.run(run(folder))
+    finally:
+        folder.close()
 
-    return asyncio.run(supervise())
+
+def _on_signal(stop: Callable[[], object]) -> None:
+    """Have SIGINT and SIGTERM end the work in good order."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
 def _say(line: str) -> None:

@@ -16,7 +16,17 @@
     other_memory_mib = 64                    # for blocks besides -m: ROMs, graphics memory
     device_state_mib = 64                    # what a checkpoint's devices may take
     [failover]
+    arbiter = "file:/shared/web1.grant"      # or manual, or none
+    heartbeat_s = 0.1                        # how often each host says that it is there
+    heartbeat_limit_s = 0.8                  # and after how long a silence it counts as lost
     silence_s = 10.0                         # a primary silent within a checkpoint is lost
+    [checkpoints]
+    run_min_ms = 0.5                         # the VM runs at least so long between two,
+    run_factor = 1.0                         # and so many times as long as it was stopped
+    age_max_ms = 1000                        # an idle VM is checkpointed so often
+    [network]
+    high_water_mib = 4                       # so much held output asks for a checkpoint at once
+    hold_limit_mib = 64                      # beyond so much, packets are dropped
 
 colo adds what is its own: QMP, ``-incoming``, the memory backend, the TCG preload.
 """
@@ -32,8 +42,10 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from colo.errors import UsageError
+from colo.failover.arbiter import make_arbiter
 from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import Limits
+from colo.network.pace import Pace
 
 __all__ = ["RAM_BLOCK", "VmConfig", "load", "memory_size"]
 
@@ -43,6 +55,16 @@ RAM_BLOCK: Final = "pc.ram"
 _ACCELERATORS: Final = ("auto", "kvm", "tcg")
 _QEMU_DEFAULT_MIB: Final = 128
 _UNITS: Final = {"": 1 << 20, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_POSITIVE: Final = (
+    "other_memory_mib",
+    "device_state_mib",
+    "silence_s",
+    "heartbeat_s",
+    "heartbeat_limit_s",
+    "age_max_ms",
+    "high_water_mib",
+    "hold_limit_mib",
+)
 _OWN_OPTIONS: Final = {
     "-incoming": "colo starts the waiting QEMU itself",
     "-S": "the VM has to run as soon as it is taken over",
@@ -68,6 +90,24 @@ class VmConfig:
     other_memory_mib: int = 64
     device_state_mib: int = 64
     silence_s: float = 10.0
+    arbiter: str = "none"
+    heartbeat_s: float = 0.1
+    heartbeat_limit_s: float = 0.8
+    run_min_ms: float = 0.5
+    run_factor: float = 1.0
+    age_max_ms: float = 1000.0
+    high_water_mib: float = 4.0
+    hold_limit_mib: float = 64.0
+
+    @property
+    def pace(self) -> Pace:
+        """When to checkpoint."""
+        return Pace(
+            run_min_s=self.run_min_ms / 1e3,
+            run_factor=self.run_factor,
+            age_max_s=self.age_max_ms / 1e3,
+            high_water=int(self.high_water_mib * (1 << 20)),
+        )
 
     @property
     def memory(self) -> int:
@@ -124,6 +164,7 @@ def _vm(top: _Table) -> VmConfig:
     qemu = top.table("qemu")
     primary, secondary = qemu.table("primary"), qemu.table("secondary")
     store, failover = top.table("store"), top.table("failover")
+    checkpoints, network = top.table("checkpoints"), top.table("network")
     config = VmConfig(
         name=name,
         binary=qemu.take("binary", str, VmConfig.binary),
@@ -134,9 +175,17 @@ def _vm(top: _Table) -> VmConfig:
         store_folder=Path(store.take("folder", str, str(VmConfig.store_folder))),
         other_memory_mib=store.take("other_memory_mib", int, VmConfig.other_memory_mib),
         device_state_mib=store.take("device_state_mib", int, VmConfig.device_state_mib),
-        silence_s=float(failover.take("silence_s", (int, float), VmConfig.silence_s)),
+        silence_s=failover.number("silence_s"),
+        arbiter=failover.take("arbiter", str, VmConfig.arbiter),
+        heartbeat_s=failover.number("heartbeat_s"),
+        heartbeat_limit_s=failover.number("heartbeat_limit_s"),
+        run_min_ms=checkpoints.number("run_min_ms"),
+        run_factor=checkpoints.number("run_factor"),
+        age_max_ms=checkpoints.number("age_max_ms"),
+        high_water_mib=network.number("high_water_mib"),
+        hold_limit_mib=network.number("hold_limit_mib"),
     )
-    for table in (primary, secondary, qemu, store, failover, top):
+    for table in (primary, secondary, qemu, store, failover, checkpoints, network, top):
         table.finish()
     _check(config)
     return config
@@ -149,7 +198,8 @@ def _check(config: VmConfig) -> None:
         )
     if config.accel not in _ACCELERATORS:
         raise UsageError(f"[qemu] accel = {config.accel!r}: one of {', '.join(_ACCELERATORS)}")
-    for key in ("other_memory_mib", "device_state_mib", "silence_s"):
+    make_arbiter(config.arbiter)
+    for key in _POSITIVE:
         if not 0 < getattr(config, key) < float("inf"):
             raise UsageError(f"{key} = {getattr(config, key)}: more than 0, and finite")
     for arg in (*config.args, *config.primary_args, *config.secondary_args):
@@ -183,6 +233,10 @@ class _Table:
             wanted = " or ".join(_KINDS[each] for each in names)
             raise UsageError(f"{self._name(key)} = {value!r}: it has to be {wanted}")
         return value
+
+    def number(self, key: str) -> float:
+        """A number of the same name as a field of VmConfig, and with its default."""
+        return float(self.take(key, (int, float), getattr(VmConfig, key)))
 
     def strings(self, key: str) -> tuple[str, ...]:
         value = self._content.pop(key, [])

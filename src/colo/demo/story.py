@@ -1,7 +1,9 @@
-"""``colo demo``: a VM is protected, killed in the middle of a checkpoint, and goes on.
+"""``colo demo``: a host dies in the middle of a checkpoint; its VM and a client go on.
 
-Everything is real: a Linux guest, a stock QEMU as the primary, ``colo secondary`` as its own
-process.  Whatever the story claims is checked, and the demo fails where it was not so.
+Everything is real: a Linux guest on a stock QEMU, ``colo run`` and ``colo secondary`` as their own
+processes on two hosts that are network namespaces, and a client on a third that holds one TCP
+connection to the guest.  Whatever the story claims is checked, and the demo fails where it
+was not so.
 """
 
 from __future__ import annotations
@@ -16,276 +18,339 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar
 
 from qemu.qmp import EventListener, QMPClient
 from rich.console import Console
-from rich.table import Table
 
-from colo.config import VmConfig, load
+from colo.config import load
 from colo.demo.guest_image import GuestImage, build
+from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
 from colo.errors import ColoError
-from colo.guest.outgoing import ColoPrimary
 from colo.guest.preload import cache_folder
-from colo.guest.qemu import Qemu, plan
+from colo.guest.qemu import plan
 
 __all__ = ["DemoError", "tell"]
 
 _MEMORY_MIB: Final = 256
-_INTERVAL_MS: Final = 400
-_CHECKPOINTS: Final = 15
+_CHECKPOINTS: Final = 60
+_GUEST_ADDRESS: Final = "10.77.0.5"
+_PORT: Final = 9000
+_LINE_MS: Final = 50
 _BOOT_S: Final = 60.0
 _STEP_S: Final = 30.0
 _POLL_S: Final = 0.02
+_END_S: Final = 5.0
+_LINES_AFTER: Final = 20
 _MID_CHECKPOINT: Final = ("REPLIED", "RECEIVING_RAM", "AWAITING_SIZE", "RECEIVING_DEVICES")
 _APPEND: Final = (
     "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests "
-    "colo.mode=table colo.pace=1000"
+    f"colo.mode=table colo.pace=1000 colo.ip={_GUEST_ADDRESS}/{LAN_PREFIX} colo.line-ms={_LINE_MS}"
 )
 _COUNT: Final = re.compile(r"colo-guest: count=(\d+) .*\n")
 _READY: Final = re.compile(r"colo-guest: ready mode=table records=(\d+) mib=(\d+)")
 _VERIFIED: Final = re.compile(r"colo-guest: verified records=(\d+) ledger=(\d+)")
+
+T = TypeVar("T")
 
 
 class DemoError(ColoError):
     """The story did not come true."""
 
 
-class _Narrator:
-    """Tells it line by line, with the time since the beginning."""
-
-    def __init__(self) -> None:
-        self.console = Console(highlight=False)
-        self._began = time.monotonic()
-
-    def say(self, who: str, text: str) -> None:
-        seconds = time.monotonic() - self._began
-        self.console.print(f"[dim]{seconds:5.1f} s[/dim]  [bold]{who:<7}[/bold] {text}")
-
-    def step(self, text: str) -> None:
-        self.say("", f"[dim]{text}[/dim]")
-
-
 async def tell() -> int:
     """Tell the story; return 0.  Raises ColoError where something was not as it should be."""
-    narrator = _Narrator()
-    narrator.console.print(
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
         "\n[bold]A virtual machine survives the death of its host.[/bold]\n"
-        "Host A and host B are two sets of processes on this machine.\n"
+        "Host A, host B and a client are network namespaces on this machine.\n"
     )
-    image = build(cache_folder() / "guest", narrator.step)
-    with tempfile.TemporaryDirectory(prefix="colo-demo-") as name:
-        folder = Path(name)
-        narrator.say("", "looking which accelerator works here")
-        config = await _write_vm_file(folder, image)
-        async with _secondary(folder) as host_b, _primary(folder, config) as primary:
-            await _Story(narrator, folder, config, primary, host_b).run()
+    began = time.monotonic()
+
+    def say(who: str, text: str) -> None:
+        seconds = time.monotonic() - began
+        console.print(f"[dim]{seconds:5.1f} s[/dim]  [bold]{who:<7}[/bold] {text}")
+
+    image = build(cache_folder() / "guest", lambda text: say("", f"[dim]{text}[/dim]"))
+    with tempfile.TemporaryDirectory(prefix="colo-demo-") as name, Lab() as lab:
+        say("", "[dim]trying which accelerator works here[/dim]")
+        files = _Files(Path(name))
+        accelerator = await _write_vm_file(files, image)
+        say("", f"[dim]the VM runs under {accelerator.upper()}[/dim]")
+        with contextlib.ExitStack() as stack:
+            story = _Story(say, files, _Cast(lab, files, stack))
+            await story.run()
+            console.print()
+            for line in story.side_by_side():
+                console.print(line)
+            console.print()
+            await story.verify()
+            for line in story.figures():
+                console.print(line)
     return 0
 
 
+class _Files:
+    """The files of the story, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.vm = folder / "vm.toml"
+        self.a, self.b = folder / "a", folder / "b"
+        self.console_a, self.console_b = folder / "a.console", folder / "b.console"
+        self.serial_b = folder / "b.serial"
+        self.client = folder / "client.jsonl"
+
+
+class _Cast:
+    """The processes of the story, each where it belongs; ``stack`` ends them."""
+
+    def __init__(self, lab: Lab, files: _Files, stack: contextlib.ExitStack) -> None:
+        self._lab = lab
+        self._files = files
+        self._stack = stack
+
+    def secondary(self) -> subprocess.Popen[Any]:
+        address = f"tcp:{REPLICATION_ADDRESS[Place.HOST_B]}:{_PORT}"
+        return self._colo(Place.HOST_B, "b", "secondary", "--listen", address)
+
+    def primary(self) -> subprocess.Popen[Any]:
+        address = f"tcp:{REPLICATION_ADDRESS[Place.HOST_B]}:{_PORT}"
+        return self._colo(Place.HOST_A, "a", "run", "--to", address)
+
+    def client(self) -> subprocess.Popen[Any]:
+        command = [sys.executable, "-m", "colo.demo.clients", "stream", _GUEST_ADDRESS]
+        command += ["--log", str(self._files.client), "--json"]
+        return self._start(Place.CLIENT, "client", command, stdout=subprocess.PIPE)
+
+    def _colo(self, place: Place, state: str, verb: str, *options: str) -> subprocess.Popen[Any]:
+        command = [sys.executable, "-m", "colo", verb, str(self._files.vm), *options]
+        command += ["--state-dir", str(self._files.folder / state)]
+        return self._start(place, state, command)
+
+    def _start(
+        self, place: Place, name: str, command: list[str], **options: Any
+    ) -> subprocess.Popen[Any]:
+        path = self._files.folder / f"{name}.log"
+        log = self._stack.enter_context(path.open("w"))
+        process = self._lab.start(place, *command, **{"stdout": log, "stderr": log, **options})
+        self._stack.callback(_end, process)
+        return process
+
+
 class _Story:
-    def __init__(
-        self, narrator: _Narrator, folder: Path, config: VmConfig, primary: Qemu, host_b: Path
-    ) -> None:
-        self._say = narrator.say
-        self._console = narrator.console
-        self._folder = folder
-        self._config = config
-        self._primary = primary
-        self._host_b = host_b
-        self._console_a = folder / "a.console"
-        self._console_b = folder / "b.console"
+    def __init__(self, say: Callable[[str, str], None], files: _Files, cast: _Cast) -> None:
+        self._say = say
+        self._files = files
+        self._cast = cast
+        self._killed_at = 0.0
+        self._protected: dict[str, Any] = {}
+        self._after: dict[str, Any] = {}
 
     async def run(self) -> None:
-        """The story from beginning to end."""
-        accelerator = self._config.accel.upper()
-        self._say("host B", f"colo secondary is ready: QEMU waits to take over ({accelerator})")
-        self._say("host A", f"QEMU boots the VM: Linux, {_MEMORY_MIB} MiB")
+        """The story up to the point where all goes on."""
+        self._cast.secondary()
+        await self._until("host B", lambda: _status(self._files.b), _STEP_S)
+        self._say("host B", "colo secondary: a QEMU waits to take over")
+        primary = self._cast.primary()
         ready = await self._until("the guest to boot", self._booted, _BOOT_S)
         self._say(
-            "guest",
-            f"{int(ready[1]):,} checksummed records in {ready[2]} MiB, 20,000 rewritten a second",
+            "host A",
+            f"colo run: the guest has booted; it rewrites 20,000 of {int(ready[1]):,} checksummed "
+            "records a second",
         )
-        await self._protect()
-        await self._watch_checkpoints()
-        killed_at = await self._kill_within_checkpoint()
-        status = await self._until("host B to take over", self._taken_over, _STEP_S)
-        await self._check(status, killed_at)
-
-    async def _protect(self) -> None:
-        began = time.monotonic()
-        await ColoPrimary(self._primary).start(f"unix:{self._folder / 'b.sock'}", _INTERVAL_MS)
-        await self._until("the first copy", self._checkpoint_reached(0), _STEP_S)
-        took = time.monotonic() - began
-        self._say("host A", f"copied to host B in {took:.1f} s: [green]PROTECTED[/green]")
-
-    async def _watch_checkpoints(self) -> None:
-        for number in range(5, _CHECKPOINTS + 1, 5):
-            status = await self._until("checkpoints", self._checkpoint_reached(number), _STEP_S)
-            stopped = status["phases_ms"]["stopped"]["median"]
-            self._say(
-                "guest",
-                f"count={_counts(self._console_a)[-1]}, checkpoint {status['checkpoint']}: "
-                f"{status['pages']['median']:,.0f} pages, VM stopped {stopped:.1f} ms",
-            )
-
-    async def _kill_within_checkpoint(self) -> float:
-        """SIGKILL the primary's QEMU right after its VM was stopped for a checkpoint."""
-        stops = EventListener("STOP")
-        with self._primary.qmp.listen(stops):
-            await asyncio.wait_for(stops.get(), _STEP_S)
-            os.kill(self._primary.pid, signal.SIGKILL)
-        killed_at = time.time()
-        self._say("host A", "[red]SIGKILL, in the middle of a checkpoint[/red]")
-        return killed_at
-
-    async def _check(self, status: dict[str, Any], killed_at: float) -> None:
-        takeover = status["takeover"]
-        if status["lost_in"] not in _MID_CHECKPOINT:
-            raise DemoError(f"the kill was not within a checkpoint but in {status['lost_in']}")
-        dark_ms = (status["takeover"]["running_at"] - killed_at) * 1e3
+        await self._until("protection", self._has_state("PROTECTED"), _STEP_S)
+        self._say("host A", "[green]PROTECTED[/green]: its packets now wait for their checkpoint")
+        client = self._cast.client()
+        await self._until("the client", lambda: self._lines()[10:], _STEP_S)
+        self._say("client", f"one TCP connection; the guest sends a line every {_LINE_MS} ms")
+        reached = _status(self._files.a)["checkpoint"] + _CHECKPOINTS
+        await self._until("checkpoints", lambda: self._checkpoint_reached(reached), _STEP_S)
+        stopped = self._protected["phases_ms"]["stopped"]
+        self._say(
+            "host A",
+            f"{self._protected['checkpoint']} checkpoints; the VM is stopped "
+            f"{stopped['median']:.1f} ms for each (p99 {stopped['p99']:.1f})",
+        )
+        await self._kill_host_a(primary)
+        self._after = await self._until("host B to take over", self._taken_over, _STEP_S)
+        takeover = self._after["takeover"]
         self._say(
             "host B",
             f"drops the half checkpoint; from checkpoint {takeover['checkpoint']}: "
-            f"[green]RUNNING[/green], {dark_ms:.0f} ms after the kill",
+            f"[green]RUNNING[/green], {self._dark_ms():.0f} ms after the kill",
         )
-        verified = await self._verify()
-        await self._until("the guest to count on", lambda: len(_counts(self._console_b)) > 5, 10)
-        before, after = _counts(self._console_a), _counts(self._console_b)
-        self._console.print(_two_consoles(before, after))
+        if self._after["lost_in"] not in _MID_CHECKPOINT:
+            raise DemoError(f"the kill was not within a checkpoint: {self._after['lost_in']}")
+        seen = len(self._lines())
+        await self._until("the client", lambda: self._lines()[seen + _LINES_AFTER :], _STEP_S)
+        client.send_signal(signal.SIGTERM)
+        verdict = json.loads(client.communicate(timeout=_STEP_S)[0])
+        if client.returncode:
+            raise DemoError(f"the client's connection: {verdict}")
+
+    async def _kill_host_a(self, primary: subprocess.Popen[Any]) -> None:
+        """SIGKILL all that host A has, right after its VM was stopped for a checkpoint."""
+        stops = EventListener("STOP")
+        watcher = QMPClient()
+        qemu = int((self._files.a / "qemu.pid").read_text())
+        await watcher.connect(str(self._files.a / "qmp.sock"))
+        with watcher.listen(stops):
+            await asyncio.wait_for(stops.get(), _STEP_S)
+            for pid in (qemu, primary.pid):
+                os.kill(pid, signal.SIGKILL)
+        self._killed_at = time.time()
+        with contextlib.suppress(Exception):
+            await watcher.disconnect()
+        self._say("host A", "[red]SIGKILL to QEMU and colo, in the middle of a checkpoint[/red]")
+
+    async def verify(self) -> None:
+        """Have the guest check all of its memory; check that its console counts on unbroken."""
+        _, writer = await asyncio.open_unix_connection(self._files.serial_b)
+        writer.write(b"verify\n")
+        await writer.drain()
+        writer.close()
+        verified = await self._until(
+            "the guest to verify its memory",
+            lambda: _VERIFIED.search(_text(self._files.console_b)),
+            _STEP_S,
+        )
+        before, after = _counts(self._files.console_a), _counts(self._files.console_b)
         _unbroken(before, after)
-        if "CORRUPT" in _text(self._console_b):
+        if "CORRUPT" in _text(self._files.console_b):
             raise DemoError("the guest found its memory corrupt")
         self._say(
             "guest",
             f"verified itself: {int(verified[1]):,} records, {int(verified[2]):,} updates, "
             "[green]not one wrong[/green]",
         )
-        self._console.print(_figures(status, dark_ms))
-
-    async def _verify(self) -> re.Match[str]:
-        """Have the guest check all of its memory now."""
-        _, writer = await asyncio.open_unix_connection(self._folder / "b.serial")
-        writer.write(b"verify\n")
-        await writer.drain()
-        writer.close()
-        verified = await self._until(
-            "the guest to verify its memory",
-            lambda: _VERIFIED.search(_text(self._console_b)),
-            _STEP_S,
+        lines = self._lines()
+        if [number for number, _ in lines] != list(range(len(lines))):
+            raise DemoError("a line is missing or doubled")
+        self._say(
+            "client",
+            f"{len(lines)} lines over one connection, [green]none missing, none doubled[/green]",
         )
-        return cast(re.Match[str], verified)
+
+    def side_by_side(self) -> Iterator[str]:
+        """The client's view beside what happens, around the kill."""
+        checkpoint = self._after["takeover"]["checkpoint"]
+        events = [(at, f"line {number}", "") for number, at in self._lines()]
+        events.append((self._killed_at, "", "[red]host A: SIGKILL[/red]"))
+        events.append(
+            (
+                self._after["takeover"]["running_at"],
+                "",
+                f"[green]host B: RUNNING from checkpoint {checkpoint}[/green]",
+            )
+        )
+        events.sort()
+        kill = next(i for i, event in enumerate(events) if event[0] == self._killed_at)
+        yield f"  [dim]{'time':>9}   {'what the client sees':<22} what happens[/dim]"
+        for at, seen, happens in events[max(0, kill - 4) : kill + 7]:
+            yield f"  {(at - self._killed_at) * 1e3:+6.0f} ms   {seen:<22} {happens}"
+
+    def figures(self) -> Iterator[str]:
+        """The figures at the end."""
+        stopped = self._protected["phases_ms"]["stopped"]
+        held = self._protected["network"]["n0"]["held_ms"]
+        gaps = [(b - a) * 1e3 for (_, a), (_, b) in pairwise(self._lines())]
+        yield ""
+        for name, value in (
+            ("checkpoints", str(self._protected["checkpoint"])),
+            ("VM stopped for each", _three(stopped)),
+            ("a packet waited", _three(held)),
+            ("from kill to running", f"{self._dark_ms():.0f} ms"),
+            (
+                "the client's longest gap",
+                f"{max(gaps):.0f} ms, with a line every {_LINE_MS} ms",
+            ),
+        ):
+            yield f"  [bold]{name:<26}[/bold]{value}"
+
+    def _dark_ms(self) -> float:
+        return float(self._after["takeover"]["running_at"] - self._killed_at) * 1e3
+
+    def _lines(self) -> list[tuple[int, float]]:
+        """The numbers that the client has seen, and when; in seconds since the epoch."""
+        lines = _text(self._files.client).splitlines(keepends=True)
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [(record["n"], record["t"]) for record in records if "n" in record]
 
     def _booted(self) -> re.Match[str] | None:
-        text = _text(self._console_a)
+        text = _text(self._files.console_a)
         return _READY.search(text) if _COUNT.search(text) else None
 
-    def _checkpoint_reached(self, number: int) -> Callable[[], dict[str, Any] | None]:
-        def look() -> dict[str, Any] | None:
-            status = _status(self._host_b)
-            reached = status.get("checkpoint")
-            return status if reached is not None and reached >= number else None
+    def _has_state(self, state: str) -> Callable[[], bool]:
+        return lambda: _status(self._files.a).get("state") == state
 
-        return look
+    def _checkpoint_reached(self, number: int) -> bool:
+        self._protected = _status(self._files.a)
+        return bool(self._protected["checkpoint"] >= number)
 
     def _taken_over(self) -> dict[str, Any] | None:
-        status = _status(self._host_b)
+        status = _status(self._files.b)
         return status if "takeover" in status else None
 
-    async def _until(self, what: str, look: Callable[[], Any], seconds: float) -> Any:
+    async def _until(self, what: str, look: Callable[[], T | None], seconds: float) -> T:
         deadline = time.monotonic() + seconds
         while not (found := look()):
             if time.monotonic() > deadline:
-                raise DemoError(
-                    f"waited {seconds:.0f} s for {what}; host A's QEMU: "
-                    f"{self._primary.last_words() or 'silent'}; host B: "
-                    f"{_text(self._folder / 'b.log').strip().splitlines()[-1:]}"
-                )
+                logs = [_text(self._files.folder / f"{name}.log") for name in "ab"]
+                words = " | ".join(log.strip().splitlines()[-1] for log in logs if log.strip())
+                raise DemoError(f"waited {seconds:.0f} s for {what}; the hosts said: {words}")
             await asyncio.sleep(_POLL_S)
         return found
 
 
-async def _write_vm_file(folder: Path, image: GuestImage) -> VmConfig:
-    """Write the VM file, with the accelerator that works here."""
+async def _write_vm_file(files: _Files, image: GuestImage) -> str:
+    """Write the VM file; return the accelerator that works here."""
     args = ["-machine", "pc", "-cpu", "qemu64", "-m", str(_MEMORY_MIB), "-nodefaults"]
     args += ["-display", "none", "-no-reboot", "-kernel", str(image.kernel)]
     args += ["-initrd", str(image.initrd), "-append", _APPEND]
-    file = folder / "vm.toml"
+    args += ["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"]
+    args += ["-device", "virtio-net-pci,netdev=n0,mac=52:54:00:c0:10:05"]
 
-    def write(accelerator: str) -> VmConfig:
-        serial = [
-            json.dumps(
+    def write(accelerator: str) -> None:
+        serial = {
+            host: json.dumps(
                 [
                     "-chardev",
-                    f"socket,id=s0,path={folder}/{host}.serial,server=on,wait=off,"
-                    f"logfile={folder}/{host}.console",
+                    f"socket,id=s0,path={files.folder}/{host}.serial,server=on,wait=off,"
+                    f"logfile={files.folder}/{host}.console",
                     "-serial",
                     "chardev:s0",
                 ]
             )
             for host in ("a", "b")
-        ]
-        file.write_text(
+        }
+        files.vm.write_text(
             f'name = "demo"\n[qemu]\naccel = "{accelerator}"\nargs = {json.dumps(args)}\n'
-            f"[qemu.primary]\nargs = {serial[0]}\n[qemu.secondary]\nargs = {serial[1]}\n"
+            f"[qemu.primary]\nargs = {serial['a']}\n[qemu.secondary]\nargs = {serial['b']}\n"
+            f'[failover]\narbiter = "file:{files.folder}/grant"\n'
         )
-        return load(file)
 
-    chosen = await asyncio.to_thread(plan, write("auto"))
-    return write(chosen.accelerator)
+    write("auto")
+    chosen = await asyncio.to_thread(plan, load(files.vm))
+    write(chosen.accelerator)
+    return chosen.accelerator
 
 
-@contextlib.asynccontextmanager
-async def _secondary(folder: Path) -> AsyncIterator[Path]:
-    """``colo secondary`` as its own process; yields its state folder."""
-    state = folder / "b"
-    command = [sys.executable, "-m", "colo", "secondary", str(folder / "vm.toml")]
-    command += ["--listen", f"unix:{folder / 'b.sock'}", "--state-dir", str(state)]
-    with open(folder / "b.log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+def _end(process: subprocess.Popen[Any]) -> None:
+    """End a process in good order, so that it removes what it made."""
+    process.terminate()
     try:
-        while "LISTENING" not in json.dumps(_status(state)):
-            if process.poll() is not None:
-                raise DemoError(f"host B: {_text(folder / 'b.log').strip()}")
-            await asyncio.sleep(_POLL_S)
-        yield state
-    finally:
-        process.send_signal(signal.SIGTERM)
+        process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
         process.wait()
-        await _quit(state / "qmp.sock")
-
-
-@contextlib.asynccontextmanager
-async def _primary(folder: Path, config: VmConfig) -> AsyncIterator[Qemu]:
-    """The VM on host A."""
-    state = folder / "a"
-    state.mkdir()
-    launch = plan(config)
-    qemu = Qemu(launch.primary(), state, launch.environment)
-    await qemu.start()
-    try:
-        yield qemu
-    finally:
-        await qemu.kill()
-
-
-async def _quit(qmp: Path) -> None:
-    """End a QEMU that was left running, if it is there."""
-    with contextlib.suppress(Exception):
-        client = QMPClient()
-        await client.connect(str(qmp))
-        await client.execute("quit")
-        await client.disconnect()
 
 
 def _status(state: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((state / "status.json").read_text())
-    except FileNotFoundError:
-        return {}
+    content = json.loads(_text(state / "status.json") or "{}")
     assert isinstance(content, dict)
     return content
 
@@ -311,31 +376,5 @@ def _unbroken(before: list[int], after: list[int]) -> None:
         raise DemoError(f"host A counted to {before[-1]}, host B went on with {after[0]}")
 
 
-def _two_consoles(before: list[int], after: list[int]) -> Table:
-    table = Table(box=None, padding=(0, 4), title="what the guest says", title_style="dim")
-    table.add_column("console on host A")
-    table.add_column("console on host B")
-    for count in range(max(after[0] - 2, before[-1] - 8), before[-1] + 3):
-        left = f"count={count}" if count in before else ""
-        if count == before[-1]:
-            left += "  [red]✗ killed[/red]"
-        table.add_row(left, f"[green]count={count}[/green]" if count in after else "")
-    return table
-
-
-def _figures(status: dict[str, Any], dark_ms: float) -> Table:
-    stopped = status["phases_ms"]["stopped"]
-    table = Table(box=None, padding=(0, 2), show_header=False)
-    for name, value in (
-        ("checkpoints", f"{status['takeover']['checkpoint']}"),
-        (
-            "VM stopped per checkpoint",
-            f"median {stopped['median']:.1f} ms, p99 {stopped['p99']:.1f}, "
-            f"max {stopped['max']:.1f}",
-        ),
-        ("pages per checkpoint", f"median {status['pages']['median']:,.0f}"),
-        ("from kill to running", f"{dark_ms:.0f} ms"),
-        ("memory on host B", f"{status['store_bytes'] >> 20} MiB for a {_MEMORY_MIB} MiB guest"),
-    ):
-        table.add_row(f"[bold]{name}[/bold]", value)
-    return table
+def _three(summary: dict[str, float]) -> str:
+    return f"median {summary['median']:.1f} ms, p99 {summary['p99']:.1f}, max {summary['max']:.1f}"

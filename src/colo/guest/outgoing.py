@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, Final, cast
 
 from qemu.qmp import EventListener
 
 from colo.errors import GuestError
-from colo.guest.qemu import Qemu
+from colo.guest.monitor import Monitor
 
 __all__ = ["ColoPrimary"]
 
 _STATUS_S: Final = 0.05
+_LEAVE_S: Final = 5.0
 #: Versions whose primary never enters COLO, a regression of QEMU's own.
 _BROKEN: Final = ((10, 0), (10, 1))
 #: From this major version on, COLO needs the return path.
 _RETURN_PATH_MAJOR: Final = 11
+#: The major version that under TCG may miss pages of a VM that runs while it is migrated.
+_STOPPED_MAJOR: Final = 7
 _BANDWIDTH_MAX: Final = 1 << 40  # bytes per second: no limit
 
 
@@ -26,38 +30,47 @@ class ColoPrimary:
     ``allow_broken`` starts it even on QEMU 10.0 and 10.1, whose stable updates may be mended.
     """
 
-    def __init__(self, qemu: Qemu, allow_broken: bool = False) -> None:
+    def __init__(self, qemu: Monitor, allow_broken: bool = False) -> None:
         self._qemu = qemu
         self._allow_broken = allow_broken
         self._exits = EventListener("COLO_EXIT")
-        self._ended = asyncio.Event()
+        self._version = (0, 0)
+        qemu.qmp.register_listener(self._exits)
+
+    async def check(self) -> None:
+        """Learn the version.  Raises GuestError for one whose COLO does not work."""
+        version = (await self._qemu.execute("query-version"))["qemu"]
+        self._version = version["major"], version["minor"]
+        if self._version in _BROKEN and not self._allow_broken:
+            raise GuestError(
+                f"QEMU {version['major']}.{version['minor']} never enters COLO as a primary, by a "
+                "regression of its own: use 7.2, or 11.0 and later"
+            )
+
+    @property
+    def return_path(self) -> bool:
+        """Whether the secondary of this QEMU first speaks the return-path protocol."""
+        return self._version[0] >= _RETURN_PATH_MAJOR
 
     async def start(self, uri: str, delay_ms: int) -> None:
         """Migrate to the secondary at ``uri`` (``unix:PATH``, ``tcp:HOST:PORT``) and enter COLO.
 
         ``delay_ms`` lies between two checkpoints.  Returns once COLO is on.  Raises GuestError.
         """
-        version = (await self._qemu.execute("query-version"))["qemu"]
-        major, minor = version["major"], version["minor"]
-        if (major, minor) in _BROKEN and not self._allow_broken:
-            raise GuestError(
-                f"QEMU {major}.{minor} never enters COLO as a primary, by a regression of its own: "
-                "use 7.2, or 11.0 and later"
-            )
-        on = ["x-colo"] + (["return-path"] if major >= _RETURN_PATH_MAJOR else [])
-        await self._qemu.execute(
-            "migrate-set-capabilities",
-            capabilities=[{"capability": name, "state": True} for name in on],
-        )
+        await self.check()
+        await self._set_capabilities(True)
         await self._qemu.execute(
             "migrate-set-parameters", x_checkpoint_delay=delay_ms, max_bandwidth=_BANDWIDTH_MAX
         )
-        # COLO starts the VM again.  Under TCG on QEMU 7.2 a first migration of a running VM
-        # may miss pages; see tcg_preload.c.
-        await self._qemu.execute("stop")
-        self._qemu.qmp.register_listener(self._exits)
+        kvm = (await self._qemu.execute("query-kvm"))["enabled"]
+        if self._version[0] == _STOPPED_MAJOR and not kvm:
+            await self._qemu.execute("stop")  # COLO starts it again
         await self._qemu.execute("migrate", uri=uri)
         await self._entered(uri)
+
+    async def checkpoint(self, delay_ms: int) -> None:
+        """Ask for a checkpoint now; the next comes by itself ``delay_ms`` after it."""
+        await self._qemu.execute("migrate-set-parameters", x_checkpoint_delay=delay_ms)
 
     async def ended(self) -> str:
         """Wait until QEMU leaves COLO, or dies; return why, in QEMU's own words."""
@@ -67,15 +80,55 @@ class ColoPrimary:
         if exit_event.done():
             death.cancel()
             data = cast(dict[str, Any], exit_event.result()["data"])
-            reason = data["reason"]
             words = self._qemu.last_words()
-            return f"QEMU left COLO, reason: {reason}" + (f" ({words})" if words else "")
+            return f"QEMU left COLO, reason: {data['reason']}" + (f" ({words})" if words else "")
         exit_event.cancel()
-        return f"QEMU ended with code {death.result()}"
+        return f"QEMU is gone: {death.result()}"
 
     async def run_alone(self) -> None:
-        """Have the VM run without a secondary, whether it runs now or is stopped in COLO."""
-        await self._qemu.execute("x-colo-lost-heartbeat")
+        """Have the VM run without a secondary, wherever COLO stands.
+
+        It may be running, stopped within a checkpoint, or still in its first migration.  What
+        this sets in QEMU is set back.  Raises GuestError.
+        """
+        status = (await self._qemu.execute("query-migrate")).get("status")
+        if status == "colo":
+            with contextlib.suppress(GuestError):
+                await self._qemu.execute("yank", oob=True, instances=[{"type": "migration"}])
+            await self._qemu.execute("x-colo-lost-heartbeat")
+        elif status not in (None, "none", "failed", "cancelled", "completed"):
+            await self._qemu.execute("migrate_cancel")
+        await self._left()
+        if not (await self._qemu.execute("query-status"))["running"]:
+            await self._qemu.execute("cont")
+        await self._set_capabilities(False)
+
+    async def _set_capabilities(self, state: bool) -> None:
+        names = ["x-colo"] + (["return-path"] if self.return_path else [])
+        if state:
+            await self._forget_ignore_shared()
+        await self._qemu.execute(
+            "migrate-set-capabilities",
+            capabilities=[{"capability": name, "state": state} for name in names],
+        )
+
+    async def _forget_ignore_shared(self) -> None:
+        """A VM that was taken over still has the capability with which it was loaded."""
+        await self._qemu.execute(
+            "migrate-set-capabilities",
+            capabilities=[{"capability": "x-ignore-shared", "state": False}],
+        )
+
+    async def _left(self) -> None:
+        """Wait until no migration is under way."""
+        deadline = asyncio.get_running_loop().time() + _LEAVE_S
+        while True:
+            status = (await self._qemu.execute("query-migrate")).get("status")
+            if status in (None, "none", "failed", "cancelled", "completed"):
+                return
+            if asyncio.get_running_loop().time() > deadline:
+                raise GuestError(f"QEMU does not leave COLO: its migration is {status}")
+            await asyncio.sleep(_STATUS_S)
 
     async def _entered(self, uri: str) -> None:
         while True:

@@ -15,19 +15,19 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp import QMPError
 
 from colo.config import RAM_BLOCK, VmConfig
 from colo.errors import GuestError
 from colo.guest.accelerator import kvm_works, named_accelerator
+from colo.guest.monitor import Monitor
 from colo.guest.preload import tcg_preload
 
 __all__ = ["LaunchPlan", "Qemu", "plan", "version_of"]
 
 _START_S: Final = 20.0
-_COMMAND_S: Final = 10.0
 _LAST_WORDS: Final = 600  # bytes
 _SOCKET_PATH_MAX: Final = 107  # sun_path, less its terminating NUL
 #: The major versions that need the preload as a primary under TCG.
@@ -99,13 +99,14 @@ def plan(config: VmConfig) -> LaunchPlan:
     return LaunchPlan(config, version, accelerator, args, environment)
 
 
-class Qemu:
-    """One QEMU process and colo's QMP connection to it.
+class Qemu(Monitor):
+    """A QEMU that colo starts, and its QMP connection.
 
     ``folder`` gets ``qmp.sock``, ``colo-qmp.sock``, ``qemu.pid`` and ``qemu.log``.
     """
 
     def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+        super().__init__()
         self._folder = folder
         self._log = folder / "qemu.log"
         self._log_start = 0
@@ -113,21 +114,7 @@ class Qemu:
         self._environment = environment
         self.qmp_socket = folder / "qmp.sock"
         self.command = [*command, *self._monitors()]
-        self.qmp = QMPClient("colo")
         self._process: subprocess.Popen[bytes] | None = None
-        self._exited = asyncio.Event()
-        self._pidfd = -1
-
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def exited(self) -> bool:
-        """Whether the process has ended."""
-        return self._exited.is_set()
 
     async def start(self) -> None:
         """Start the process and connect to its QMP.  Raises GuestError with its last words."""
@@ -148,8 +135,7 @@ class Qemu:
                 )
             except OSError as error:
                 raise GuestError(f"cannot start {self.command[0]}: {error.strerror}") from error
-        self._pidfd = os.pidfd_open(self.pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+        self._watch(self._process.pid)
         (self._folder / "qemu.pid").write_text(f"{self.pid}\n")
         try:
             async with asyncio.timeout(_START_S):
@@ -160,41 +146,18 @@ class Qemu:
                 f"QEMU did not open its QMP socket within {_START_S:.0f} s", self.last_words()
             ) from None
 
-    async def execute(self, command: str, **arguments: Any) -> Any:
-        """Execute a QMP command and return what it returns.  Raises GuestError."""
-        names = {key.replace("_", "-"): value for key, value in arguments.items()}
-        try:
-            async with asyncio.timeout(_COMMAND_S):
-                return await self.qmp.execute(command, names or None)
-        except ExecuteError as error:
-            raise GuestError(f"QEMU refuses {command}: {error}") from error
-        except TimeoutError:
-            raise GuestError(f"QEMU did not answer {command} in {_COMMAND_S:.0f} s") from None
-        except (QMPError, asyncio.IncompleteReadError, OSError) as error:
-            raise GuestError(f"QEMU died at {command}", self.last_words()) from error
-
-    async def wait(self) -> int:
-        """Wait for the process to end; return its exit code, or minus the signal's number."""
-        await self._exited.wait()
+    async def wait(self) -> str:
+        """Wait for the process to end; say how it did."""
+        await super().wait()
         assert self._process is not None
-        return int(self._process.returncode)
+        return _how_it_ended(self._process.returncode)
 
     async def kill(self) -> None:
         """End the process and wait for that; at once and without asking it."""
         if self._process is not None and not self.exited:
             self._process.send_signal(signal.SIGKILL)
-            await self._exited.wait()
+            await super().wait()
         await self.detach()
-
-    async def detach(self) -> None:
-        """Let go of the process, once: if it runs, it goes on by itself."""
-        if self._pidfd < 0:
-            return
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._pidfd = -1
-        with contextlib.suppress(QMPError, OSError, EOFError):
-            await self.qmp.disconnect()
 
     def last_words(self) -> str:
         """The end of what the process wrote, as one line; empty where it wrote nothing."""
@@ -211,17 +174,13 @@ class Qemu:
                 await self.qmp.connect(str(self._own_socket))
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._exited.wait(), 0.02)
+                await asyncio.wait_for(self._ended.wait(), 0.02)
         await self.detach()
-        raise GuestError(
-            f"QEMU ended at its start with code {await self.wait()}", self.last_words()
-        )
+        raise GuestError(f"QEMU did not start: {await self.wait()}", self.last_words())
 
     def _reap(self) -> None:
         assert self._process is not None
-        if self._process.poll() is not None:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            self._exited.set()
+        self._process.wait()
 
     def _monitors(self) -> list[str]:
         return [
@@ -240,6 +199,7 @@ def _escape(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
-def event_name(message: Message) -> str:
-    """The name of a QMP event."""
-    return str(message["event"])
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"it ended with code {code}"
+    return f"it was killed by {signal.Signals(-code).name}"

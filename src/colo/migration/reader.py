@@ -309,7 +309,9 @@ class MigrationReader(_Incremental):
                     candidates.append((devices_end, devices_end + 5 + length))
                     found += 1
             if found > _DESCRIPTIONS_MAX:
-                raise LimitExceeded("what looks like a description", found, _DESCRIPTIONS_MAX, "")
+                raise LimitExceeded(
+                    "what looks like a description", found, _DESCRIPTIONS_MAX, "times"
+                )
             for devices_end, end in [each for each in candidates if each[1] <= size]:
                 if self._take_devices(data, devices_end, end):
                     return
@@ -367,9 +369,10 @@ class LiveStateReader(_Incremental):
         self._on_pages = on_pages
 
     def _read(self) -> Parser[None]:
+        item = 0
         while True:
-            item = yield from u8(self._buffer)
-            if item == Section.EOF:
+            before, item = item, (yield from u8(self._buffer))
+            if item == Section.EOF and before == Section.END:
                 return
             if item not in (Section.PART, Section.END):
                 raise StreamError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from colo.errors import UsageError
 
@@ -36,6 +38,24 @@ class Address:
             return self._listen_unix() if self.path else self._listen_tcp()
         except OSError as error:
             raise UsageError(f"cannot listen on {self}: {error.strerror or error}") from error
+
+    async def connect(self) -> socket.socket:
+        """Return a connected socket that does not block.  Raises OSError."""
+        loop = asyncio.get_running_loop()
+        if self.path:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            target: Any = self.path
+        else:
+            found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            family, kind, protocol, _, target = found[0]
+            sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+        sock.setblocking(False)
+        try:
+            await loop.sock_connect(sock, target)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def _listen_tcp(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET

@@ -15,6 +15,7 @@ from typing import Final
 
 from colo.errors import ChannelLost, ColoError
 from colo.node.incoming import Incoming
+from colo.node.sockets import quick_ack, tune
 
 __all__ = ["Channel"]
 
@@ -22,10 +23,6 @@ __all__ = ["Channel"]
 _BATCH_BYTES: Final = 1 << 20
 #: After so many bytes in one go the event loop gets its turn.
 _TURN_BYTES: Final = 16 << 20
-#: A TCP peer whose host is gone is noticed within about so many seconds, also when idle.
-_KEEPALIVE_IDLE_S: Final = 1
-_KEEPALIVE_INTERVAL_S: Final = 1
-_KEEPALIVE_PROBES: Final = 3
 
 
 class Channel:
@@ -49,30 +46,30 @@ class Channel:
         self._on_progress = on_progress
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._tcp = sock.family != socket.AF_UNIX
         self._open = True
+        self._deaf: ChannelLost | None = None  # the primary does not hear us any more
         self.last_heard = clock()
-        sock.setblocking(False)
-        if self._tcp:
-            _tune(sock)
+        tune(sock)
         self._loop.add_reader(sock, self._readable)
 
     def flush(self) -> None:
         """Send what the session has to say.
 
         The answers are a few bytes, and the primary reads each before it goes on: a socket
-        that does not take them at once is a peer that does not listen.
+        that does not take them at once is a peer that does not listen.  What it had sent
+        before is still read to its end, because it counts.
         """
         data = self._incoming.to_send()
-        if not data or not self._open:
+        if not data or not self._open or self._deaf is not None:
             return
         try:
-            sent = self._sock.send(data)
+            if self._sock.send(data) < len(data):
+                self._deaf = ChannelLost("the primary does not read the answers")
         except OSError as error:
-            self._lose(ChannelLost(f"the primary is gone: {error.strerror}"), error)
-            return
-        if sent < len(data):
-            self._lose(ChannelLost("the primary does not read the answers"), None)
+            self._deaf = ChannelLost(f"the primary is gone: {error.strerror}")
+            self._deaf.__cause__ = error
+        if self._deaf is not None:
+            self._loop.call_soon(self._readable)
 
     def close(self) -> None:
         """Close the connection; nothing is called any more."""
@@ -90,13 +87,14 @@ class Channel:
                     cut = self._incoming.closed()
                     self._lose(ChannelLost("the primary closed the connection"), cut)
                     return
-                if self._tcp:
-                    self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+                quick_ack(self._sock)
                 taken += count
                 self._incoming.received(count)
                 self.flush()
         except BlockingIOError:
-            pass
+            if self._deaf is not None:
+                self._lose(self._deaf, self._deaf.__cause__)
+                return
         except OSError as error:
             self._lose(ChannelLost(f"the primary is gone: {error.strerror}"), error)
             return
@@ -108,12 +106,15 @@ class Channel:
             self._on_progress()
 
     def _receive(self) -> int:
-        """Receive what there is, up to a batch; return how much, 0 at the end of the stream."""
+        """Receive what there is, up to a batch; return how much, 0 at the end of the stream.
+
+        What came before an error counts: the error shows again at the next call, or as the end.
+        """
         room, count = self._incoming.writable(_BATCH_BYTES), 0
         try:
             while count < len(room) and (got := self._sock.recv_into(room[count:])):
                 count += got
-        except BlockingIOError:
+        except OSError:
             if not count:
                 raise
         return count
@@ -124,15 +125,3 @@ class Channel:
             self._on_progress()  # what came whole before the loss counts
             error.__cause__ = cause
             self._on_lost(error)
-
-
-def _tune(sock: socket.socket) -> None:
-    for option, value in (
-        (socket.TCP_NODELAY, 1),
-        (socket.TCP_QUICKACK, 1),
-        (socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S),
-        (socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S),
-        (socket.TCP_KEEPCNT, _KEEPALIVE_PROBES),
-    ):
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

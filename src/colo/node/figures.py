@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
-__all__ = ["PHASES", "Figures", "Summary", "summarise"]
+__all__ = ["PHASES", "Figures", "Summary", "summarise", "summary"]
 
 _SAMPLES: Final = 1024
 
-#: The phases of a checkpoint as the secondary sees them, in order; all in seconds.
+#: The phases of a checkpoint, in order, in seconds.  The primary sees only the middle two.
 PHASES: Final = {
-    "prepare": "request → reply; the VM still runs",
-    "ram": "reply → all dirty pages here",
-    "devices": "pages → device state here, committed",
-    "stopped": "reply → loaded; the primary's VM is stopped",
-    "apply": "pages copied into the image; the VM runs again",
+    "prepare": "asked → reply; the VM runs",
+    "ram": "reply → all pages here",
+    "devices": "→ devices here, committed",
+    "covered": "VM stopped → safe, packets go",
+    "stopped": "the VM is stopped",
+    "apply": "into the image; the VM runs",
 }
 
 
@@ -39,6 +40,11 @@ def summarise(samples: deque[float] | list[float]) -> Summary | None:
     )
 
 
+def summary(of: Summary | None, factor: float = 1.0) -> dict[str, float] | None:
+    """A summary as a table for the status file, its values times ``factor``."""
+    return None if of is None else {key: value * factor for key, value in asdict(of).items()}
+
+
 def _series() -> deque[float]:
     return deque(maxlen=_SAMPLES)
 
@@ -48,7 +54,7 @@ class Figures:
     """The last 1024 samples of each phase, and counts since the start."""
 
     phases: dict[str, deque[float]] = field(
-        default_factory=lambda: {phase: _series() for phase in PHASES}
+        default_factory=lambda: {phase: _series() for phase in PHASES if phase != "covered"}
     )
     pages: deque[float] = field(default_factory=_series)
     bytes: deque[float] = field(default_factory=_series)

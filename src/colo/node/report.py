@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table
 
 from colo.errors import ColoError
 from colo.node.figures import PHASES
 from colo.store.image import mib
 
 __all__ = ["is_alive", "read_status", "render"]
+
+_COLOURS: Final = {
+    "PROTECTED": "green",
+    "READY": "green",
+    "RUNNING": "green",
+    "UNPROTECTED": "yellow",
+    "LOST": "red",
+    "FENCED": "red",
+    "FAILED": "red",
+}
 
 
 def read_status(state_dir: Path) -> dict[str, Any]:
@@ -44,9 +54,10 @@ def is_alive(content: dict[str, Any]) -> bool:
 
 def render(content: dict[str, Any], console: Console | None = None) -> None:
     """Print a status for people."""
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, soft_wrap=True)
+    colour = _COLOURS.get(content["state"], "bold")
     console.print(
-        f"[bold]{content['vm']}[/bold]  {content['role']}  [bold]{content['state']}[/bold]: "
+        f"[bold]{content['vm']}[/bold]  {content['role']}  [{colour}]{content['state']}[/]: "
         f"{content['meaning']}"
     )
     if not is_alive(content):
@@ -54,60 +65,68 @@ def render(content: dict[str, Any], console: Console | None = None) -> None:
         console.print(f"  [red]colo does not run[/red]: this is what it wrote {ago} ago")
     for name, text in _facts(content):
         console.print(f"  {name:<12} {text}")
-    if content["pages"] is not None:
-        console.print(_table(content))
+    if content["checkpoint"]:
+        for line in _checkpoints(content):
+            console.print(line)
 
 
-def _facts(content: dict[str, Any]) -> list[tuple[str, str]]:
-    facts = []
+def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and text of each fact that this status has."""
     if content["checkpoint"] is not None:
-        age = _ago(content["checkpoint_at"])
-        facts.append(("checkpoint", f"{content['checkpoint']}, {age} old"))
-        facts.append(
-            (
-                "received",
-                f"{content['pages_total']:,} pages, {mib(content['bytes_total'])} in checkpoints",
-            )
-        )
-    if "primary" in content:
-        facts.append(("primary", content["primary"]))
-    facts.append(
-        (
-            "memory",
-            f"guest {mib(content['guest_bytes'])}, store {mib(content['store_bytes'])} "
-            f"in {content['store']}",
-        )
-    )
-    qemu = content["qemu"]
-    if qemu is not None:
-        facts.append(("QEMU", f"{qemu['trouble'] or qemu['pid']}, QMP {qemu['qmp']}"))
-    takeover = content.get("takeover")
-    if takeover is not None:
-        facts.append(
-            (
-                "takeover",
-                f"from checkpoint {takeover['checkpoint']}, started in "
-                f"{takeover['total_ms']:.0f} ms; the primary was lost in {content['lost_in']}",
-            )
+        yield "checkpoint", f"{content['checkpoint']}, {_ago(content['checkpoint_at'])} old"
+    if content.get("pages_total"):
+        total = mib(content["bytes_total"])
+        yield "received", f"{content['pages_total']:,} pages, {total} in checkpoints"
+    for role in ("primary", "secondary"):
+        if role in content:
+            yield role, content[role]
+    if "store" in content:
+        guest, store = mib(content["guest_bytes"]), mib(content["store_bytes"])
+        yield "memory", f"guest {guest}, store {store} in {content['store']}"
+    for netdev, gate in content.get("network", {}).items():
+        yield "network", f"{netdev}: {_gate(gate)}"
+    if content["qemu"] is not None:
+        qemu = content["qemu"]
+        where = f", QMP {qemu['qmp']}" if "qmp" in qemu else ""
+        yield "QEMU", f"{qemu.get('trouble') or qemu['pid']}{where}"
+    yield "arbiter", f"{content['arbiter']}, grant {content['grant']}"
+    if "takeover" in content:
+        takeover = content["takeover"]
+        yield (
+            "takeover",
+            f"from checkpoint {takeover['checkpoint']}, started in "
+            f"{takeover['total_ms']:.0f} ms; the primary was lost in {content['lost_in']}",
         )
     if content["error"]:
-        facts.append(("last error", content["error"]))
-    return facts
+        yield "last error", content["error"]
 
 
-def _table(content: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    table.add_column("  last 1024 checkpoints")
-    for column in ("median", "p99", "max"):
-        table.add_column(column, justify="right")
-    table.add_column("")
-    rows = [(f"{name}, ms", content["phases_ms"][name], "{:.2f}", PHASES[name]) for name in PHASES]
-    rows.append(("pages", content["pages"], "{:,.0f}", ""))
-    rows.append(("bytes", content["bytes"], "{:,.0f}", "on the wire"))
-    for name, summary, form, meaning in rows:
-        values = [form.format(summary[k]) if summary else "–" for k in ("median", "p99", "max")]
-        table.add_row(f"  {name}", *values, f"[dim]{meaning}[/dim]")
-    return table
+def _gate(gate: dict[str, Any]) -> str:
+    held = gate["held_ms"]
+    times = (
+        f"; held {held['median']:.1f} ms (p99 {held['p99']:.1f}, max {held['max']:.1f})"
+        if held
+        else ""
+    )
+    dropped = f", {gate['dropped']:,} dropped" if gate["dropped"] else ""
+    return (
+        f"gate {gate['gate']}, {gate['frames']:,} packets, {mib(gate['bytes'])}{dropped}, "
+        f"{gate['held_bytes']:,} bytes held now (max {gate['held_max_bytes']:,}){times}"
+    )
+
+
+def _checkpoints(content: dict[str, Any]) -> Iterator[str]:
+    """The figures of the last checkpoints, a line each."""
+    yield f"  [dim]{'checkpoints':<14}{'median':>12}{'p99':>12}{'max':>12}[/dim]"
+    rows = [
+        (f"{name}, ms", figures, "{:.2f}", PHASES[name])
+        for name, figures in content["phases_ms"].items()
+    ]
+    rows += [(name, content[name], "{:,.0f}", "") for name in ("pages", "bytes") if name in content]
+    for name, figures, form, meaning in rows:
+        values = [form.format(figures[k]) if figures else "–" for k in ("median", "p99", "max")]
+        numbers = "".join(f"{value:>12}" for value in values)
+        yield f"  {name:<14}{numbers}   [dim]{meaning}[/dim]"
 
 
 def _ago(when: float) -> str:

@@ -1,8 +1,8 @@
 """``colo secondary``: the shell around a session, a store and a waiting QEMU.
 
-It decides nothing that the state machine or the command line has not decided.  It accepts one
-primary, carries the session's requests out, keeps a QEMU waiting, takes over when that is due,
-and says in ``status.json`` what it does.
+It decides nothing that the state machine, the failover decision, the arbiter or the command
+line has not decided.  It takes one primary in, carries the session's requests out, keeps a
+QEMU waiting, takes over when that is due and granted, and says in ``status.json`` what it does.
 """
 
 from __future__ import annotations
@@ -12,31 +12,33 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from enum import Enum
 from typing import Any, Final
 
 from colo.config import RAM_BLOCK, VmConfig
-from colo.errors import ChannelLost, ColoError
+from colo.errors import ChannelLost, ColoError, LocalError, PeerError
+from colo.failover.arbiter import Arbiter, Grant, reach
+from colo.failover.decision import Decision, LinkState, SecondaryView, decide_secondary
+from colo.failover.link import Hello, Word, WordKind
 from colo.guest.qemu import LaunchPlan
-from colo.migration.format import MULTIFD_MAGIC
 from colo.migration.ram import RamBlock
 from colo.node.address import Address
 from colo.node.channel import Channel
 from colo.node.control import Answer, serve_orders
-from colo.node.figures import Figures, summarise
+from colo.node.figures import Figures, summarise, summary
 from colo.node.incoming import Incoming
+from colo.node.instance import instance
+from colo.node.link import Link
+from colo.node.reception import Reception
 from colo.node.statefolder import StateFolder
+from colo.node.takeover import Takeover
 from colo.node.waiting import WaitingQemu
 from colo.protocol.states import Do, SecondaryEvent, SecondaryState
-from colo.store.export import migration_stream
 from colo.store.store import Store
 
 __all__ = ["OnLoss", "SecondaryNode"]
 
 _STATUS_S: Final = 0.25
-_TAKEOVER_TRIES: Final = 3
-_MULTIFD_S: Final = 1.0
 
 #: States in which the primary has the word: it has to send, or it is lost.
 _PRIMARY_SENDS: Final = frozenset(
@@ -48,7 +50,7 @@ _PRIMARY_SENDS: Final = frozenset(
         SecondaryState.RECEIVING_DEVICES,
     }
 )
-_ENDED: Final = frozenset({SecondaryState.RUNNING, SecondaryState.TAKEOVER})
+_HERE: Final = frozenset({SecondaryState.RUNNING, SecondaryState.TAKEOVER})
 
 
 class OnLoss(Enum):
@@ -67,31 +69,37 @@ class SecondaryNode:
         plan: LaunchPlan,
         listen: Address,
         folder: StateFolder,
+        arbiter: Arbiter,
         on_loss: OnLoss,
         say: Callable[[str], None],
     ) -> None:
         self._config = config
         self._listen = listen
         self._folder = folder
+        self._arbiter = arbiter
         self._on_loss = on_loss
-        self._say = say
+        self._tell = say
         self._figures = Figures()
         store_folder = folder.store(config.store_folder, config.name)
         folder.clean(store_folder)
-        main = RamBlock(RAM_BLOCK, config.memory)
-        self._store = Store(store_folder, main, config.limits)
+        self._store = Store(store_folder, RamBlock(RAM_BLOCK, config.memory), config.limits)
         self._waiting = WaitingQemu(
             plan, self._store.images[RAM_BLOCK].path, folder.path, self._write_status
         )
         self._incoming: Incoming | None = None
         self._channel: Channel | None = None
+        self._link: Link | None = None
+        self._link_state = LinkState.NONE
+        self._word: WordKind | None = None
+        self._known_grant = 0
+        self._grant: Grant | None = None
         self._applying: asyncio.Task[None] | None = None
-        self._takeover: asyncio.Task[None] | None = None
+        self._takeover = Takeover(arbiter, self._store, self._waiting, self._say)
+        self._taking: asyncio.Task[None] | None = None
         self._error: str | None = None
         self._facts: dict[str, Any] = {}
         self._committed_at: float | None = None
         self._number = -1
-        self._decided_at = 0.0
 
     async def run(self) -> int:
         """Serve until the VM that was taken over ends, or this task is cancelled.
@@ -99,75 +107,135 @@ class SecondaryNode:
         Returns the exit code.  Raises ColoError where it cannot even start.
         """
         tasks: list[asyncio.Task[None]] = []
-        server: socket.socket | None = None
-        control: asyncio.Server | None = None
-        try:
-            server = self._listen.listen()
-            await self._waiting.start()
-            control = await serve_orders(self._folder.control, self._obey)
-            self._write_status()
-            assert self._waiting.qemu is not None
-            self._say(
-                f"{self._config.name}: waiting for a primary on {self._listen} "
-                f"(QEMU {self._waiting.qemu.pid} is ready to take over)"
-            )
-            work = (self._accept(server), self._watch(), self._end())
-            tasks = [asyncio.create_task(each) for each in work]
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-            return 0
-        finally:
-            for task in tasks:
-                task.cancel()
-            if server is not None:
-                server.close()
-            if control is not None:
-                control.close()
-            await self._leave()
+        with contextlib.ExitStack() as stack:
+            try:
+                server = stack.enter_context(self._listen.listen())
+                await self._waiting.start()
+                control = await serve_orders(self._folder.control, self._obey)
+                stack.callback(control.close)
+                assert self._waiting.qemu is not None
+                self._say(
+                    f"waiting for a primary on {self._listen} "
+                    f"(QEMU {self._waiting.qemu.pid} is ready to take over)"
+                )
+                self._write_status()
+                door = Reception(server, self._begin, self._greet, self._strange)
+                work = (door.serve(), self._watch(), self._end())
+                tasks = [asyncio.create_task(each) for each in work]
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                return 0
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await self._leave()
 
-    # -- the primary's connection ---------------------------------------------------------
+    # -- the primary's connections --------------------------------------------------------
 
-    async def _accept(self, server: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        server.setblocking(False)
-        while True:
-            sock, peer = await loop.sock_accept(server)
-            if self._incoming is None and self._state is None:
-                self._begin(sock, _peer_name(peer))
-            else:
-                await self._refuse(sock, _peer_name(peer))
+    @property
+    def _state(self) -> SecondaryState | None:
+        return self._incoming.state if self._incoming is not None else None
+
+    def _occupied(self) -> str | None:
+        """Why no other primary can be taken in, or None."""
+        if self._state in _HERE:
+            return "the VM runs here"
+        if self._state is SecondaryState.LOST:
+            return f"checkpoint {self._number} of the primary that was lost waits for a decision"
+        if self._incoming is not None:
+            return "this VM has its primary already"
+        return None
 
     def _begin(self, sock: socket.socket, peer: str) -> None:
+        """A checkpoint channel has connected."""
+        why = self._occupied()
+        if why is not None:
+            sock.close()
+            self._strange(peer, why)
+            return
+        if self._applying is not None:  # of a session that was forgotten
+            self._applying.add_done_callback(lambda _: self._begin(sock, peer))
+            return
+        if self._link is None:
+            self._forget_session()
+            try:
+                self._known_grant = self._arbiter.current().number
+            except LocalError as error:
+                sock.close()
+                self._strange(peer, str(error))
+                return
         self._error = None
         self._facts = {"primary": peer}
         self._incoming = Incoming(
             self._config.name, self._store, self._figures, time.monotonic, self._waiting.check
         )
         self._channel = Channel(sock, self._incoming, time.monotonic, self._progress, self._lost)
-        self._say(f"{self._config.name}: a primary has connected from {peer}")
+        self._say(f"a primary has connected from {peer}")
         self._write_status()
 
-    async def _refuse(self, sock: socket.socket, peer: str) -> None:
-        """Close a second connection, and say what it was."""
-        why = "this VM has its primary already"
-        if self._state in _ENDED:
-            why = "the VM runs here"
-        elif self._state is SecondaryState.LOST:
-            why = f"checkpoint {self._number} of the primary that was lost waits for a decision"
-        with contextlib.closing(sock), contextlib.suppress(TimeoutError, OSError):
-            first = await asyncio.wait_for(
-                asyncio.get_running_loop().sock_recv(sock, 4), _MULTIFD_S
-            )
-            if int.from_bytes(first, "big") == MULTIFD_MAGIC:
-                why = "it is a multifd channel: switch the capability multifd off"
+    def _greet(self, sock: socket.socket, peer: str) -> None:
+        """A control link has connected: its first word has to be a hello."""
+        ours = Hello.ours(self._config)
+
+        def first(word: Word) -> None:
+            hello = Hello.of(word)
+            final = hello.refusal(ours)
+            if self._state is SecondaryState.LOST and hello.grant > self._known_grant:
+                self._say("the primary was granted the VM: forgetting the checkpoint held here")
+                self._forget_session()
+            why = final or self._occupied()
+            why = why or ("it has a control link already" if self._link is not None else None)
+            if why is not None:
+                link.say(Word(WordKind.REFUSED, {"why": why, "final": final is not None}))
+                link.close()
+                self._strange(peer, why)
+                return
+            self._forget_session()
+            self._link, self._link_state = link, LinkState.UP
+            self._known_grant = hello.grant
+            link.say(ours.word())
+
+        link = Link(
+            sock,
+            self._config.heartbeat_s,
+            self._config.heartbeat_limit_s,
+            self._beat,
+            lambda word: self._hear(word) if self._link is link else first(word),
+            lambda error: self._link_lost(error) if self._link is link else None,
+        )
+
+    def _strange(self, peer: str, why: str) -> None:
+        """A connection was refused."""
         self._error = f"a connection from {peer} was refused: {why}"
-        self._say(f"{self._config.name}: {self._error}")
+        self._say(self._error)
         self._write_status()
 
-    @property
-    def _state(self) -> SecondaryState | None:
-        return self._incoming.state if self._incoming is not None else None
+    def _hear(self, word: Word) -> None:
+        if word.kind in (WordKind.DEAD, WordKind.SHUTDOWN, WordKind.BYE, WordKind.ALONE):
+            self._word = word.kind
+            self._decide(f"the primary says: {word.kind.value}")
+
+    def _link_lost(self, error: PeerError) -> None:
+        self._link, self._link_state = None, LinkState.LOST
+        self._decide(str(error))
+
+    def _beat(self) -> dict[str, Any]:
+        return {"checkpoint": self._number, "state": self._state.name if self._state else ""}
+
+    def _forget_session(self) -> None:
+        """Begin anew: nothing of the last primary counts any more."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._link_state, self._word = LinkState.NONE, None
+        self._incoming = None
+        self._number, self._committed_at = -1, None
+
+    # -- checkpoints ----------------------------------------------------------------------
 
     def _progress(self) -> None:
         """Carry out what the session asks for, after bytes were taken."""
@@ -176,7 +244,7 @@ class SecondaryNode:
         if self._store.checkpoint is not None and self._store.checkpoint.number != self._number:
             self._number, self._committed_at = self._store.checkpoint.number, time.time()
             if self._number == 0:
-                self._say(f"{self._config.name}: PROTECTED, the first copy is whole")
+                self._say("PROTECTED, the first copy is whole")
                 self._write_status()
         while incoming.requests:
             request = incoming.requests.pop(0)
@@ -188,38 +256,84 @@ class SecondaryNode:
 
     async def _apply(self) -> None:
         """Copy the committed pages into the images, while the primary's VM runs."""
-        assert self._incoming is not None
         began = time.monotonic()
         await asyncio.get_running_loop().run_in_executor(None, self._store.apply)
         self._store.applied()
         self._figures.phases["apply"].append(time.monotonic() - began)
         self._applying = None
         if self._state is SecondaryState.PREPARING and self._channel is not None:
+            assert self._incoming is not None
             self._incoming.handle(SecondaryEvent.PREPARED)
             self._channel.flush()
 
+    # -- losses ---------------------------------------------------------------------------
+
     def _lost(self, error: ColoError) -> None:
-        """The connection is gone: take over, hold, or, with nothing whole, wait for another."""
+        """The channel is gone."""
         incoming = self._incoming
         assert incoming is not None
         self._channel = None
-        lost_in = incoming.state
+        self._facts["lost_in"] = incoming.state.name
         incoming.handle(SecondaryEvent.LOST)
         cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
-        self._error = f"{error}{cause}"
-        self._facts["lost_in"] = lost_in.name
         if incoming.state is SecondaryState.FAILED:
-            self._say(f"{self._config.name}: no first copy: {self._error}")
-            self._incoming = None
-        elif self._on_loss is OnLoss.TAKEOVER:
-            self._say(f"{self._config.name}: the primary is lost: {self._error}")
-            self._start_takeover()
+            self._error = f"{error}{cause}"
+            self._say(f"no first copy: {self._error}")
+            if self._link is not None:
+                self._link.say(Word(WordKind.REFUSED, {"why": self._error}))
+            self._forget_session()
+            self._write_status()
         else:
-            self._say(
-                f"{self._config.name}: the primary is lost: {self._error}; holding checkpoint "
-                f"{self._number}: `colo failover --state-dir {self._folder.path}` starts it"
-            )
+            self._decide(f"{error}{cause}")
+
+    def _decide(self, why: str) -> None:
+        """Something changed: do what the decision says."""
+        if self._state in _HERE or self._is_taking():
+            return
+        if self._incoming is None or self._number < 0:
+            if self._link is None or self._word is not None:
+                self._forget_session()
+            return
+        view = SecondaryView(self._channel is not None, self._link_state, self._word)
+        match decide_secondary(view):
+            case Decision.FORGET:
+                self._say(f"{why}; forgetting checkpoint {self._number}")
+                self._forget_session()
+            case Decision.ASK:
+                self._error = why
+                self._ask(why)
+            case Decision.WAIT | Decision.GO_ON:
+                pass
         self._write_status()
+
+    def _ask(self, why: str) -> None:
+        """The primary is lost: ask for the right to take over, or hold."""
+        assert self._incoming is not None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+            self._facts["lost_in"] = self._incoming.state.name
+            self._incoming.handle(SecondaryEvent.LOST)
+        if self._on_loss is OnLoss.HOLD or not self._arbiter.automatic:
+            self._say(
+                f"the primary is lost: {why}; holding checkpoint {self._number}: "
+                f"`colo failover --state-dir {self._folder.path}` starts it"
+            )
+            return
+        self._say(f"the primary is lost: {why}")
+        self._taking = asyncio.create_task(self._win_and_take_over())
+
+    async def _win_and_take_over(self) -> None:
+        """Get the grant, and take over with it; or forget the VM, which then runs elsewhere."""
+        grant = await self._takeover.win(self._known_grant, self._qemu_pid())
+        if grant is None:
+            self._say(
+                f"the other host has the right to run the VM: forgetting checkpoint {self._number}"
+            )
+            self._forget_session()
+            self._write_status()
+        else:
+            await self._take_over(grant)
 
     async def _watch(self) -> None:
         """Bound the primary's silence, and keep the status file fresh."""
@@ -241,74 +355,60 @@ class SecondaryNode:
 
     # -- the takeover ---------------------------------------------------------------------
 
-    def _start_takeover(self) -> None:
+    def _qemu_pid(self) -> int:
+        return self._waiting.qemu.pid if self._waiting.qemu is not None else 0
+
+    async def _take_over(self, grant: Grant) -> None:
         assert self._incoming is not None
-        self._decided_at = time.monotonic()
+        self._grant = grant
         self._incoming.handle(SecondaryEvent.FAILOVER)
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-        self._takeover = asyncio.create_task(self._take_over())
-
-    async def _take_over(self) -> None:
-        assert self._incoming is not None
-        for attempt in range(1, _TAKEOVER_TRIES + 1):
-            try:
-                if self._applying is not None:
-                    await self._applying
-                loading = await self._waiting.run(migration_stream(self._store, {RAM_BLOCK}))
-                break
-            except ColoError as error:
-                self._error = str(error)
-                self._say(f"{self._config.name}: attempt {attempt} failed: {error}")
-        else:
+        if self._applying is not None:
+            await self._applying
+        try:
+            facts = await self._takeover.start()
+        except ColoError as error:
+            self._error = str(error)
             self._incoming.handle(SecondaryEvent.NOT_STARTED)
+            self._say(f"NOT RUNNING: {error}; `colo failover` tries again")
+        else:
+            self._incoming.handle(SecondaryEvent.RESUMED)
+            self._facts["takeover"] = {**facts, "grant": grant.number}
             self._say(
-                f"{self._config.name}: NOT RUNNING: the takeover failed {_TAKEOVER_TRIES} times; "
-                f"checkpoint {self._number} is kept, `colo failover` tries again"
+                f"RUNNING HERE, from checkpoint {self._number}, started in "
+                f"{facts['total_ms']:.0f} ms (QEMU {self._qemu_pid()})"
             )
-            self._write_status()
-            return
-        elapsed = time.monotonic() - self._decided_at
-        self._incoming.handle(SecondaryEvent.RESUMED)
-        assert self._waiting.qemu is not None
-        self._facts["takeover"] = {
-            "checkpoint": self._number,
-            "total_ms": elapsed * 1e3,
-            "loading_ms": loading * 1e3,
-            "running_at": time.time(),
-        }
-        self._say(
-            f"{self._config.name}: RUNNING HERE, from checkpoint {self._number}, "
-            f"started in {elapsed * 1e3:.0f} ms (QEMU {self._waiting.qemu.pid})"
-        )
-        self._store.remove()  # the running QEMU holds its memory; nobody else needs the files
+            self._store.remove()  # the running QEMU holds its memory; nobody needs the files
         self._write_status()
+
+    def _is_taking(self) -> bool:
+        return self._taking is not None and not self._taking.done()
+
+    def _is_running(self) -> bool:
+        return self._state is SecondaryState.RUNNING
 
     async def _end(self) -> None:
         """Wait for the end of the VM that was taken over."""
         while not self._is_running():
             await asyncio.sleep(_STATUS_S)
         assert self._waiting.qemu is not None
-        code = await self._waiting.qemu.wait()
-        self._say(f"{self._config.name}: the VM has ended, QEMU's exit code is {code}")
+        how = await self._waiting.qemu.wait()
+        self._say(f"the VM has ended; QEMU: {how}")
 
     async def _leave(self) -> None:
         """End what is ours; a VM that runs here goes on."""
-        if self._channel is not None:
-            self._channel.close()
-        if self._takeover is not None and not self._takeover.done():
+        if self._taking is not None and not self._taking.done():
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(self._takeover)
+                await asyncio.shield(self._taking)
         qemu = self._waiting.qemu
         if self._is_running() and qemu is not None:
             if not qemu.exited:
-                self._say(
-                    f"{self._config.name}: the VM goes on without colo: QEMU {qemu.pid}, QMP "
-                    f"{qemu.qmp_socket}"
-                )
+                self._say(f"the VM goes on without colo: QEMU {qemu.pid}, QMP {qemu.qmp_socket}")
             await qemu.detach()
         else:
+            self._forget_session()
             await self._waiting.stop()
             self._store.remove()
         self._write_status()
@@ -320,7 +420,7 @@ class SecondaryNode:
             return Answer(False, f"there is no order {order!r}")
         if self._is_running():
             return Answer(True, "the VM runs here already")
-        if self._takeover is None or self._takeover.done():
+        if not self._is_taking():
             if self._incoming is None or not self._incoming.machine.can(SecondaryEvent.FAILOVER):
                 return Answer(False, "there is no whole checkpoint to run the VM from")
             if self._channel is not None and not force:
@@ -329,15 +429,22 @@ class SecondaryNode:
                     "the primary is connected and its VM runs: two VMs would run; "
                     "end that one first, or say --force",
                 )
-            self._start_takeover()
-        if self._takeover is not None:
-            await asyncio.shield(self._takeover)
+            try:
+                grant = await reach(self._arbiter.order, instance(self._qemu_pid()))
+            except LocalError as error:
+                if not force:
+                    return Answer(False, f"{error}; --force does without it")
+                grant = Grant(0, instance(self._qemu_pid()))
+            self._takeover.decided()
+            self._taking = asyncio.create_task(self._take_over(grant))
+        if self._taking is not None:
+            await asyncio.shield(self._taking)
         if self._is_running():
             return Answer(True, f"the VM runs here, from checkpoint {self._number}")
         return Answer(False, f"the VM could not be started: {self._error}")
 
-    def _is_running(self) -> bool:
-        return self._state is SecondaryState.RUNNING
+    def _say(self, text: str) -> None:
+        self._tell(f"{self._config.name}: {text}")
 
     def _write_status(self) -> None:
         self._folder.write_status(self._status())
@@ -351,16 +458,19 @@ class SecondaryNode:
             "meaning": state.value if state else "no primary is connected",
             "mode": "periodic",
             "on_loss": self._on_loss.value,
+            "arbiter": self._config.arbiter,
+            "grant": self._grant.number if self._grant else self._known_grant,
             "listen": str(self._listen),
+            "link": self._link_state.name,
             "error": self._error or self._waiting.trouble,
             "checkpoint": self._number if self._number >= 0 else None,
             "checkpoint_at": self._committed_at,
             "pages_total": figures.pages_total,
             "bytes_total": figures.bytes_total,
-            "pages": _summary(summarise(figures.pages)),
-            "bytes": _summary(summarise(figures.bytes)),
+            "pages": summary(summarise(figures.pages)),
+            "bytes": summary(summarise(figures.bytes)),
             "phases_ms": {
-                name: _summary(summarise(samples), 1e3) for name, samples in figures.phases.items()
+                name: summary(summarise(samples), 1e3) for name, samples in figures.phases.items()
             },
             "guest_bytes": self._config.memory,
             "store_bytes": self._store.size,
@@ -375,15 +485,3 @@ class SecondaryNode:
             },
             **self._facts,
         }
-
-
-def _summary(summary: Any, factor: float = 1.0) -> dict[str, float] | None:
-    if summary is None:
-        return None
-    return {key: value * factor for key, value in asdict(summary).items()}
-
-
-def _peer_name(peer: Any) -> str:
-    if isinstance(peer, tuple):
-        return f"tcp:{peer[0]}:{peer[1]}"
-    return "a unix socket"

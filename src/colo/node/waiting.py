@@ -158,9 +158,9 @@ class WaitingQemu:
         while True:
             assert self.qemu is not None
             began = time.monotonic()
-            code = await self.qemu.wait()
+            how = await self.qemu.wait()
             self._ready.clear()
-            self._trouble(f"the waiting QEMU ended with code {code}: {self.qemu.last_words()}")
+            self._trouble(f"no QEMU waits: {how}: {self.qemu.last_words()}")
             await self.qemu.detach()
             if time.monotonic() - began > _RESTART_MOST_S:
                 pause = _RESTART_FIRST_S

@@ -1,0 +1,250 @@
+"""What protection costs a client, and what it sees of a takeover.
+
+Two hosts and a client are network namespaces; the client's programs are those of the demo and
+the tests.  Protected and unprotected take turns on the same running VM: ``colo primary`` is
+attached to it, and ended again, round after round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from bench.errors import BenchError
+from bench.stats import summarise
+from bench.vm import ROOT, wait_until
+from colo.config import load
+from colo.demo.guest_image import build
+from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
+from colo.guest.monitor import AttachedQemu
+from colo.guest.qemu import plan
+from colo.node.netgate import NetGate
+
+__all__ = ["measure_costs", "measure_gaps"]
+
+_GUEST: Final = "10.77.0.5"
+_TO: Final = f"tcp:{REPLICATION_ADDRESS[Place.HOST_B]}:9000"
+_KERNEL: Final = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests"
+_PAUSE_MS: Final = 20
+_LINE_MS: Final = 10
+_START_S: Final = 60.0
+_CLIENT_S: Final = 120.0
+_HOLD_LIMIT: Final = 64 << 20
+
+
+def measure_costs(
+    binary: str, rounds: int, requests: int, mib: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Round trips of one byte, and bulk out of the guest, protected and not, in turns.
+
+    Times in milliseconds, rates in MiB/s; ``ratios`` and ``added`` are of each round.
+    """
+    bare: list[float] = []
+    protected: list[float] = []
+    added: list[float] = []
+    rates: dict[str, list[float]] = {"open": [], "protected": []}
+    with _scene(binary) as scene, scene.secondary("b"), scene.qemu():
+        for _ in range(rounds):
+            without = scene.echo(requests)
+            rates["open"].append(scene.bulk_with_open_gate(mib))
+            with scene.primary("a"):
+                with_it = scene.echo(requests)
+                rates["protected"].append(scene.bulk(mib))
+            bare += without
+            protected += with_it
+            added.append(summarise(with_it).median - summarise(without).median)
+            say(
+                f"  round trip {summarise(without).median:.2f} → {summarise(with_it).median:.2f} "
+                f"ms, bulk {rates['open'][-1]:.0f} → {rates['protected'][-1]:.0f} MiB/s"
+            )
+    return {
+        "round_trip": {
+            "unprotected": asdict(summarise(bare)),
+            "protected": asdict(summarise(protected)),
+            "added": [round(value, 3) for value in added],
+        },
+        "bulk": {
+            **{name: asdict(summarise(values)) for name, values in rates.items()},
+            "ratios": [
+                round(p / o, 3) for p, o in zip(rates["protected"], rates["open"], strict=True)
+            ],
+        },
+    }
+
+
+def measure_gaps(binary: str, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """How long the client sees nothing: after a kill, and after host A freezes; in ms."""
+    gaps: dict[str, list[float]] = {"kill": [], "freeze": []}
+    for number in range(runs):
+        for kind, found in gaps.items():
+            found.append(_one_gap(binary, kind, number / runs))
+            say(f"  {kind}: {found[-1]:.0f} ms")
+    return {kind: asdict(summarise(found, 1)) for kind, found in gaps.items()}
+
+
+def _one_gap(binary: str, kind: str, offset: float) -> float:
+    with _scene(binary) as scene, scene.secondary("b"), scene.qemu(), scene.primary("a") as colo:
+        client = scene.start_client("stream", "--count", "600", "--gap-ms", "60000")
+        time.sleep(2 + offset)
+        number = signal.SIGKILL if kind == "kill" else signal.SIGSTOP
+        for pid in (scene.qemu_pid, colo.pid):
+            os.kill(pid, number)
+        try:
+            return float(scene.verdict(client)["gap_ms_max"])
+        finally:
+            for pid in (scene.qemu_pid, colo.pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _scene(binary: str) -> Iterator[_Scene]:
+    with Lab() as lab, tempfile.TemporaryDirectory(prefix="colo-bench-") as name:
+        yield _Scene(lab, Path(name), binary)
+
+
+class _Scene:
+    """A VM on host A, and who protects it."""
+
+    def __init__(self, lab: Lab, folder: Path, binary: str) -> None:
+        self.lab = lab
+        self._folder = folder
+        self._qmp = folder / "colo.qmp"
+        self._other_qmp = folder / "bench.qmp"
+        self._vm = folder / "vm.toml"
+        self.qemu_pid = 0
+        image = build(ROOT / "build" / "guest", lambda line: None)
+        args = ["-machine", "pc", "-cpu", "qemu64", "-m", "256", "-display", "none"]
+        args += ["-nodefaults", "-kernel", str(image.kernel), "-initrd", str(image.initrd)]
+        mode = f"colo.mode=serve colo.ip={_GUEST}/{LAN_PREFIX} colo.line-ms={_LINE_MS}"
+        args += ["-append", f"{_KERNEL} {mode}"]
+        args += ["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"]
+        args += ["-device", "virtio-net-pci,netdev=n0,mac=52:54:00:c0:10:06"]
+        roles = [
+            f'[qemu.{role}]\nargs = ["-serial", "file:{folder / role}.console"]\n'
+            for role in ("primary", "secondary")
+        ]
+        self._vm.write_text(
+            f'name = "bench"\n[qemu]\nbinary = {json.dumps(binary)}\naccel = "tcg"\n'
+            f"args = {json.dumps(args)}\n{''.join(roles)}"
+            f'[failover]\narbiter = "file:{folder / "grant"}"\n'
+        )
+
+    @contextlib.contextmanager
+    def qemu(self) -> Iterator[None]:
+        """The VM, with its services up."""
+        launch = plan(load(self._vm))
+        command = launch.primary()
+        for path in (self._qmp, self._other_qmp):
+            command += ["-qmp", f"unix:{path},server=on,wait=off"]
+        with self._process(Place.HOST_A, "qemu", command, env=launch.environment) as process:
+            self.qemu_pid = process.pid
+            console = self._folder / "primary.console"
+            wait_until("the guest", lambda: _holds(console, "ready mode=serve"), _START_S)
+            yield
+
+    @contextlib.contextmanager
+    def secondary(self, state: str) -> Iterator[None]:
+        """``colo secondary`` on host B."""
+        with self._colo(Place.HOST_B, state, "secondary", "--listen", _TO):
+            wait_until("host B", lambda: self._state(state), _START_S)
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError, ValueError):
+                    os.kill(int((self._folder / state / "qemu.pid").read_text()), signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def primary(self, state: str) -> Iterator[subprocess.Popen[Any]]:
+        """``colo primary``, attached to the VM and ended in good order."""
+        options = ("--qmp", f"unix:{self._qmp}", "--to", _TO)
+        with self._colo(Place.HOST_A, state, "primary", *options) as process:
+            wait_until("protection", lambda: self._state(state) == "PROTECTED" or None, _START_S)
+            yield process
+        shutil.rmtree(self._folder / state, ignore_errors=True)
+
+    def echo(self, requests: int) -> list[float]:
+        """Round trips of one byte, in milliseconds."""
+        log = self._folder / "echo.jsonl"
+        options = ["--count", str(requests), "--pause-ms", str(_PAUSE_MS), "--log", str(log)]
+        self.verdict(self.start_client("echo", *options))
+        return [json.loads(line)["rtt_ms"] for line in log.read_text().splitlines()]
+
+    def bulk(self, mib: int) -> float:
+        """The rate of a transfer out of the guest, in MiB/s."""
+        return float(self.verdict(self.start_client("bulk", "--mib", str(mib)))["mib_per_s"])
+
+    def bulk_with_open_gate(self, mib: int) -> float:
+        """The same through the same filters and sockets, with nothing held."""
+
+        async def transfer() -> float:
+            qemu = AttachedQemu(self._other_qmp)
+            await qemu.attach()
+            gate = NetGate(qemu, self._folder, _HOLD_LIMIT)
+            await gate.install(["n0"])
+            try:
+                return await asyncio.to_thread(self.bulk, mib)
+            finally:
+                await gate.remove()
+                await qemu.detach()
+
+        return asyncio.run(transfer())
+
+    def start_client(self, kind: str, *options: str) -> subprocess.Popen[Any]:
+        """A client of the demo's, towards the guest."""
+        command = [sys.executable, "-m", "colo.demo.clients", kind, _GUEST, "--json", *options]
+        return self.lab.start(Place.CLIENT, *command, stdout=subprocess.PIPE, text=True)
+
+    def verdict(self, client: subprocess.Popen[Any]) -> dict[str, Any]:
+        """Wait for a client's end.  Raises BenchError where it lost anything."""
+        output, _ = client.communicate(timeout=_CLIENT_S)
+        if client.returncode:
+            raise BenchError(f"the client failed: {output}")
+        verdict = json.loads(output)
+        assert isinstance(verdict, dict)
+        return verdict
+
+    def _state(self, state: str) -> str | None:
+        try:
+            return str(json.loads((self._folder / state / "status.json").read_text())["state"])
+        except (OSError, ValueError):
+            return None
+
+    def _colo(
+        self, place: Place, state: str, verb: str, *options: str
+    ) -> contextlib.AbstractContextManager[subprocess.Popen[Any]]:
+        command = [sys.executable, "-m", "colo", verb, str(self._vm), *options]
+        return self._process(
+            place, f"colo-{verb}", [*command, "--state-dir", str(self._folder / state)]
+        )
+
+    @contextlib.contextmanager
+    def _process(
+        self, place: Place, name: str, command: list[str], **options: Any
+    ) -> Iterator[subprocess.Popen[Any]]:
+        with (self._folder / f"{name}.log").open("a") as log:
+            process = self.lab.start(
+                place, *command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **options
+            )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _holds(path: Path, text: str) -> bool | None:
+    with contextlib.suppress(OSError):
+        return text in path.read_text(errors="replace") or None
+    return None

@@ -1,0 +1,228 @@
+"""Arbiters: who may run the VM without the other side.
+
+The right is a *grant*: exclusive and numbered.  While two hosts protect a VM together, both know
+the number of the grant under which its primary runs.  When they lose each other, either may ask for
+the next number, naming the one it knows; only one of them can get it, because the number has
+moved on for whoever asks second.  That one runs the VM; the other stays silent.
+
+``file:PATH``   a file that both hosts reach, locked while it is read and written.
+``manual``      nobody is granted anything, but by an operator's order.
+``none``        whoever asks is granted: for a lone secondary of a stock QEMU, whose
+                user says by ``--on-loss`` what is to happen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, ParamSpec, Protocol, TypeVar
+
+from colo.errors import LocalError, UsageError
+
+__all__ = [
+    "Arbiter",
+    "FileArbiter",
+    "Grant",
+    "ManualArbiter",
+    "NoArbiter",
+    "claim",
+    "make_arbiter",
+    "reach",
+]
+
+_FILE_BYTES: Final = 512
+_ANSWER_S: Final = 3.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Grant:
+    """The right to run a VM, number ``number``; ``holder`` is "" where nobody has it now."""
+
+    number: int
+    holder: str
+
+
+class Arbiter(Protocol):
+    """Hands out the right to run one VM.  All calls raise LocalError where it cannot be reached."""
+
+    automatic: bool
+
+    def current(self) -> Grant:
+        """Return the grant as it stands."""
+
+    def take(self, known: int, holder: str) -> Grant | None:
+        """Take the grant after number ``known``; None where it has moved on without us."""
+
+    def order(self, holder: str) -> Grant:
+        """Take the next grant whatever stands: by an operator's order."""
+
+    def release(self, grant: Grant) -> None:
+        """Give the grant back, so that anyone may begin anew; nothing where it has moved on."""
+
+
+class FileArbiter:
+    """A file with the grant as JSON, and a lock on it.
+
+    The file has to be on a file system that both hosts reach and that carries flock between them
+    (NFSv4 does).  Where the file is out of reach nobody is granted anything.
+    """
+
+    automatic = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def current(self) -> Grant:
+        """Return the grant as it stands."""
+        with self._locked() as file:
+            return self._read(file)
+
+    def take(self, known: int, holder: str) -> Grant | None:
+        """Take the grant after number ``known``; None where it has moved on without us."""
+        with self._locked() as file:
+            now = self._read(file)
+            if now == Grant(known + 1, holder):
+                return now  # we have it from a call whose answer never came
+            if now.number != known:
+                return None
+            return self._write(file, Grant(known + 1, holder))
+
+    def order(self, holder: str) -> Grant:
+        """Take the next grant whatever stands."""
+        with self._locked() as file:
+            return self._write(file, Grant(self._read(file).number + 1, holder))
+
+    def release(self, grant: Grant) -> None:
+        """Give the grant back."""
+        with self._locked() as file:
+            if self._read(file) == grant:
+                self._write(file, Grant(grant.number, ""))
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        try:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise LocalError(f"arbiter {self._path}: {error.strerror}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+        except OSError as error:
+            raise LocalError(f"arbiter {self._path}: {error.strerror}") from error
+        finally:
+            os.close(file)
+
+    def _read(self, file: int) -> Grant:
+        data = os.pread(file, _FILE_BYTES, 0)
+        if not data:
+            return Grant(0, "")
+        try:
+            content = json.loads(data)
+            return Grant(int(content["number"]), str(content["holder"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise LocalError(f"arbiter {self._path}: it does not hold a grant") from error
+
+    def _write(self, file: int, grant: Grant) -> Grant:
+        """Write in place, in one call and at a fixed length: the lock is on this very file."""
+        data = json.dumps(asdict(grant)).encode().ljust(_FILE_BYTES - 1) + b"\n"
+        if len(data) > _FILE_BYTES:
+            raise LocalError(f"arbiter {self._path}: the holder's name {grant.holder} is too long")
+        os.pwrite(file, data, 0)
+        os.fsync(file)
+        return grant
+
+
+class ManualArbiter:
+    """Grants nothing by itself: an operator gives the order to one side."""
+
+    automatic = False
+
+    def __init__(self) -> None:
+        self._grant = Grant(0, "")
+
+    def current(self) -> Grant:
+        """Return the grant as this side knows it."""
+        return self._grant
+
+    def take(self, known: int, holder: str) -> Grant | None:
+        """Nobody is granted anything without an order."""
+        return None
+
+    def order(self, holder: str) -> Grant:
+        """The operator's order is the grant."""
+        self._grant = Grant(self._grant.number + 1, holder)
+        return self._grant
+
+    def release(self, grant: Grant) -> None:
+        """There is nothing to give back."""
+
+
+class NoArbiter(ManualArbiter):
+    """Whoever asks is granted."""
+
+    automatic = True
+
+    def take(self, known: int, holder: str) -> Grant | None:
+        """Grant it."""
+        return self.order(holder)
+
+
+async def reach(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call an arbiter without waiting for ever: its file may lie on a dead network mount.
+
+    Raises LocalError where there is no answer in 3 seconds.  The call may still be carried out
+    later; asking again is then answered with the grant that it got.
+    """
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(call, *args, **kwargs), _ANSWER_S)
+    except TimeoutError:
+        raise LocalError(f"the arbiter did not answer in {_ANSWER_S:.0f} s") from None
+
+
+def claim(arbiter: Arbiter, holder: str, vm: str, stock: bool, force: bool) -> Grant:
+    """Make sure that ``holder`` may run the VM, before it is protected; return its grant.
+
+    ``stock``: the secondary is a stock QEMU, which takes over only by an operator's hand.
+    ``force``: take the right from another holder.  Raises UsageError, LocalError.
+    """
+    if isinstance(arbiter, NoArbiter) and not stock:
+        raise UsageError(
+            '[failover] arbiter = "none" would let both hosts run the VM when they lose each '
+            "other: set file:PATH, on a file system that both reach, or manual"
+        )
+    if not arbiter.automatic:
+        return Grant(arbiter.current().number, holder)
+    grant = arbiter.current()
+    if grant.holder in ("", holder):
+        taken = arbiter.take(grant.number, holder)
+    elif force:
+        taken = arbiter.order(holder)
+    else:
+        raise UsageError(
+            f"the right to run {vm} belongs to {grant.holder} (grant {grant.number}); if that VM "
+            "is certainly dead, say --claim"
+        )
+    if taken is None:
+        raise UsageError(f"another host took the right to run {vm} just now")
+    return taken
+
+
+def make_arbiter(text: str) -> Arbiter:
+    """Make the arbiter that the VM file names.  Raises UsageError."""
+    kind, _, rest = text.partition(":")
+    if kind == "file" and rest:
+        return FileArbiter(Path(rest))
+    if text == "manual":
+        return ManualArbiter()
+    if text == "none":
+        return NoArbiter()
+    raise UsageError(f"[failover] arbiter = {text!r}: file:PATH, manual or none")

@@ -1,0 +1,146 @@
+"""The control link: what the two hosts say to each other beside the checkpoint channel.
+
+A line of JSON each, both ways, over a connection of its own.  The primary connects and says
+hello; the secondary says hello back, or why it refuses.  From then on both send heartbeats, and
+the primary says, when it is so::
+
+    dead       the guest's process is dead: take over
+    shutdown   the guest has shut down: there is nothing to take over
+    bye        protection ends by an operator's will: the VM goes on here
+    alone      the primary has the grant and runs alone: forget the VM
+
+Whoever hears nothing for the heartbeat's limit counts the other as lost.  Bytes in, words out; no
+I/O, no clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+from colo.config import VmConfig
+from colo.errors import LimitExceeded, PeerError
+
+__all__ = [
+    "LINK_MAGIC",
+    "LINK_VERSION",
+    "Hello",
+    "LinkReader",
+    "Word",
+    "WordKind",
+    "machine_digest",
+]
+
+#: The first bytes of a control link, where a migration stream has «QEVM».
+LINK_MAGIC: Final = b"COLO"
+LINK_VERSION: Final = 1
+
+_LINE_MAX: Final = 16 << 10
+
+
+class WordKind(Enum):
+    """What one side says to the other."""
+
+    HELLO = "hello"
+    REFUSED = "refused"
+    HEARTBEAT = "heartbeat"
+    DEAD = "dead"
+    SHUTDOWN = "shutdown"
+    BYE = "bye"
+    ALONE = "alone"
+
+
+@dataclass(frozen=True)
+class Word:
+    """One line of the link; ``content`` is a flat table of texts and numbers."""
+
+    kind: WordKind
+    content: dict[str, Any] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """The line, with its end."""
+        return json.dumps({"word": self.kind.value, **self.content}).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Who speaks: versions, the VM's name, its machine's digest, the arbiter, the grant."""
+
+    version: int
+    vm: str
+    machine: str
+    arbiter: str
+    grant: int
+
+    def word(self) -> Word:
+        """This hello as a word."""
+        return Word(WordKind.HELLO, asdict(self))
+
+    @classmethod
+    def ours(cls, config: VmConfig, grant: int = 0) -> Hello:
+        """The hello of a colo with this VM file."""
+        digest = machine_digest(config)
+        return cls(LINK_VERSION, config.name, digest, config.arbiter, grant)
+
+    @classmethod
+    def of(cls, word: Word) -> Hello:
+        """Read a hello.  Raises PeerError where it is none."""
+        try:
+            return cls(**{name: kind(word.content[name]) for name, kind in _HELLO.items()})
+        except (KeyError, TypeError, ValueError):
+            raise PeerError(f"the other side's first word is {word.kind.value}, no hello") from None
+
+    def refusal(self, ours: Hello) -> str | None:
+        """Say why a primary with this hello cannot be protected by ``ours``, or None."""
+        if self.version != ours.version:
+            return f"it speaks version {self.version} of the link, this colo {ours.version}"
+        if self.vm != ours.vm:
+            return f"its VM is {self.vm}, this one is {ours.vm}"
+        if self.machine != ours.machine:
+            return "its VM file describes another machine: [qemu] args must be the same"
+        if self.arbiter != ours.arbiter:
+            return f"its arbiter is {self.arbiter}, this one's {ours.arbiter}"
+        return None
+
+
+_HELLO: Final[dict[str, Any]] = {
+    "version": int,
+    "vm": str,
+    "machine": str,
+    "arbiter": str,
+    "grant": int,
+}
+
+
+def machine_digest(config: VmConfig) -> str:
+    """A digest of what defines the machine in the VM file: the args that both hosts share."""
+    return hashlib.sha256(json.dumps(config.args).encode()).hexdigest()[:16]
+
+
+class LinkReader:
+    """Turns bytes, in pieces of any size, into words."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Word]:
+        """Take more bytes; yield each word that they complete.  Raises PeerError."""
+        self._data += data
+        while (end := self._data.find(b"\n")) >= 0:
+            line = bytes(self._data[:end])
+            del self._data[: end + 1]
+            yield _parse(line)
+        if len(self._data) > _LINE_MAX:
+            raise LimitExceeded("a line on the control link", len(self._data), _LINE_MAX)
+
+
+def _parse(line: bytes) -> Word:
+    try:
+        content = json.loads(line)
+        return Word(WordKind(content.pop("word")), content)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise PeerError(f"not a word on the control link: {line[:60]!r}") from None

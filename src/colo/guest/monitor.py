@@ -1,0 +1,120 @@
+"""A QEMU as colo sees it: a QMP connection, and a process that may end.
+
+The process is watched by its pid, taken from the socket's peer, so that its death is noticed
+the moment it happens, also where colo did not start it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+from qemu.qmp import ExecuteError, QMPClient, QMPError
+
+from colo.errors import GuestError
+
+__all__ = ["AttachedQemu", "Monitor"]
+
+_COMMAND_S: Final = 10.0
+_ATTACH_S: Final = 5.0
+_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+
+class Monitor:
+    """QMP to one QEMU process, whoever started it."""
+
+    def __init__(self) -> None:
+        self.qmp = QMPClient("colo")
+        self.pid = 0
+        self._ended = asyncio.Event()
+        self._pidfd = -1
+
+    @property
+    def exited(self) -> bool:
+        """Whether the process has ended."""
+        return self._ended.is_set()
+
+    async def execute(self, command: str, *, oob: bool = False, **arguments: Any) -> Any:
+        """Execute a QMP command and return what it returns.
+
+        Underscores in names stand for dashes.  ``oob``: out of band, also while QEMU's main
+        loop is blocked.  Raises GuestError.
+        """
+        names = {key.replace("_", "-"): value for key, value in arguments.items()}
+        try:
+            async with asyncio.timeout(_COMMAND_S):
+                return await self.qmp.execute(command, names or None, oob=oob)
+        except ExecuteError as error:
+            raise GuestError(f"QEMU refuses {command}: {error}") from error
+        except TimeoutError:
+            raise GuestError(f"QEMU did not answer {command} in {_COMMAND_S:.0f} s") from None
+        except (QMPError, asyncio.IncompleteReadError, OSError, EOFError) as error:
+            raise GuestError(f"QEMU died at {command}", self.last_words()) from error
+
+    async def wait(self) -> str:
+        """Wait for the process to end; say how it did, as far as that can be known."""
+        await self._ended.wait()
+        return "it ended"
+
+    async def detach(self) -> None:
+        """Let go of the process, once: if it runs, it goes on by itself."""
+        if self._pidfd < 0:
+            return
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        with contextlib.suppress(QMPError, OSError, EOFError):
+            await self.qmp.disconnect()
+
+    def last_words(self) -> str:
+        """The end of what the process wrote, as one line; empty where that is not ours to see."""
+        return ""
+
+    def _watch(self, pid: int) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._readable)
+
+    def _readable(self) -> None:
+        """The process has ended: its pidfd is readable."""
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        self._reap()
+        self._ended.set()
+
+    def _reap(self) -> None:
+        """Learn how the process ended, where it is our child."""
+
+
+class AttachedQemu(Monitor):
+    """A QEMU that somebody else started, by its QMP socket."""
+
+    def __init__(self, qmp_socket: Path) -> None:
+        super().__init__()
+        self.qmp_socket = qmp_socket
+
+    async def attach(self) -> None:
+        """Connect.  Raises GuestError with what stands in the way."""
+        path = self.qmp_socket
+        if not path.exists():
+            raise GuestError(f"there is no QMP socket {path}: start QEMU with -qmp unix:{path},…")
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        try:
+            async with asyncio.timeout(_ATTACH_S):
+                await asyncio.get_running_loop().sock_connect(sock, str(path))
+                credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+                await self.qmp.connect(sock)
+            self._watch(_PEER.unpack(credentials)[0])
+        except TimeoutError:
+            sock.close()
+            raise GuestError(
+                f"{path} does not answer: another client holds it; give colo a -qmp of its own"
+            ) from None
+        except (QMPError, OSError) as error:
+            sock.close()
+            raise GuestError(f"cannot attach to QEMU at {path}: {error}") from error

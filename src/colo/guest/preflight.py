@@ -1,0 +1,59 @@
+"""What stands in the way of protecting a running QEMU, found before anything is changed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from colo.config import RAM_BLOCK
+from colo.errors import GuestError
+from colo.guest.monitor import Monitor
+
+__all__ = ["obstacles"]
+
+
+async def obstacles(qemu: Monitor, netdevs: list[str], allow_disks: bool) -> list[str]:
+    """Return what stands in the way, a line each, with what to do.  Raises GuestError."""
+    found = []
+    migration = (await qemu.execute("query-migrate")).get("status")
+    if migration not in (None, "none", "completed", "failed", "cancelled"):
+        found.append(f"a migration is {migration}: wait for its end, or migrate_cancel")
+    if await _property(qemu, "/machine", "suppress-vmdesc"):
+        found.append("the machine has suppress-vmdesc=on: start QEMU without it")
+    if not await qemu.execute("qom-list", path="/machine/unattached"):
+        found.append("the machine has no devices: is this a VM?")
+    if netdevs and _opens(qemu.pid, "/dev/vhost-net"):
+        found.append("vhost is on, which leads packets past QEMU: start the netdev with vhost=off")
+    if not allow_disks:
+        for disk in await qemu.execute("query-block"):
+            inserted = disk.get("inserted")
+            if inserted and not inserted["ro"]:
+                name = disk["device"] or disk.get("qdev") or inserted["node-name"]
+                found.append(
+                    f"disk {name} is written and nobody replicates it: take it out, make it "
+                    "read-only, or say --unprotected-disks"
+                )
+    memory = await qemu.execute("query-memdev")
+    if RAM_BLOCK not in {backend.get("id") for backend in memory}:
+        found.append(
+            f"the VM's memory is not one backend named {RAM_BLOCK}: use -machine pc or q35 and -m"
+        )
+    return found
+
+
+async def _property(qemu: Monitor, path: str, name: str) -> bool:
+    try:
+        return bool(await qemu.execute("qom-get", path=path, property=name))
+    except GuestError:
+        return False
+
+
+def _opens(pid: int, device: str) -> bool:
+    """Whether a process has a device open, as far as we may see."""
+    for link in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            if os.readlink(link) == device:
+                return True
+        except OSError:
+            continue
+    return False

@@ -1,0 +1,123 @@
+"""The output gate of one network card.
+
+*A packet leaves only when the secondary has the checkpoint that covers it*, or when the VM runs
+alone by an arbiter's grant.
+
+QEMU writes each frame as a big-endian u32 length and as many bytes, and takes frames back in the
+same form; so bytes go back as they came, in bulk.  The gate only looks at the lengths, to keep
+frames whole and to count them.
+
+When the secondary's VMSTATE_RECEIVED arrives the VM is stopped, and all that it sent before is in
+the socket: drained to its end, that is exactly what the checkpoint covers.  Therefore the gate
+needs no marks in the stream of packets.
+
+It always takes what it is given: a gate that did not read would block QEMU.  Beyond its limit it
+drops whole frames, as a full queue does on any network.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+__all__ = ["Gate", "GateState", "GateStats"]
+
+_LENGTH: Final = struct.Struct(">I")
+_SAMPLES: Final = 1024
+
+
+class GateState(Enum):
+    """What happens to packets of the guest."""
+
+    OPEN = "they pass: the VM runs alone"
+    HOLDING = "they are held until their checkpoint is safe"
+    SHUT = "they are dropped: the VM may not be heard"
+
+
+@dataclass
+class GateStats:
+    """Counts since the start; the last 1024 times that bytes were held, in seconds."""
+
+    frames: int = 0
+    bytes: int = 0
+    dropped: int = 0
+    held_max_bytes: int = 0
+    held_s: deque[float] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
+
+
+class Gate:
+    """Holds frames; ``limit`` is the most that it holds, in bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._state = GateState.OPEN
+        self._held: list[tuple[float, bytes]] = []
+        self._partial = b""
+        self.held_bytes = 0
+        self.stats = GateStats()
+
+    @property
+    def state(self) -> GateState:
+        """What the gate does."""
+        return self._state
+
+    @property
+    def held_since(self) -> float | None:
+        """When the oldest held bytes came, or None."""
+        return self._held[0][0] if self._held else None
+
+    def take(self, data: bytes, now: float) -> bytes:
+        """Take bytes from QEMU; return those that may go out at once."""
+        whole, frames = self._whole_frames(data)
+        if not frames:
+            return b""
+        if self._state is GateState.SHUT or self.held_bytes + len(whole) > self._limit:
+            self.stats.dropped += frames
+            return b""
+        self.stats.frames += frames
+        self.stats.bytes += len(whole)
+        if self._state is GateState.OPEN:
+            return whole
+        self._held.append((now, whole))
+        self.held_bytes += len(whole)
+        self.stats.held_max_bytes = max(self.stats.held_max_bytes, self.held_bytes)
+        return b""
+
+    def release(self, now: float) -> bytes:
+        """The checkpoint that covers all that is held is safe: return it, in order."""
+        data = b"".join(chunk for _, chunk in self._held)
+        self.stats.held_s.extend(now - came for came, _ in self._held)
+        self._held.clear()
+        self.held_bytes = 0
+        return data
+
+    def hold(self) -> None:
+        """From now on packets are held."""
+        self._state = GateState.HOLDING
+
+    def open(self, now: float) -> bytes:
+        """The VM runs alone by a grant: packets pass.  Returns what was held."""
+        self._state = GateState.OPEN
+        return self.release(now)
+
+    def shut(self) -> None:
+        """The VM may not be heard any more: forget what is held, drop what comes."""
+        self._state = GateState.SHUT
+        self._held.clear()
+        self.held_bytes = 0
+
+    def _whole_frames(self, data: bytes) -> tuple[bytes, int]:
+        """Keep an incomplete frame at the end for later; return the whole ones and their count."""
+        if self._partial:
+            data = self._partial + data
+        end, frames, size = 0, 0, len(data)
+        while end + _LENGTH.size <= size:
+            after = end + _LENGTH.size + _LENGTH.unpack_from(data, end)[0]
+            if after > size:
+                break
+            end, frames = after, frames + 1
+        self._partial = data[end:]
+        return (data[:end] if self._partial else data), frames

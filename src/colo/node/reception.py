@@ -1,0 +1,106 @@
+"""Who is at the door: one address takes checkpoint channels and control links.
+
+They are told apart by their first four bytes, which are looked at and left where they are: «QEVM»
+begins a migration, «COLO» a control link.  Whoever says nothing is shown the door.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from colo.failover.link import LINK_MAGIC
+from colo.migration.format import FILE_MAGIC, MULTIFD_MAGIC
+
+__all__ = ["Reception"]
+
+_FIRST_WORD_S: Final = 2.0
+_MAGIC_BYTES: Final = 4
+
+
+class Reception:
+    """Accepts connections on ``server``.
+
+    ``on_channel`` and ``on_link`` get a connection and the peer's name, and own it from then on;
+    ``on_stranger`` gets the peer's name and what it is.
+    """
+
+    def __init__(
+        self,
+        server: socket.socket,
+        on_channel: Callable[[socket.socket, str], None],
+        on_link: Callable[[socket.socket, str], None],
+        on_stranger: Callable[[str, str], None],
+    ) -> None:
+        self._server = server
+        self._on_channel = on_channel
+        self._on_link = on_link
+        self._on_stranger = on_stranger
+        self._visits: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> None:
+        """Accept until cancelled."""
+        loop = asyncio.get_running_loop()
+        self._server.setblocking(False)
+        try:
+            while True:
+                sock, peer = await loop.sock_accept(self._server)
+                visit = asyncio.create_task(self._receive(sock, _name(peer)))
+                self._visits.add(visit)
+                visit.add_done_callback(self._visits.discard)
+        finally:
+            for visit in self._visits:
+                visit.cancel()
+
+    async def _receive(self, sock: socket.socket, peer: str) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.callback(sock.close)
+            try:
+                async with asyncio.timeout(_FIRST_WORD_S):
+                    magic = await _peek(sock, _MAGIC_BYTES)
+            except (TimeoutError, OSError):
+                self._on_stranger(peer, "it said nothing")
+                return
+            if magic == FILE_MAGIC.to_bytes(4, "big"):
+                stack.pop_all()
+                self._on_channel(sock, peer)
+            elif magic == LINK_MAGIC:
+                sock.recv(_MAGIC_BYTES)
+                stack.pop_all()
+                self._on_link(sock, peer)
+            elif magic == MULTIFD_MAGIC.to_bytes(4, "big"):
+                why = "it is a multifd channel: switch the capability multifd off"
+                self._on_stranger(peer, why)
+            else:
+                self._on_stranger(peer, "it is neither a QEMU migration nor a colo")
+
+
+async def _peek(sock: socket.socket, count: int) -> bytes:
+    """Wait for ``count`` bytes and return them without taking them; fewer at the stream's end."""
+    sock.setblocking(False)
+    before = -1
+    while True:
+        await _readable(sock)
+        data = sock.recv(count, socket.MSG_PEEK)
+        if len(data) >= count or not data:
+            return data
+        if len(data) == before:  # readable stays readable: give the rest time to arrive
+            await asyncio.sleep(0.01)
+        before = len(data)
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sock, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(sock)
+
+
+def _name(peer: Any) -> str:
+    return f"tcp:{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a unix socket"

@@ -1,0 +1,170 @@
+"""The relay between a primary QEMU and the secondary: bytes one way, messages the other.
+
+What QEMU sends goes to the secondary byte for byte, unparsed.  What the secondary answers is a
+handful of messages; each is shown to ``on_message`` before it is passed on, so that packets
+are released, and the gate's socket drained, while the VM is certainly still stopped.
+
+QEMU does not set TCP_NODELAY, so over plain TCP every turn of its conversation with a secondary
+meets delayed acknowledgements.  QEMU's end of this relay is a unix socket, and the relay's own
+connection sends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from colo.errors import ChannelLost, PeerError
+from colo.migration.format import ReturnPath
+from colo.node.sockets import quick_ack, tune
+from colo.protocol.messages import Message, MessageDecoder, encode
+
+__all__ = ["Relay"]
+
+_CHUNK: Final = 256 << 10
+#: After so many bytes in one go the event loop gets its turn.
+_TURN: Final = 8 << 20
+_RETURN_PATH: Final = struct.Struct(">HH")
+
+
+class Relay:
+    """Joins two connected sockets until one of them ends.
+
+    ``return_path``: the secondary first speaks the return-path protocol, as it does with QEMU
+    11.  When one side ends it, ``on_lost`` is called, or ``on_qemu_lost``, once and with why.
+    """
+
+    def __init__(
+        self,
+        qemu: socket.socket,
+        secondary: socket.socket,
+        return_path: bool,
+        on_message: Callable[[Message], None],
+        on_lost: Callable[[PeerError], None],
+        on_qemu_lost: Callable[[str], None],
+    ) -> None:
+        self._qemu = qemu
+        self._secondary = secondary
+        self._in_return_path = return_path
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._on_qemu_lost = on_qemu_lost
+        self._loop = asyncio.get_running_loop()
+        self._decoder = MessageDecoder()
+        self._early = b""  # an incomplete message of the return path
+        self._buffer = memoryview(bytearray(_CHUNK))
+        self._unsent = memoryview(b"")
+        self._open = True
+        self.bytes_sent = 0
+        tune(qemu)
+        tune(secondary)
+        self._loop.add_reader(qemu, self._from_qemu)
+        self._loop.add_reader(secondary, self._from_secondary)
+
+    def close(self) -> None:
+        """Close both connections; nothing is called any more."""
+        if self._open:
+            self._open = False
+            for sock in (self._qemu, self._secondary):
+                self._loop.remove_reader(sock)
+            self._loop.remove_writer(self._secondary)
+            self._qemu.close()
+            self._secondary.close()
+
+    def _from_qemu(self) -> None:
+        taken = 0
+        while self._open and taken < _TURN:
+            try:
+                count = self._qemu.recv_into(self._buffer)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lose_qemu(f"QEMU ended COLO's connection: {error.strerror}")
+                return
+            if not count:
+                self._lose_qemu("QEMU ended COLO's connection")
+                return
+            taken += count
+            self._unsent = self._buffer[:count]
+            if not self._send():
+                return
+
+    def _send(self) -> bool:
+        """Pass on what is unsent; False, and QEMU is not read, until all of it is gone."""
+        try:
+            sent = self._secondary.send(self._unsent)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._lose(f"the secondary ended the connection: {error.strerror}")
+            return False
+        self.bytes_sent += sent
+        self._unsent = self._unsent[sent:]
+        if self._unsent:
+            self._loop.remove_reader(self._qemu)
+            self._loop.add_writer(self._secondary, self._writable)
+            return False
+        return True
+
+    def _writable(self) -> None:
+        if self._send() and self._open:
+            self._loop.remove_writer(self._secondary)
+            self._loop.add_reader(self._qemu, self._from_qemu)
+
+    def _from_secondary(self) -> None:
+        try:
+            data = self._secondary.recv(_CHUNK)
+            quick_ack(self._secondary)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(f"the secondary ended the connection: {error.strerror}")
+            return
+        if not data:
+            self._lose("the secondary ended the connection")
+            return
+        try:
+            if self._in_return_path:
+                data = self._pass_return_path(data)
+            for message in self._decoder.feed(data):
+                self._on_message(message)
+                if not self._open:
+                    return
+                self._qemu.send(encode(message))
+        except PeerError as error:
+            self._end(error)
+        except OSError as error:
+            self._lose_qemu(f"QEMU ended COLO's connection: {error.strerror}")
+
+    def _pass_return_path(self, data: bytes) -> bytes:
+        """Pass on messages of the return path, to its end; return what comes after."""
+        data = self._early + data
+        at = 0
+        while self._in_return_path and at + _RETURN_PATH.size <= len(data):
+            kind, length = _RETURN_PATH.unpack_from(data, at)
+            end = at + _RETURN_PATH.size + length
+            if end > len(data):
+                break
+            self._qemu.send(data[at:end])
+            at = end
+            self._in_return_path = kind != ReturnPath.SHUT
+        if self._in_return_path:
+            self._early, at = data[at:], len(data)
+        return data[at:]
+
+    def _lose(self, why: str) -> None:
+        self._end(ChannelLost(why))
+
+    def _lose_qemu(self, why: str) -> None:
+        if self._open:
+            self._on_qemu_lost(why)
+            self.close()
+
+    def _end(self, error: PeerError) -> None:
+        """Say so first: QEMU may run its VM again the moment that its end is closed."""
+        if self._open:
+            self._on_lost(error)
+            self.close()

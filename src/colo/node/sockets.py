@@ -1,0 +1,35 @@
+"""What colo wants of its connections between hosts."""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+__all__ = ["quick_ack", "tune"]
+
+#: A TCP peer whose host is gone is noticed within about so many seconds, also when idle.
+_KEEPALIVE_IDLE_S: Final = 1
+_KEEPALIVE_INTERVAL_S: Final = 1
+_KEEPALIVE_PROBES: Final = 3
+
+
+def tune(sock: socket.socket) -> None:
+    """Make a connection non-blocking; over TCP send at once, and notice a dead host."""
+    sock.setblocking(False)
+    if sock.family == socket.AF_UNIX:
+        return
+    for option, value in (
+        (socket.TCP_NODELAY, 1),
+        (socket.TCP_QUICKACK, 1),
+        (socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S),
+        (socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S),
+        (socket.TCP_KEEPCNT, _KEEPALIVE_PROBES),
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def quick_ack(sock: socket.socket) -> None:
+    """Acknowledge what was just read at once; the kernel forgets this after a while."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

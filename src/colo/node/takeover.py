@@ -1,0 +1,76 @@
+"""A takeover: getting the right to run the VM, and running it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from colo.config import RAM_BLOCK
+from colo.errors import ColoError, GuestError, LocalError
+from colo.failover.arbiter import Arbiter, Grant, reach
+from colo.node.instance import instance
+from colo.node.waiting import WaitingQemu
+from colo.store.export import migration_stream
+from colo.store.store import Store
+
+__all__ = ["Takeover"]
+
+_TRIES: Final = 3
+_ARBITER_S: Final = 1.0
+
+
+class Takeover:
+    """Runs the VM of ``store`` on the waiting QEMU, with a grant of ``arbiter``."""
+
+    def __init__(
+        self, arbiter: Arbiter, store: Store, waiting: WaitingQemu, say: Callable[[str], None]
+    ) -> None:
+        self._arbiter = arbiter
+        self._store = store
+        self._waiting = waiting
+        self._say = say
+        self._decided_at = 0.0
+
+    def decided(self) -> None:
+        """The decision falls now: from here the time is counted."""
+        self._decided_at = time.monotonic()
+
+    async def win(self, known: int, pid: int) -> Grant | None:
+        """Take the grant after ``known``; None where the other host was first.
+
+        Waits while the arbiter is out of reach: without a grant nothing may run.
+        """
+        self.decided()
+        told = False
+        while True:
+            try:
+                return await reach(self._arbiter.take, known, instance(pid))
+            except LocalError as error:
+                if not told:
+                    told = True
+                    self._say(f"no grant yet: {error}")
+            await asyncio.sleep(_ARBITER_S)
+
+    async def start(self) -> dict[str, Any]:
+        """Start the VM; return the facts.  Raises GuestError after three tries.
+
+        The checkpoint is not touched by a try that fails.  The store has to be applied.
+        """
+        assert self._store.checkpoint is not None
+        failures = []
+        for _ in range(_TRIES):
+            try:
+                loading_s = await self._waiting.run(migration_stream(self._store, {RAM_BLOCK}))
+            except ColoError as error:
+                failures.append(str(error))
+                self._say(f"a try to take over failed: {error}")
+            else:
+                return {
+                    "checkpoint": self._store.checkpoint.number,
+                    "total_ms": (time.monotonic() - self._decided_at) * 1e3,
+                    "loading_ms": loading_s * 1e3,
+                    "running_at": time.time(),
+                }
+        raise GuestError(f"the takeover failed {_TRIES} times", failures[-1])

@@ -1,0 +1,51 @@
+"""No contradiction: a packet that leaves before its checkpoint is acknowledged is noticed.
+
+The clients are the judges of all other scenarios.  Here the gate is broken on purpose, and they
+have to find it out.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from tests.e2e.harness import wait
+from tests.e2e.net.stage import HERE, Stage, Vm
+
+pytestmark = pytest.mark.e2e
+
+#: A checkpoint comes by its age alone, where nothing is held that asks for one.
+AGE_S = 3.0
+SEEN = 20
+RARE = Vm(options=f"[checkpoints]\nage_max_ms = {AGE_S * 1e3}\n")
+ENTRIES = {"whole": ("-m", "colo"), "broken": (str(HERE / "broken_gate.py"),)}
+
+
+@pytest.mark.parametrize("vm", [RARE], ids=["rare checkpoints"])
+@pytest.mark.parametrize("gate", ENTRIES)
+def test_broken_gate_is_noticed(stage: Stage, draw: random.Random, vm: Vm, gate: str) -> None:
+    """The host dies when the clients have seen what no checkpoint covers."""
+    primary, secondary = stage.protected(entry=ENTRIES[gate])
+    clients = [stage.client(kind, "--silence", "8") for kind in ("stream", "echo")]
+    number = primary.checkpoint()
+    wait(lambda: primary.checkpoint() > number, "a checkpoint with the connections in it")
+    number = primary.checkpoint()
+    for client in clients:
+        client.wait_heard(SEEN)
+    time.sleep(draw.random() / 2)
+    stage.kill(primary)
+
+    taken = secondary.wait_state("RUNNING")["takeover"]["checkpoint"]
+    if gate == "whole":
+        for client in clients:
+            client.wait_heard()
+            client.check()
+        return
+    assert taken <= number + 1
+    for client in clients:
+        wait(client.ended, f"the client {client.kind} to notice", 60)
+    verdicts = [client.verdict() for client in clients]
+    assert not any(verdict["ok"] for verdict in verdicts), verdicts
+    print(verdicts)

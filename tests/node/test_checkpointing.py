@@ -1,0 +1,174 @@
+"""A protected session: what the secondary's messages do to the gate, and when it asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from colo.config import VmConfig
+from colo.errors import UnexpectedMessage
+from colo.guest.outgoing import ColoPrimary
+from colo.node.checkpointing import Checkpointing
+from colo.node.netgate import NetGate
+from colo.protocol.messages import COLOMessage, Message
+from colo.protocol.states import PrimaryState
+
+ROUND = (
+    COLOMessage.CHECKPOINT_REPLY,
+    COLOMessage.VMSTATE_RECEIVED,
+    COLOMessage.VMSTATE_LOADED,
+)
+
+
+class FakeGate:
+    """Notes what it is told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.held_since: float | None = None
+        self.held_bytes = 0
+        self.on_held: Callable[[], None] = lambda: None
+
+    def hold(self) -> None:
+        self.told.append("hold")
+
+    def release(self) -> None:
+        self.told.append("release")
+        self.held_since, self.held_bytes = None, 0
+
+    def flush(self) -> None:
+        self.told.append("flush")
+
+    def holds(self, size: int = 60) -> None:
+        """A packet comes."""
+        self.held_since, self.held_bytes = asyncio.get_running_loop().time(), size
+        self.on_held()
+
+
+class FakeColo:
+    """Counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    async def checkpoint(self, delay_ms: int) -> None:
+        self.asked.append(delay_ms)
+
+
+class Scene:
+    def __init__(self, config: VmConfig) -> None:
+        self.gate, self.colo, self.protected = FakeGate(), FakeColo(), 0
+        self.session = Checkpointing(
+            config, cast(ColoPrimary, self.colo), cast(NetGate, self.gate), self._protected
+        )
+        self.session.begin()
+
+    def _protected(self) -> None:
+        self.protected += 1
+
+    def hear(self, *kinds: COLOMessage) -> None:
+        for kind in kinds:
+            self.session.received(Message(kind))
+
+
+def play(scene: Callable[[Scene], object], config: VmConfig | None = None) -> None:
+    async def run() -> None:
+        await asyncio.wait_for(
+            scene(Scene(config or VmConfig(name="web1"))),  # type: ignore[arg-type]
+            10,
+        )
+
+    asyncio.run(run())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_packets_are_held_from_the_moment_the_first_copy_is_whole() -> None:
+    async def scene(s: Scene) -> None:
+        assert (s.gate.told, s.protected) == ([], 0)
+        s.hear(COLOMessage.CHECKPOINT_READY)
+        assert (s.gate.told, s.protected) == (["hold"], 1)
+        assert s.session.machine.state is PrimaryState.RUNNING
+
+    play(scene)
+
+
+def test_packets_are_released_when_the_secondary_has_the_checkpoint_and_not_before() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        await asyncio.sleep(0)
+        assert s.gate.told == ["hold", "flush"]
+        s.hear(COLOMessage.VMSTATE_RECEIVED)
+        assert s.gate.told == ["hold", "flush", "release"]
+        s.hear(COLOMessage.VMSTATE_LOADED)
+        assert s.gate.told == ["hold", "flush", "release"]
+        await until(lambda: s.gate.told[-1] == "flush")  # once QEMU has the message
+        assert s.session.count == 1
+
+    play(scene)
+
+
+def test_a_message_out_of_place_releases_nothing() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY)
+        for kind in COLOMessage:
+            if kind not in (COLOMessage.CHECKPOINT_REPLY, COLOMessage.VMSTATE_SIZE):
+                with pytest.raises(UnexpectedMessage):
+                    s.hear(kind)
+        assert s.gate.told == ["hold"]
+
+    play(scene)
+
+
+def test_a_held_packet_asks_for_a_checkpoint_once() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY)
+        s.gate.holds()
+        s.gate.holds()
+        await until(lambda: s.colo.asked)
+        assert s.colo.asked == [1000]
+
+    play(scene)
+
+
+def test_nothing_is_asked_while_nothing_is_held_or_a_checkpoint_is_under_way() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY)
+        await asyncio.sleep(0.01)
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
+        s.gate.holds()
+        await asyncio.sleep(0.01)
+        assert not s.colo.asked
+        s.hear(COLOMessage.VMSTATE_RECEIVED, COLOMessage.VMSTATE_LOADED)
+        s.gate.holds()
+        await until(lambda: s.colo.asked)
+
+    play(scene)
+
+
+def test_a_checkpoint_that_does_not_end_is_overdue() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY)
+        assert not s.session.overdue(0.0)
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
+        await asyncio.sleep(0.002)
+        assert s.session.overdue(0.001)
+        assert not s.session.overdue(60)
+
+    play(scene)
+
+
+def test_a_held_packet_that_nobody_covers_is_overdue() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, *ROUND)
+        s.gate.holds()
+        await asyncio.sleep(0.002)
+        assert s.session.overdue(0.001)
+
+    play(scene)
