@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,20 +42,22 @@ def main() -> int:
         source, target = options.render
         target.write_text(render(json.loads(source.read_text()), target.read_text()))
         return 0
+    text = ""
     try:
-        figures = _measure(options.only or _NAMES, options.quick)
+        for figures in _measure(options.only or _NAMES, options.quick):
+            text = json.dumps(figures, indent=1)
+            if options.json:  # after each row: a run that is cut off keeps what it has
+                options.json.write_text(text + "\n")
     except BenchError as error:
         _say(f"bench: {error}")
         return 1
-    text = json.dumps(figures, indent=1)
-    if options.json:
-        options.json.write_text(text + "\n")
-    else:
+    if not options.json:
         print(text)
     return 0
 
 
-def _measure(names: tuple[str, ...] | list[str], quick: bool) -> dict[str, Any]:
+def _measure(names: Sequence[str], quick: bool) -> Iterator[dict[str, Any]]:
+    """Yield the figures as they grow, the same dictionary each time."""
     qemus = machine.qemus()
     if not qemus:
         raise BenchError("no QEMU is here: install qemu-system-x86, or `make qemu11`")
@@ -68,42 +71,41 @@ def _measure(names: tuple[str, ...] | list[str], quick: bool) -> dict[str, Any]:
         if name == "receive":
             _say("receive path")
             figures[name] = receive.measure()
+            yield figures
             continue
         figures[name] = []
         for version, binary in qemus.items():
             for row in _measure_qemu(name, version, binary, rounds, seconds, kills):
                 figures[name].append({"qemu": version, **row})
-    return figures
+                yield figures
 
 
 def _measure_qemu(
     name: str, version: str, binary: str, rounds: int, seconds: float, kills: int
-) -> list[dict[str, Any]]:
-    rows = []
+) -> Iterator[dict[str, Any]]:
     if name == "memory":
         _say(f"memory, QEMU {version}")
-        return [memory.measure(binary, 2 * seconds)]
-    if name == "costs":
+        yield memory.measure(binary, 2 * seconds)
+    elif name == "costs":
         _say(f"costs for a client, QEMU {version}")
-        return [network.measure_costs(binary, rounds, 60 * rounds, 16 * rounds, _say)]
-    if name == "gaps":
+        yield network.measure_costs(binary, rounds, 60 * rounds, 16 * rounds, _say)
+    elif name == "gaps":
         _say(f"a client's view of a takeover, QEMU {version}")
-        return [network.measure_gaps(binary, kills, _say)]
-    if name == "relay":
+        yield network.measure_gaps(binary, kills, _say)
+    elif name == "relay":
         _say(f"relay, QEMU {version}, tcp, idle")
         case = pauses.CASES[0]
-        return [pauses.measure(binary, "tcp", case, rounds, seconds, _say, rival="relay")]
-    if name == "takeover":
+        yield pauses.measure(binary, "tcp", case, rounds, seconds, _say, rival="relay")
+    elif name == "takeover":
         for size in takeover.SIZES_MIB:
             for mode in takeover.MODES:
                 _say(f"takeover, QEMU {version}, {size} MiB, {mode}")
-                rows.append(takeover.measure(binary, size, mode, kills, _say))
-        return rows
-    for case in pauses.CASES:
-        for transport in _TRANSPORTS:
-            _say(f"pauses, QEMU {version}, {transport}, {case.mode}")
-            rows.append(pauses.measure(binary, transport, case, rounds, seconds, _say))
-    return rows
+                yield takeover.measure(binary, size, mode, kills, _say)
+    else:
+        for case in pauses.CASES:
+            for transport in _TRANSPORTS:
+                _say(f"pauses, QEMU {version}, {transport}, {case.mode}")
+                yield pauses.measure(binary, transport, case, rounds, seconds, _say)
 
 
 def _say(line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import json
 import logging
 import signal
@@ -247,6 +248,7 @@ def _in_folder(
 
     folder = StateFolder(state_dir)
     _log_to(folder.path / "colo.log", trace)
+    gc.freeze()  # a full collection over all that is imported would take tens of milliseconds
     try:
         return asyncio.run(run(folder))
     finally:
