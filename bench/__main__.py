@@ -29,6 +29,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--quick", action="store_true", help="few and short runs")
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="how often each pair takes turns (5)"
+    )
     parser.add_argument("--only", choices=_NAMES, action="append", help="measure only this")
     parser.add_argument(
         "--render",
@@ -44,7 +47,7 @@ def main() -> int:
         return 0
     text = ""
     try:
-        for figures in _measure(options.only or _NAMES, options.quick):
+        for figures in _measure(options.only or _NAMES, 1 if options.quick else options.rounds):
             text = json.dumps(figures, indent=1)
             if options.json:  # after each row: a run that is cut off keeps what it has
                 options.json.write_text(text + "\n")
@@ -56,15 +59,15 @@ def main() -> int:
     return 0
 
 
-def _measure(names: Sequence[str], quick: bool) -> Iterator[dict[str, Any]]:
+def _measure(names: Sequence[str], rounds: int) -> Iterator[dict[str, Any]]:
     """Yield the figures as they grow, the same dictionary each time."""
     qemus = machine.qemus()
     if not qemus:
         raise BenchError("no QEMU is here: install qemu-system-x86, or `make qemu11`")
-    rounds, seconds, kills = (1, 4.0, 3) if quick else (5, 10.0, 10)
+    seconds, kills = 2.0 + min(8.0, 2.0 * rounds), max(3, 2 * rounds)
     figures: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
-        "quick": quick,
+        "rounds": rounds,
         "machine": machine.describe(),
     }
     for name in names:
