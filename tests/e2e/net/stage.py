@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -39,6 +40,7 @@ PORT: Final = 9000
 POWER_PORT: Final = 7006
 OTHER: Final = {Place.HOST_A: Place.HOST_B, Place.HOST_B: Place.HOST_A}
 KERNEL: Final = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests"
+TAP: Final = re.compile(r"tap,id=(\w+),.*")
 HERE: Final = Path(__file__).parent
 
 _numbers = itertools.count(10)
@@ -165,7 +167,7 @@ class Colo:
             check=False,
         )
 
-    def qmp(self, command: str, **arguments: Any) -> Any:
+    def qmp(self, command: str, /, **arguments: Any) -> Any:
         """Execute a QMP command on the socket that is anyone's."""
         return execute(self.state / "qmp.sock", command, **arguments)
 
@@ -324,6 +326,28 @@ class Stage:
             self.wait_booted(made)
         return made
 
+    def stock_secondary(self, name: str) -> Colo:
+        """A stock QEMU on host B that waits for a primary; no network hears its VM."""
+        made = self.colo(name, Place.HOST_B)
+        made.state.mkdir()
+        path = made.state / "qmp.sock"
+        launch = plan(load(made.file))
+        command = [TAP.sub(r"hubport,id=\1,hubid=0", word) for word in launch.primary()]
+        command += ["-incoming", "defer", "-qmp", f"unix:{path},server=on,wait=off"]
+        with (made.state / "qemu.log").open("ab") as log:
+            process = self.lab.start(
+                made.place, *command, stdout=log, stderr=log, env=launch.environment
+            )
+        self.processes.append(process)
+        (made.state / "qemu.pid").write_text(f"{process.pid}\n")
+        wait(lambda: path.exists() or process.poll() is not None, "QEMU to start")
+        assert process.poll() is None, (made.state / "qemu.log").read_text()
+        names = ["x-colo", *(["return-path"] if launch.version >= (11, 0) else [])]
+        capabilities = [{"capability": each, "state": True} for each in names]
+        made.qmp("migrate-set-capabilities", capabilities=capabilities)
+        made.qmp("migrate-incoming", uri=at(made.place))
+        return made
+
     def wait_booted(self, on: Colo) -> None:
         """Wait until the guest counts on a console: its services are there then."""
         wait(
@@ -429,7 +453,14 @@ def alive(pid: int) -> bool:
         return False
 
 
-def execute(path: Path, command: str, **arguments: Any) -> Any:
+def left_in_qemu(path: Path) -> list[str]:
+    """What there is of colo's in a QEMU."""
+    names = [str(each["name"]) for each in execute(path, "qom-list", path="/objects")]
+    names += [str(each["label"]) for each in execute(path, "query-chardev")]
+    return [name for name in names if name.startswith("colo-")]
+
+
+def execute(path: Path, command: str, /, **arguments: Any) -> Any:
     """Execute one QMP command; underscores in names stand for dashes."""
     names = {key.replace("_", "-"): value for key, value in arguments.items()}
     with socket.socket(socket.AF_UNIX) as sock:

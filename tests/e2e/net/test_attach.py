@@ -1,0 +1,140 @@
+"""``colo primary`` for a QEMU that runs already: it comes, it goes, and it leaves nothing."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from colo.demo.lab import Link, Place
+from tests.e2e.harness import wait
+from tests.e2e.net.stage import WAIT_S, Stage, Vm, alive, at, execute, left_in_qemu
+
+pytestmark = pytest.mark.e2e
+
+TWO_CARDS = Vm(nics=("virtio-net-pci", "e1000"))
+
+
+@pytest.mark.parametrize("vm", [TWO_CARDS], ids=["two cards"])
+def test_protection_ends_by_order_and_begins_again(stage: Stage, vm: Vm) -> None:
+    by_hand = stage.qemu("q")
+    own, other = by_hand.state / "qmp.sock", by_hand.state / "second.sock"
+    client = stage.client("stream")
+    secondary = stage.secondary()
+    first = stage.protect("a", Place.HOST_A, own)
+    assert set(first.wait_state("PROTECTED")["network"]) == {"n0", "n1"}
+    assert len(left_in_qemu(other)) == 8  # two filters and two chardevs for each card
+    first.wait_checkpoints()
+    client.wait_heard()
+
+    first.signal(signal.SIGINT)
+    assert first.wait_exit() == 0
+    assert first.text().splitlines()[-1].endswith("the VM goes on, unprotected")
+    assert left_in_qemu(other) == []
+    assert execute(other, "query-status")["running"]
+    capabilities = execute(other, "query-migrate-capabilities")
+    assert not any(each["state"] for each in capabilities if each["capability"] == "x-colo")
+    secondary.wait_state("LISTENING")
+    assert not secondary.said("RUNNING")
+    client.wait_heard()
+
+    second = stage.protect("a2", Place.HOST_A, own)
+    second.wait_state("PROTECTED")
+    second.wait_checkpoints()
+    stage.kill(by_hand, colo=False)
+    assert second.wait_exit() == 1
+    secondary.wait_state("RUNNING")
+    client.wait_heard()
+    client.check()
+
+
+def test_colo_is_killed_and_comes_back(stage: Stage) -> None:
+    """The secondary is out of reach meanwhile, and is not told: the VM is claimed here."""
+    by_hand = stage.qemu("q")
+    secondary = stage.secondary("b", Place.HOST_B, "--on-loss", "hold")
+    client = stage.client("stream")
+    first = stage.protect("a", Place.HOST_A, by_hand.state / "qmp.sock")
+    first.wait_state("PROTECTED")
+    first.wait_checkpoints()
+    first.signal(signal.SIGKILL)
+    secondary.wait_said("holding checkpoint")
+    assert len(left_in_qemu(by_hand.state / "second.sock")) == 4
+
+    second = stage.protect("a2", Place.HOST_A, by_hand.state / "qmp.sock")
+    second.wait_state("PROTECTED")
+    client.wait_heard()
+    client.check()
+
+
+@pytest.mark.parametrize("vm", [Vm(arbiter="manual")], ids=["manual"])
+def test_manual_arbiter(stage: Stage, vm: Vm) -> None:
+    """Without an operator's word the VM is silent for ever, and then it goes on as if nothing was."""
+    primary, secondary = stage.protected()
+    client = stage.client("stream")
+    ears = stage.ears(Place.HOST_A)
+    stage.kill(secondary)
+    primary.wait_state("LOST")
+    heard = client.heard()
+    said = ears.heard()
+    wait(lambda: "`colo failover`" in primary.text(), "colo to say what to do", WAIT_S)
+    with pytest.raises(AssertionError, match="waited"):
+        wait(lambda: client.heard() > heard + 1 or ears.heard() > said + 1, "a word", 2)
+
+    done = primary.run("failover")
+    assert (done.returncode, done.stderr) == (0, "")
+    primary.wait_state("UNPROTECTED")
+    client.wait_heard()
+    assert primary.run("failover").returncode == 1
+    again = stage.secondary("b2")
+    primary.wait_state("PROTECTED")
+    primary.wait_checkpoints()
+    stage.kill(primary)
+    again.wait_said("holding checkpoint")
+    assert again.run("failover").returncode == 0
+    again.wait_state("RUNNING")
+    client.wait_heard()
+    client.check()
+
+
+def test_stock_qemu_as_the_secondary(stage: Stage) -> None:
+    primary = stage.run("a", "--stock")
+    stock = stage.stock_secondary("b")
+    primary.wait_state("PROTECTED")
+    client = stage.client("stream")
+    primary.wait_checkpoints(20)
+    client.wait_heard()
+
+    stage.kill(stock, colo=False)
+    primary.wait_said("the VM runs here alone")
+    client.wait_heard()
+    assert primary.qmp("query-status")["running"]
+    assert alive(primary.qemu_pid())
+    stage.stock_secondary("b2")
+    primary.wait_said("PROTECTED by", 2)
+    primary.wait_checkpoints()
+    client.wait_heard()
+    client.check()
+
+
+def test_secondary_out_of_reach(stage: Stage) -> None:
+    """Nothing happens to the VM, however long; and once it is in reach it is found."""
+    by_hand = stage.qemu("q")
+    client = stage.client("stream")
+    with stage.lab.severed(Link.REPLICATION):
+        primary = stage.protect("a", Place.HOST_A, by_hand.state / "qmp.sock")
+        primary.wait_said("is out of reach")
+        assert left_in_qemu(by_hand.state / "second.sock") == []
+        client.wait_heard()
+    stage.secondary()
+    primary.wait_state("PROTECTED")
+    primary.wait_checkpoints()
+    client.wait_heard()
+    client.check()
+
+    primary.signal(signal.SIGTERM)
+    assert primary.wait_exit() == 0
+    wrong = stage.protect("a2", Place.HOST_A, by_hand.state / "qmp.sock", to=at(Place.HOST_A))
+    wrong.wait_said("is out of reach")
+    wrong.signal(signal.SIGINT)
+    assert wrong.wait_exit() == 0
+    assert left_in_qemu(by_hand.state / "second.sock") == []

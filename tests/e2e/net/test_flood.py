@@ -1,0 +1,54 @@
+"""A guest that sends far more than checkpoints can cover: bounded memory, no stall, in order."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.net.stage import Colo, Stage, Vm
+
+pytestmark = pytest.mark.e2e
+
+LIMIT = 1 << 20
+PACKETS = 50_000  # of 1400 bytes
+#: Nothing but the time asks for a checkpoint, and what the guest sends in it fills the gate often.
+TIGHT = Vm(
+    options="[checkpoints]\nrun_min_ms = 200\n"
+    f"[network]\nhold_limit_mib = {LIMIT >> 20}\nhigh_water_mib = 100\n"
+)
+GROWTH_MAX = 16 * LIMIT
+
+
+@pytest.mark.parametrize("vm", [TIGHT], ids=["tight"])
+def test_flood(stage: Stage, vm: Vm) -> None:
+    primary, secondary = stage.protected()
+    before, memory = primary.checkpoint(), most_memory(primary)
+    stream = stage.client("stream")
+    options = ("--packets", str(PACKETS), "--lost-max", str(PACKETS))
+    verdict = stage.client("flood", *options, heard=1).check()
+
+    primary.wait_checkpoints()
+    card = primary.status()["network"]["n0"]
+    print(verdict, card, f"RSS {memory} then {most_memory(primary)}")
+    assert card["held_max_bytes"] <= LIMIT
+    assert card["dropped"] > 0, "this was no flood"
+    assert verdict["received"] > 0
+    assert most_memory(primary) - memory < GROWTH_MAX
+    assert primary.checkpoint() > before
+    assert primary.state_name() == "PROTECTED"
+    assert len(primary.said("PROTECTED by")) == 1
+    stream.wait_heard()
+    stage.client("echo").wait_heard()
+    stage.kill(primary)
+    secondary.wait_state("RUNNING")
+    stream.wait_heard()
+    stream.check()
+
+
+def most_memory(colo: Colo) -> int:
+    """The most memory that the process has had, in bytes."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{colo.pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) << 10

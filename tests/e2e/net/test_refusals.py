@@ -1,0 +1,99 @@
+"""What ``colo primary`` refuses: one line, an exit code, and nothing is left in QEMU."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from colo.demo.lab import Place
+from tests.e2e.net.stage import Colo, Stage, Vm, at, execute, left_in_qemu
+
+pytestmark = [pytest.mark.e2e, pytest.mark.parametrize("qemu", ["11.1"], indirect=True)]
+
+BARE = Vm(guest=False, memory_mib=32)
+ARGS = BARE.args
+
+
+@dataclass(frozen=True)
+class Case:
+    """One obstacle: the VM's own, or the secondary's VM file, or what ``prepare`` does."""
+
+    code: int
+    words: str
+    vm: Vm = BARE
+    other: Vm | None = None
+    other_name: str = ""
+    prepare: Callable[[Stage, Colo], object] = field(default=lambda stage, qemu: None)
+    way_out: str = ""
+
+
+def hold_qmp(stage: Stage, qemu: Colo) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(str(qemu.state / "qmp.sock"))
+    assert b"QMP" in sock.recv(1000)
+    return sock
+
+
+def remove_qmp(stage: Stage, qemu: Colo) -> None:
+    (qemu.state / "qmp.sock").unlink()
+
+
+def migrate(stage: Stage, qemu: Colo) -> None:
+    second = qemu.state / "second.sock"
+    execute(second, "migrate-set-parameters", max_bandwidth=1024)
+    execute(second, "migrate", uri="exec:sleep 60")
+
+
+def grant_another(stage: Stage, qemu: Colo) -> None:
+    stage.grant.write_text(json.dumps({"number": 7, "holder": "elsewhere/1/1"}))
+
+
+DISK = ("-drive", "if=virtio,driver=null-co,size=1048576,id=d0")
+CASES = {
+    "another name": Case(1, "its VM is ", other=BARE, other_name="another"),
+    "other args": Case(1, "another machine", other=replace(BARE, args=(*ARGS, "-snapshot"))),
+    "other arbiter": Case(1, "its arbiter is ", other=replace(BARE, arbiter="manual")),
+    "no arbiter": Case(2, "arbiter", vm=replace(BARE, arbiter="none")),
+    "granted to another": Case(2, "say --claim", prepare=grant_another, way_out="--claim"),
+    "no QMP socket": Case(1, "there is no QMP socket", prepare=remove_qmp),
+    "QMP is busy": Case(1, "another client holds it", prepare=hold_qmp),
+    "a disk": Case(
+        1, "--unprotected-disks", vm=replace(BARE, args=DISK), way_out="--unprotected-disks"
+    ),
+    "a migration": Case(1, "a migration is active", prepare=migrate),
+    "suppress-vmdesc": Case(
+        1, "suppress-vmdesc", vm=replace(BARE, args=("-machine", "suppress-vmdesc=on"))
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_refused(stage: Stage, case: Case) -> None:
+    stage.vm = case.vm
+    qemu = stage.qemu("q")
+    if case.other is not None:
+        other = stage.colo("b", Place.HOST_B, case.other, case.other_name)
+        other.start("secondary", "--listen", at(Place.HOST_B))
+        other.wait_said("waiting for a primary")
+    kept = case.prepare(stage, qemu)
+    primary = stage.protect("a", Place.HOST_A, qemu.state / "qmp.sock")
+
+    assert primary.wait_exit() == case.code, primary.text()
+    assert len(primary.text().splitlines()) == 1, primary.text()
+    assert case.words in primary.text()
+    assert left_in_qemu(qemu.state / "second.sock") == []
+    assert execute(qemu.state / "second.sock", "query-status")["running"]
+    if isinstance(kept, socket.socket):
+        kept.close()
+    if case.way_out:
+        secondary = stage.secondary()
+        again = stage.protect("a2", Place.HOST_A, qemu.state / "qmp.sock", case.way_out)
+        again.wait_state("PROTECTED")
+        again.signal(signal.SIGINT)
+        assert again.wait_exit() == 0
+        secondary.wait_state("LISTENING")
