@@ -1,7 +1,7 @@
 """Writes the diagrams of docs/protocol.md from the state tables.
 
-    python scripts/diagrams.py docs/protocol.md            write
-    python scripts/diagrams.py --check docs/protocol.md    exit with 1 where they are stale
+python scripts/diagrams.py docs/protocol.md            write
+python scripts/diagrams.py --check docs/protocol.md    exit with 1 where they are stale
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ BAD = [
     ('name = "a"\n[failover]\nsilence_s = -1.5', "silence_s = -1.5: more than 0"),
     ('name = "a"\n[failover]\nsilence_s = nan', "silence_s = nan: "),
     ('name = "a"\n[failover]\nsilence_s = inf', "silence_s = inf: "),
-    ('name = "a"\n[failover]\narbiter = "x"', "[failover] arbiter = 'x': file:PATH, manual or none"),
+    ('name = "a"\n[failover]\narbiter = "x"', "arbiter = 'x': file:PATH, manual or none"),
     ('name = "a"\n[qemu.secondary]\nargs = ["-m", "1G"]', "-m belongs to both hosts"),
     ('name = "a"\n[qemu]\nargs = ["-m", "512X"]', "-m 512X: not a size"),
     *(

@@ -1,0 +1,32 @@
+"""The documents say what the code says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from colo.config import VmConfig, load
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_diagrams_are_those_of_the_tables() -> None:
+    command = [sys.executable, "scripts/diagrams.py", "--check", "docs/protocol.md"]
+    done = subprocess.run(command, cwd=ROOT, check=False)
+    assert done.returncode == 0, "run `make docs`"
+
+
+def test_the_readmes_vm_file_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    file = tmp_path / "web1.toml"
+    file.write_text(text.split("```toml\n")[1].split("```")[0])
+    config = load(file)
+    assert (config.name, config.memory) == ("web1", 512 << 20)
+    assert config.arbiter.startswith("file:")
+
+
+def test_the_manual_names_every_key_of_the_vm_file() -> None:
+    manual = (ROOT / "docs" / "operating.md").read_text()
+    keys = set(VmConfig.__dataclass_fields__) - {"primary_args", "secondary_args", "store_folder"}
+    assert [key for key in sorted(keys) if f"{key}`" not in manual] == []
