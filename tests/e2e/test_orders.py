@@ -146,4 +146,4 @@ def test_end_with_the_vm(scene: Scene) -> None:
     pid = host.wait_state("RUNNING")["qemu"]["pid"]
     os.kill(pid, signal.SIGTERM)  # QEMU takes it as the order to end
     assert host.wait_exit() == 0
-    assert host.said("the VM has ended, QEMU's exit code is 0")
+    assert host.said("the VM has ended; QEMU: ")
