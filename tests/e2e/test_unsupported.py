@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 import pytest
@@ -110,7 +111,8 @@ def test_no_migration_at_all(scene: Scene) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(host.socket))
         sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        assert sock.recv(1) == b""
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
     assert "not with «QEVM»: this is no QEMU migration" in check_listens(host)
     check_protects(scene, host)
 
