@@ -1,4 +1,4 @@
-"""Whatever dies, or falls silent: one VM goes on, only one is heard, and the clients see nothing."""
+"""Whatever dies or falls silent: one VM goes on, only one is heard, no client has noticed."""
 
 from __future__ import annotations
 
