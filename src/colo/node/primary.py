@@ -186,7 +186,7 @@ class PrimaryNode:
             assert self._fate is not None
             return self._fate
         self._session.begin()
-        self._was_protected = False
+        self._was_protected, self._error = False, None
         try:
             await self._gate.install(self._netdevs)
             await self._start_colo(channel)

@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -40,7 +39,6 @@ PORT: Final = 9000
 POWER_PORT: Final = 7006
 OTHER: Final = {Place.HOST_A: Place.HOST_B, Place.HOST_B: Place.HOST_A}
 KERNEL: Final = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests"
-TAP: Final = re.compile(r"tap,id=(\w+),.*")
 HERE: Final = Path(__file__).parent
 
 _numbers = itertools.count(10)
@@ -332,7 +330,10 @@ class Stage:
         made.state.mkdir()
         path = made.state / "qmp.sock"
         launch = plan(load(made.file))
-        command = [TAP.sub(r"hubport,id=\1,hubid=0", word) for word in launch.primary()]
+        tap = f"s{self._number}-{name}"
+        self.lab.run(made.place, "ip", "tuntap", "add", "dev", tap, "mode", "tap")
+        self.lab.run(made.place, "ip", "link", "set", tap, "up")
+        command = [word.replace("ifname=tap0", f"ifname={tap}") for word in launch.primary()]
         command += ["-incoming", "defer", "-qmp", f"unix:{path},server=on,wait=off"]
         with (made.state / "qemu.log").open("ab") as log:
             process = self.lab.start(
