@@ -68,11 +68,7 @@ def test_colo_is_killed_and_comes_back(stage: Stage) -> None:
 
 @pytest.mark.parametrize("vm", [Vm(arbiter="manual")], ids=["manual"])
 def test_manual_arbiter(stage: Stage, vm: Vm) -> None:
-<<<<<<< HEAD
-    """Without an operator's word the VM is silent for ever; then it goes on as if nothing was."""
-=======
     """Without an operator's word the VM is silent, and with it nobody has noticed."""
->>>>>>> next
     primary, secondary = stage.protected()
     client = stage.client("stream")
     ears = stage.ears(Place.HOST_A)

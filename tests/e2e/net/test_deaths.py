@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Whatever dies or falls silent: one VM goes on, one is heard, and the clients see nothing."""
-=======
-"""Whatever dies or falls silent: one VM goes on, only one is heard, no client has noticed."""
->>>>>>> next
 
 from __future__ import annotations
 
