@@ -115,20 +115,21 @@ class PrimaryNode:
         self._grant = claim(
             self._arbiter, self._holder, self._config.name, self._stock, self._claim
         )
-        try:
-            await self._prepare()
-        except GuestError:
-            await self._give_back()
-            raise
-        control = await serve_orders(self._folder.control, self._obey)
-        watch = asyncio.create_task(self._watch())
-        try:
-            return await self._serve()
-        finally:
-            for task in (watch, *self._tasks):
-                task.cancel()
-            control.close()
-            self._write_status()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._write_status)
+            try:
+                await self._prepare()
+                control = await serve_orders(self._folder.control, self._obey)
+                stack.callback(control.close)
+                self._tasks.append(asyncio.create_task(self._watch()))
+                return await self._serve()
+            except (GuestError, PeerError):
+                if self._session.safe_at is None:
+                    await self._give_back()
+                raise
+            finally:
+                for task in self._tasks:
+                    task.cancel()
 
     # -- before the first session ---------------------------------------------------------
 
