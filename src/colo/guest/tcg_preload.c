@@ -9,6 +9,10 @@
  *    Here: a wait by a thread that does not own the mutex is answered with a spurious wake-up,
  *    which POSIX allows; the caller looks at its condition and calls again.
  *
+ *    That thread waits for work that it gave to a vCPU and then kicked it.  Without the lock the
+ *    kick can fall between the vCPU's look for work and its going to sleep, and is lost: once in
+ *    some hundred checkpoints the primary stalled for ever.  So each such wait kicks again.
+ *
  * 2. The dirty bitmap is cleared without the vCPUs' software TLBs learning of it.  A page that
  *    is written again through an old TLB entry is not marked dirty and never sent: a silent,
  *    wrong copy.  Here: while the primary is in COLO, a thread that is neither the main thread
@@ -34,6 +38,8 @@ static bool (*in_colo)(void);
 static bool (*in_vcpu_thread)(void);
 static void *(*get_cpu)(int);
 static void (*flush_tlb)(void *);
+static void (*kick_cpu)(void *);
+static __thread bool busy; /* in a call from here, which must not lead here again */
 
 static pid_t own_thread(void)
 {
@@ -53,12 +59,27 @@ __attribute__((constructor)) static void look_up(void)
     in_vcpu_thread = dlsym(RTLD_DEFAULT, "qemu_in_vcpu_thread");
     get_cpu = dlsym(RTLD_DEFAULT, "qemu_get_cpu");
     flush_tlb = dlsym(RTLD_DEFAULT, "tlb_flush");
+    kick_cpu = dlsym(RTLD_DEFAULT, "qemu_cpu_kick");
+}
+
+static void on_all_cpus(void (*call)(void *))
+{
+    void *cpu;
+
+    busy = true;
+    for (int i = 0; (cpu = get_cpu(i)) != NULL; i++) {
+        call(cpu);
+    }
+    busy = false;
 }
 
 int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
 {
     if (mutex->__data.__owner != own_thread()) {
         usleep(SPURIOUS_WAIT_US);
+        if (!busy && kick_cpu && get_cpu) {
+            on_all_cpus(kick_cpu);
+        }
         return 0;
     }
     return real_wait(condition, mutex);
@@ -72,15 +93,8 @@ static bool flushes_here(void)
 
 int pthread_cond_broadcast(pthread_cond_t *condition)
 {
-    static __thread bool flushing;
-    void *cpu;
-
-    if (!flushing && flushes_here()) {
-        flushing = true;
-        for (int i = 0; (cpu = get_cpu(i)) != NULL; i++) {
-            flush_tlb(cpu);
-        }
-        flushing = false;
+    if (!busy && flushes_here()) {
+        on_all_cpus(flush_tlb);
     }
     return real_broadcast(condition);
 }
