@@ -113,7 +113,8 @@ def test_no_migration_at_all(scene: Scene) -> None:
         sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
         with contextlib.suppress(ConnectionResetError):
             assert sock.recv(1) == b""
-    assert "not with «QEVM»: this is no QEMU migration" in check_listens(host)
+    assert host.wait_said("was refused").endswith("it is neither a QEMU migration nor a colo")
+    assert host.status()["state"] == "LISTENING"
     check_protects(scene, host)
 
 
