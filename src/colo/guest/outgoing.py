@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 from qemu.qmp import EventListener
 
 from colo.errors import GuestError
-from colo.guest.monitor import Monitor
+from colo.guest.monitor import MIGRATION_OVER, Monitor
 
 __all__ = ["ColoPrimary"]
 
@@ -97,7 +97,7 @@ class ColoPrimary:
             with contextlib.suppress(GuestError):
                 await self._qemu.execute("yank", oob=True, instances=[{"type": "migration"}])
             await self._qemu.execute("x-colo-lost-heartbeat")
-        elif status not in (None, "none", "failed", "cancelled", "completed"):
+        elif status not in MIGRATION_OVER:
             await self._qemu.execute("migrate_cancel")
         await self._left()
         await self._go_on()
@@ -133,7 +133,7 @@ class ColoPrimary:
         deadline = asyncio.get_running_loop().time() + _LEAVE_S
         while True:
             status = (await self._qemu.execute("query-migrate")).get("status")
-            if status in (None, "none", "failed", "cancelled", "completed"):
+            if status in MIGRATION_OVER:
                 return
             if asyncio.get_running_loop().time() > deadline:
                 raise GuestError(f"QEMU does not leave COLO: its migration is {status}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from colo.config import RAM_BLOCK
 from colo.errors import GuestError
-from colo.guest.monitor import Monitor
+from colo.guest.monitor import MIGRATION_OVER, Monitor
 
 __all__ = ["obstacles"]
 
@@ -16,7 +16,7 @@ async def obstacles(qemu: Monitor, netdevs: list[str], allow_disks: bool) -> lis
     """Return what stands in the way, a line each, with what to do.  Raises GuestError."""
     found = []
     migration = (await qemu.execute("query-migrate")).get("status")
-    if migration not in (None, "none", "completed", "failed", "cancelled"):
+    if migration not in MIGRATION_OVER:
         found.append(f"a migration is {migration}: wait for its end, or migrate_cancel")
     if await _property(qemu, "/machine", "suppress-vmdesc"):
         found.append("the machine has suppress-vmdesc=on: start QEMU without it")
