@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from colo.config import VmConfig, load
-from colo.demo.guest_image import build
+from colo.demo.guest_image import KERNEL_WORDS, build
 from colo.guest.outgoing import ColoPrimary
 from colo.guest.qemu import Qemu, plan
 from tests.e2e.wire import Wire
@@ -38,10 +38,7 @@ WAIT_S: Final = 60.0
 POLL_S: Final = 0.02
 TAIL_LINES: Final = 12
 LINE: Final = re.compile(r"colo-guest: count=(\d+) updates=(\d+) sweeps=(\d+)\r?\n")
-KERNEL: Final = (
-    "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests no_timer_check "
-    "colo.mode=table colo.tick=1"
-)
+KERNEL: Final = f"{KERNEL_WORDS} colo.mode=table colo.tick=1"
 
 T = TypeVar("T")
 
