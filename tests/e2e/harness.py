@@ -274,6 +274,17 @@ class PrimaryVm:
         self._colo = ColoPrimary(self._qemu)
         self._do(self._colo.start(uri, delay_ms))
 
+    def protect_by_hand(self, uri: str, *capabilities: str) -> None:
+        """Start COLO as an operator without ``colo primary`` might, with these capabilities too."""
+        assert self._qemu is not None
+        self._colo = ColoPrimary(self._qemu)
+        self._do(self._colo.check())
+        needed = ["x-colo", *(["return-path"] if self._colo.return_path else [])]
+        self.set_capabilities(*needed, *capabilities)
+        self.execute("migrate-set-parameters", x_checkpoint_delay=100)
+        self.execute("stop")  # see docs/operating.md, «Without KVM»
+        self.execute("migrate", uri=uri)
+
     def begin_to_protect(self, uri: str) -> None:
         """Start COLO and do not wait until it is on."""
         assert self._qemu is not None

@@ -18,6 +18,11 @@ async def obstacles(qemu: Monitor, netdevs: list[str], allow_disks: bool) -> lis
     migration = (await qemu.execute("query-migrate")).get("status")
     if migration not in MIGRATION_OVER:
         found.append(f"a migration is {migration}: wait for its end, or migrate_cancel")
+    if (await qemu.execute("query-migrate-parameters")).get("tls-creds"):
+        found.append(
+            "the migration parameter tls-creds is set, and QEMU migrates to colo's own socket: "
+            'set it to ""; the connection between the hosts is not QEMU\'s'
+        )
     if await _property(qemu, "/machine", "suppress-vmdesc"):
         found.append("the machine has suppress-vmdesc=on: start QEMU without it")
     if not await qemu.execute("qom-list", path="/machine/unattached"):
