@@ -34,6 +34,7 @@ from colo.migration.format import (
     CAPABILITIES_SUBSECTION,
     FILE_MAGIC,
     FILE_VERSION,
+    IGNORE_SHARED,
     MULTIFD_MAGIC,
     RAM_SECTION,
     RAM_VERSION,
@@ -62,7 +63,7 @@ _COMMANDS_REFUSED: Final = {
     Command.RECV_BITMAP: _POSTCOPY,
 }
 _CAPABILITIES_REFUSED: Final = {
-    "x-ignore-shared": "switch the capability x-ignore-shared off",
+    IGNORE_SHARED: "switch the capability x-ignore-shared off",
     "mapped-ram": "switch the capability mapped-ram off",
     "multifd": "switch the capability multifd off",
     "postcopy-ram": "switch the capability postcopy-ram off",

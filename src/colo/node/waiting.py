@@ -15,8 +15,8 @@ from qemu.qmp import EventListener
 
 from colo.errors import GuestError, PeerError
 from colo.guest.qemu import LaunchPlan, Qemu
+from colo.migration.format import IGNORE_SHARED
 from colo.migration.reader import Header
-from colo.store.export import IGNORE_SHARED
 
 __all__ = ["WaitingQemu"]
 

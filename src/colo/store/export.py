@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from colo.migration.format import PAGE_SIZE, Section
+from colo.migration.format import IGNORE_SHARED, PAGE_SIZE
+from colo.migration.ram import PageRun
 from colo.migration.reader import Header
-from colo.migration.writer import (
-    RamWriter,
-    description,
-    header,
-    page_runs,
-    ram_section,
-)
-from colo.store.store import Store
+from colo.migration.writer import RamWriter, migration, page_runs
+from colo.store.store import Checkpoint, Store
+from colo.store.view import View
 
-__all__ = ["IGNORE_SHARED", "migration_stream"]
-
-#: The capability under which QEMU takes mapped memory as it is.
-IGNORE_SHARED = "x-ignore-shared"
+__all__ = ["export_stream", "migration_stream"]
 
 
 def migration_stream(store: Store, mapped: Collection[str] = ()) -> Iterator[bytes]:
@@ -30,16 +23,32 @@ def migration_stream(store: Store, mapped: Collection[str] = ()) -> Iterator[byt
     """
     checkpoint = store.checkpoint
     assert checkpoint is not None and store.is_applied
-    ram = RamWriter()
     capabilities = (IGNORE_SHARED,) if mapped else ()
-    yield header(Header(checkpoint.header.machine, capabilities))
-    blocks = ram.blocks(checkpoint.blocks, {} if mapped else None)
-    yield ram_section(Section.START, checkpoint.ram_section, blocks)
+    return _stream(checkpoint, _pages(store, checkpoint, mapped), capabilities)
+
+
+def export_stream(view: View) -> Iterator[bytes]:
+    """Yield the checkpoint that the store holds now in the same way, while it goes on.
+
+    The store must be applied when the first piece is asked for.  Raises StoreError.
+    """
+    return _stream(view.open(), view.pages(), ())
+
+
+def _pages(store: Store, checkpoint: Checkpoint, mapped: Collection[str]) -> Iterator[PageRun]:
     for block in checkpoint.blocks:
         if block.name not in mapped:
-            for run in page_runs(block, store.images[block.name].pages.reshape(-1)):
-                content = ram.pages(run) + ram.end()
-                yield ram_section(Section.PART, checkpoint.ram_section, content)
-    yield ram_section(Section.END, checkpoint.ram_section, ram.end())
-    yield checkpoint.device_state
-    yield description({"page_size": PAGE_SIZE, "devices": []})
+            yield from page_runs(block, store.images[block.name].pages)
+
+
+def _stream(
+    checkpoint: Checkpoint, pages: Iterator[PageRun], capabilities: tuple[str, ...]
+) -> Iterator[bytes]:
+    return migration(
+        RamWriter(),
+        Header(checkpoint.header.machine, capabilities),
+        checkpoint.ram_section,
+        checkpoint.blocks,
+        pages,
+        (checkpoint.device_state, {"page_size": PAGE_SIZE, "devices": []}),
+    )
