@@ -25,7 +25,7 @@ from colo.migration.ram import RamBlock
 from colo.node.address import Address
 from colo.node.control import Answer, serve_orders
 from colo.node.figures import Figures, summarise, summary
-from colo.node.forwarding import Forwarding
+from colo.node.forwarding import Destination, Forwarding
 from colo.node.instance import instance
 from colo.node.link import Link
 from colo.node.receiving import Receiving
@@ -72,7 +72,7 @@ class SecondaryNode:
         arbiter: Arbiter,
         on_loss: OnLoss,
         say: Callable[[str], None],
-        forward: Address | None = None,
+        forward: Destination | None = None,
     ) -> None:
         self._config = config
         self._listen = listen

@@ -31,7 +31,7 @@ class Checkpoint:
     """A whole checkpoint, less its pages, which are in the images or about to be applied.
 
     ``device_state``: the device sections and their EOF byte.  ``description``: the first
-    migration's, by which they can be read: subsections come and go.
+    migration's, by which they can be read: subsections come and go.  ``return_path``: see Migration.
     """
 
     number: int
@@ -40,6 +40,7 @@ class Checkpoint:
     blocks: tuple[RamBlock, ...]
     device_state: bytes
     description: dict[str, Any] = field(default_factory=dict, repr=False)
+    return_path: bool = False
 
 
 class Store:
@@ -112,6 +113,7 @@ class Store:
             migration.blocks,
             migration.device_state,
             migration.description,
+            migration.return_path,
         )
 
     def commit(self, number: int, device_state: bytes) -> None:
