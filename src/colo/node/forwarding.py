@@ -101,5 +101,5 @@ class Forwarding:
             view.close()
 
     async def _due(self) -> None:
-        self.fresh.clear()
         await self.fresh.wait()
+        self.fresh.clear()

@@ -31,7 +31,8 @@ class Checkpoint:
     """A whole checkpoint, less its pages, which are in the images or about to be applied.
 
     ``device_state``: the device sections and their EOF byte.  ``description``: the first
-    migration's, by which they can be read: subsections come and go.  ``return_path``: see Migration.
+    migration's, by which they can be read: subsections come and go.
+    ``return_path``: see Migration.
     """
 
     number: int
