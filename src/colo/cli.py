@@ -257,6 +257,23 @@ def failover(state_dir: Path, force: bool) -> int:
 
 
 @main.command()
+@_state_dir
+@click.argument("file", type=click.Path(path_type=Path))
+@_reporting
+def export(state_dir: Path, file: Path) -> int:
+    """Write the last checkpoint of a VM to FILE, as an ordinary QEMU migration.
+
+    The protection goes on meanwhile.  `qemu-system-x86_64 … -incoming "exec:cat FILE"` loads it.
+    """
+    from colo.node.control import fetch_checkpoint
+    from colo.store.export import write_file
+
+    size = write_file(file, fetch_checkpoint(state_dir))
+    click.echo(f"{file}: {size:,} bytes", err=True)
+    return 0
+
+
+@main.command()
 @_reporting
 def demo() -> int:
     """Show the whole story on this machine: protect a VM, kill it, see it go on."""
