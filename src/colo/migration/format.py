@@ -25,6 +25,7 @@ __all__ = [
     "CAPABILITIES_SUBSECTION",
     "FILE_MAGIC",
     "FILE_VERSION",
+    "IGNORE_SHARED",
     "MULTIFD_MAGIC",
     "PAGE_SIZE",
     "RAM_SECTION",
@@ -44,6 +45,9 @@ PAGE_SIZE: Final = 4096
 
 RAM_SECTION: Final = "ram"
 RAM_VERSION: Final = 4
+
+#: The capability under which QEMU takes mapped memory as it is.
+IGNORE_SHARED: Final = "x-ignore-shared"
 
 CAPABILITIES_SUBSECTION: Final = "configuration/capabilities"
 

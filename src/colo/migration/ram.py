@@ -28,7 +28,7 @@ from colo.errors import LimitExceeded, StreamError, UnsupportedFeature
 from colo.migration.buffer import Parser, ReceiveBuffer, name, need, u64
 from colo.migration.format import PAGE_SIZE, RamFlag
 
-__all__ = ["Limits", "PageRun", "RamBlock", "RamReader"]
+__all__ = ["Bytes", "Limits", "Offsets", "PageRun", "RamBlock", "RamReader"]
 
 _FLAGS: Final = PAGE_SIZE - 1
 _OFFSET: Final = np.uint64(0xFFFFFFFFFFFFFFFF & ~_FLAGS)

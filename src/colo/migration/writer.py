@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from colo.migration.format import (
     CAPABILITIES_SUBSECTION,
     FILE_MAGIC,
     FILE_VERSION,
+    IGNORE_SHARED,
     PAGE_SIZE,
     RAM_SECTION,
     RAM_VERSION,
@@ -26,22 +27,30 @@ from colo.migration.format import (
     ReturnPath,
     Section,
 )
-from colo.migration.ram import PageRun, RamBlock
+from colo.migration.ram import Bytes, Offsets, PageRun, RamBlock
 from colo.migration.reader import Header
 
 __all__ = [
+    "RUN_PAGES",
     "RamWriter",
+    "by_kind",
     "command",
     "description",
+    "device_state",
     "end_of_items",
+    "footer",
     "header",
+    "migration",
     "page_runs",
     "pong",
+    "ram_item",
     "ram_section",
     "shut",
 ]
 
-_RUN_PAGES: Final = 256
+#: A run of so many pages stays in the processor's cache.
+RUN_PAGES: Final = 256
+_NAME_MAX: Final = 1 + 255
 
 
 def header(content: Header) -> bytes:
@@ -64,13 +73,34 @@ def command(number: Command, value: int | None = None) -> bytes:
 
 def ram_section(item: Section, section_id: int, content: bytes) -> bytes:
     """A START, PART or END item of the ram section, with its footer."""
+    return ram_item(item, section_id) + content + footer(section_id)
+
+
+def ram_item(item: Section, section_id: int) -> bytes:
+    """The head of such an item."""
     data = struct.pack(">BI", item, section_id)
     if item is Section.START:
         data += _name(RAM_SECTION) + struct.pack(">II", 0, RAM_VERSION)
-    return data + content + struct.pack(">BI", Section.FOOTER, section_id)
+    return data
 
 
-def description(content: dict[str, object]) -> bytes:
+def footer(section_id: int) -> bytes:
+    """What ends a section."""
+    return struct.pack(">BI", Section.FOOTER, section_id)
+
+
+def device_state(sections: Sequence[tuple[str, bytes]]) -> tuple[bytes, dict[str, Any]]:
+    """Device sections, each a name and its bytes, and their EOF; and what describes them."""
+    data, devices = b"", []
+    for number, (name, content) in enumerate(sections, 1):
+        data += struct.pack(">BI", Section.FULL, number) + _name(name)
+        data += struct.pack(">II", 0, 1) + content + footer(number)
+        whole = {"name": "data", "type": "buffer", "size": len(content)}
+        devices.append({"name": name, "instance_id": 0, "version": 1, "fields": [whole]})
+    return data + end_of_items(), {"page_size": PAGE_SIZE, "devices": devices}
+
+
+def description(content: dict[str, Any]) -> bytes:
     """The description that ends a full migration, after the EOF of the devices."""
     data = json.dumps(content).encode()
     return struct.pack(">BI", Section.DESCRIPTION, len(data)) + data
@@ -113,37 +143,84 @@ class RamWriter:
 
     def pages(self, run: PageRun) -> bytes:
         """The pages of a run; empty for an empty run."""
+        room = bytearray(self.room(len(run)))
+        return bytes(memoryview(room)[: self.write(run, memoryview(room))])
+
+    @staticmethod
+    def room(pages: int) -> int:
+        """How many bytes a run of so many pages takes at most."""
+        return pages * (8 + PAGE_SIZE) + _NAME_MAX
+
+    def write(self, run: PageRun, room: memoryview) -> int:
+        """Write the pages of a run into ``room``; return how many bytes that took.
+
+        For the hot path: the memory can be used again, and stays in the processor's cache.
+        """
         if not len(run):
-            return b""
+            return 0
         kind = RamFlag.ZERO if run.is_fill else RamFlag.PAGE
-        first = b""
+        at = 0
         if run.block != self._current:
             self._current = run.block
             first = struct.pack(">Q", int(run.offsets[0]) | kind)
             first += _name(run.block.name) + run.content[0].tobytes()
+            at = len(first)
+            room[:at] = first
             run = PageRun(run.block, run.offsets[1:], run.content[1:])
         size = run.content.shape[1]
-        records = np.empty((len(run), 8 + size), np.uint8)
-        headers = (run.offsets.astype(np.uint64) | np.uint64(kind | RamFlag.CONTINUE)).astype(">u8")
-        records[:, :8] = headers.view(np.uint8).reshape(-1, 8)
+        records = np.ndarray((len(run), 8 + size), np.uint8, room, at)
+        headers = np.ndarray((len(run),), ">u8", room, at, (8 + size,))
+        headers[:] = run.offsets.astype(np.uint64) | np.uint64(kind | RamFlag.CONTINUE)
         records[:, 8:] = run.content
-        return first + records.tobytes()
+        return at + records.nbytes
 
     def end(self) -> bytes:
         """The mark that ends an item's content."""
         return struct.pack(">Q", RamFlag.EOS)
 
 
+def migration(
+    ram: RamWriter,
+    content: Header,
+    section_id: int,
+    blocks: Sequence[RamBlock],
+    runs: Iterable[PageRun],
+    devices: tuple[bytes, dict[str, Any]],
+    commands: bytes = b"",
+) -> Iterator[bytes]:
+    """Yield a full migration, from magic to description.
+
+    ``devices``: the device sections with their EOF byte, and what describes them.
+    """
+    yield header(content) + commands
+    addresses: dict[str, int] | None = {} if IGNORE_SHARED in content.capabilities else None
+    yield ram_section(Section.START, section_id, ram.blocks(blocks, addresses))
+    yield ram_item(Section.PART, section_id)
+    for run in runs:
+        yield ram.pages(run)
+    yield ram.end() + footer(section_id)
+    yield ram_section(Section.END, section_id, ram.end())
+    yield devices[0]
+    yield description(devices[1])
+
+
 def page_runs(block: RamBlock, image: NDArray[np.uint8]) -> Iterator[PageRun]:
-    """Cut a whole block, ``image`` of shape (length,), into zero pages and then the others."""
-    pages = image.reshape(-1, PAGE_SIZE)
-    filled = pages.view(np.uint64).any(axis=1)
-    zero = np.flatnonzero(~filled).astype(np.int64) * PAGE_SIZE
-    yield PageRun(block, zero, np.zeros((len(zero), 1), np.uint8))
-    numbers = np.flatnonzero(filled)
-    for start in range(0, len(numbers), _RUN_PAGES):
-        some = numbers[start : start + _RUN_PAGES]
-        yield PageRun(block, some.astype(np.int64) * PAGE_SIZE, pages[some])
+    """Cut a whole block, ``image`` of shape (pages, 4096), into runs of one kind."""
+    for start in range(0, len(image), RUN_PAGES):
+        some = image[start : start + RUN_PAGES]
+        yield from by_kind(block, np.arange(start, start + len(some)), some)
+
+
+def by_kind(block: RamBlock, numbers: Offsets, content: Bytes) -> Iterator[PageRun]:
+    """Cut pages, by their numbers in the block, into the zero ones and the others."""
+    filled = content.view(np.uint64).any(axis=1)
+    zero = numbers[~filled] * PAGE_SIZE
+    if len(zero):
+        yield PageRun(block, zero, np.zeros((len(zero), 1), np.uint8))
+    if filled.all():
+        yield PageRun(block, numbers * PAGE_SIZE, content)
+    elif filled.any():
+        yield PageRun(block, numbers[filled] * PAGE_SIZE, content[filled])
 
 
 def _name(name: str) -> bytes:

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from collections.abc import Callable
 from typing import Final
 
 from colo.errors import ChannelLost, PeerError
-from colo.migration.format import ReturnPath
+from colo.migration.returnpath import ReturnPathDecoder
 from colo.node.sockets import quick_ack, tune
 from colo.protocol.messages import Message, MessageDecoder, encode
 
@@ -27,7 +26,6 @@ __all__ = ["Relay"]
 _CHUNK: Final = 256 << 10
 #: After so many bytes in one go the event loop gets its turn.
 _TURN: Final = 8 << 20
-_RETURN_PATH: Final = struct.Struct(">HH")
 
 
 class Relay:
@@ -48,13 +46,12 @@ class Relay:
     ) -> None:
         self._qemu = qemu
         self._secondary = secondary
-        self._in_return_path = return_path
+        self._return_path = ReturnPathDecoder() if return_path else None
         self._on_message = on_message
         self._on_lost = on_lost
         self._on_qemu_lost = on_qemu_lost
         self._loop = asyncio.get_running_loop()
         self._decoder = MessageDecoder()
-        self._early = b""  # an incomplete message of the return path
         self._buffer = memoryview(bytearray(_CHUNK))
         self._unsent = memoryview(b"")
         self._open = True
@@ -127,8 +124,9 @@ class Relay:
             self._lose("the secondary ended the connection")
             return
         try:
-            if self._in_return_path:
-                data = self._pass_return_path(data)
+            if self._return_path is not None and self._return_path.status is None:
+                path, data = self._return_path.feed(data)
+                self._qemu.send(path)
             for message in self._decoder.feed(data):
                 self._on_message(message)
                 if not self._open:
@@ -138,22 +136,6 @@ class Relay:
             self._end(error)
         except OSError as error:
             self._lose_qemu(f"QEMU ended COLO's connection: {error.strerror}")
-
-    def _pass_return_path(self, data: bytes) -> bytes:
-        """Pass on messages of the return path, to its end; return what comes after."""
-        data = self._early + data
-        at = 0
-        while self._in_return_path and at + _RETURN_PATH.size <= len(data):
-            kind, length = _RETURN_PATH.unpack_from(data, at)
-            end = at + _RETURN_PATH.size + length
-            if end > len(data):
-                break
-            self._qemu.send(data[at:end])
-            at = end
-            self._in_return_path = kind != ReturnPath.SHUT
-        if self._in_return_path:
-            self._early, at = data[at:], len(data)
-        return data[at:]
 
     def _lose(self, why: str) -> None:
         self._end(ChannelLost(why))

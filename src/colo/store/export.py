@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import contextlib
+import os
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 
-from colo.migration.format import PAGE_SIZE, Section
+from colo.errors import StoreError
+from colo.migration.format import IGNORE_SHARED, PAGE_SIZE
+from colo.migration.ram import PageRun
 from colo.migration.reader import Header
-from colo.migration.writer import (
-    RamWriter,
-    description,
-    header,
-    page_runs,
-    ram_section,
-)
-from colo.store.store import Store
+from colo.migration.writer import RamWriter, migration, page_runs
+from colo.store.store import Checkpoint, Store
+from colo.store.view import View
 
-__all__ = ["IGNORE_SHARED", "migration_stream"]
-
-#: The capability under which QEMU takes mapped memory as it is.
-IGNORE_SHARED = "x-ignore-shared"
+__all__ = ["export_stream", "migration_stream", "write_file"]
 
 
 def migration_stream(store: Store, mapped: Collection[str] = ()) -> Iterator[bytes]:
@@ -30,16 +28,57 @@ def migration_stream(store: Store, mapped: Collection[str] = ()) -> Iterator[byt
     """
     checkpoint = store.checkpoint
     assert checkpoint is not None and store.is_applied
-    ram = RamWriter()
     capabilities = (IGNORE_SHARED,) if mapped else ()
-    yield header(Header(checkpoint.header.machine, capabilities))
-    blocks = ram.blocks(checkpoint.blocks, {} if mapped else None)
-    yield ram_section(Section.START, checkpoint.ram_section, blocks)
+    return _stream(checkpoint, _pages(store, checkpoint, mapped), capabilities)
+
+
+def export_stream(view: View) -> Iterator[bytes]:
+    """Return the same of the checkpoint that the store holds now, while it goes on.
+
+    The store must be applied.  At its end, or when it is closed, the view is.  Raises StoreError.
+    """
+    checkpoint = view.open()
+
+    def stream() -> Iterator[bytes]:
+        with contextlib.closing(view):
+            yield from _stream(checkpoint, view.pages(), ())
+
+    return stream()
+
+
+def _pages(store: Store, checkpoint: Checkpoint, mapped: Collection[str]) -> Iterator[PageRun]:
     for block in checkpoint.blocks:
         if block.name not in mapped:
-            for run in page_runs(block, store.images[block.name].pages.reshape(-1)):
-                content = ram.pages(run) + ram.end()
-                yield ram_section(Section.PART, checkpoint.ram_section, content)
-    yield ram_section(Section.END, checkpoint.ram_section, ram.end())
-    yield checkpoint.device_state
-    yield description({"page_size": PAGE_SIZE, "devices": []})
+            yield from page_runs(block, store.images[block.name].pages)
+
+
+def _stream(
+    checkpoint: Checkpoint, pages: Iterator[PageRun], capabilities: tuple[str, ...]
+) -> Iterator[bytes]:
+    return migration(
+        RamWriter(),
+        Header(checkpoint.header.machine, capabilities),
+        checkpoint.ram_section,
+        checkpoint.blocks,
+        pages,
+        (checkpoint.device_state, {"page_size": PAGE_SIZE, "devices": []}),
+    )
+
+
+def write_file(path: Path, stream: Iterable[bytes]) -> int:
+    """Write a stream to a file that is not there yet; return its size in bytes.
+
+    The file is there only once it is whole.  Raises StoreError.
+    """
+    try:
+        if path.exists():
+            raise StoreError(f"{path} is there already: remove it, or name another file")
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-") as part:
+            for piece in stream:
+                part.write(piece)
+            part.flush()
+            os.fsync(part.fileno())
+            os.link(part.name, path)
+            return part.tell()
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}") from error

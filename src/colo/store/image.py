@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from colo.errors import StoreError
 from colo.migration.format import PAGE_SIZE
-from colo.migration.ram import PageRun, RamBlock
+from colo.migration.ram import Offsets, PageRun, RamBlock
 
 __all__ = ["Image", "mib", "require_room"]
 
@@ -39,11 +40,15 @@ def require_room(folder: Path, size: int, what: str) -> None:
 
 
 class Image:
-    """``pages`` is the block's memory as an array of shape (pages, 4096), uint8."""
+    """``pages`` is the block's memory as an array of shape (pages, 4096), uint8.
+
+    ``watchers`` are called with the numbers of the pages that are about to be overwritten.
+    """
 
     def __init__(self, folder: Path, block: RamBlock) -> None:
         self.block = block
         self.path = folder / quote(block.name, safe="")
+        self.watchers: list[Callable[[Offsets], None]] = []
         unit = os.statvfs(folder).f_bsize  # a huge page, where the folder is a hugetlbfs
         size = -(-block.length // unit) * unit
         try:
@@ -71,8 +76,10 @@ class Image:
         numbers = run.offsets // PAGE_SIZE
         if run.is_fill and not run.content.any():
             numbers = numbers[self._written[numbers]]  # the others are zero already
+            self._warn(numbers)
             self.pages[numbers] = 0
             return
+        self._warn(numbers)
         first, count = int(numbers[0]), len(numbers)
         if (np.diff(numbers) == 1).all():
             self.pages[first : first + count] = run.content
@@ -80,6 +87,10 @@ class Image:
         else:
             self.pages[numbers] = run.content
             self._written[numbers] = True
+
+    def _warn(self, numbers: Offsets) -> None:
+        for watcher in self.watchers:
+            watcher(numbers)
 
     def remove(self) -> None:
         """Remove the file; the memory goes when nobody maps it any more."""

@@ -13,8 +13,9 @@ checkpoint yet that they could spoil.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from colo.errors import LimitExceeded, PeerError, StoreError
 from colo.migration.ram import Limits, PageRun, RamBlock
@@ -29,7 +30,9 @@ __all__ = ["Checkpoint", "Store"]
 class Checkpoint:
     """A whole checkpoint, less its pages, which are in the images or about to be applied.
 
-    ``device_state``: the device sections and their EOF byte.
+    ``device_state``: the device sections and their EOF byte.  ``description``: the first
+    migration's, by which they can be read: subsections come and go.
+    ``return_path``: see Migration.
     """
 
     number: int
@@ -37,13 +40,16 @@ class Checkpoint:
     ram_section: int
     blocks: tuple[RamBlock, ...]
     device_state: bytes
+    description: dict[str, Any] = field(default_factory=dict, repr=False)
+    return_path: bool = False
 
 
 class Store:
     """One VM's store in ``folder``, a directory of its own that it makes, and removes.
 
     ``main``: the block that the waiting QEMU maps; its image is there from the start.  ``limits``
-    hold for all blocks together.  Raises StoreError.
+    hold for all blocks together.  ``epoch`` changes whenever the images are given to something
+    else than the next checkpoint: a new primary, or the VM that was taken over.  Raises StoreError.
     """
 
     def __init__(self, folder: Path, main: RamBlock, limits: Limits) -> None:
@@ -51,6 +57,7 @@ class Store:
         self.main = main
         self.limits = limits
         self.checkpoint: Checkpoint | None = None
+        self.epoch = 0
         self._committed: list[PageRun] = []
         try:
             folder.mkdir(mode=0o700, parents=True)
@@ -83,6 +90,7 @@ class Store:
         if total > self.limits.ram_bytes:
             raise LimitExceeded("guest memory, all blocks", total, self.limits.ram_bytes)
         self.checkpoint = None
+        self.epoch += 1
         for name in [name for name in self.images if name != self.main.name]:
             self.images.pop(name).remove()
         for block in blocks:
@@ -100,7 +108,13 @@ class Store:
     def commit_migration(self, migration: Migration) -> None:
         """Make a whole first migration checkpoint 0."""
         self.checkpoint = Checkpoint(
-            0, migration.header, migration.ram_section, migration.blocks, migration.device_state
+            0,
+            migration.header,
+            migration.ram_section,
+            migration.blocks,
+            migration.device_state,
+            migration.description,
+            migration.return_path,
         )
 
     def commit(self, number: int, device_state: bytes) -> None:
@@ -127,6 +141,10 @@ class Store:
     def discard(self) -> None:
         """Forget what is staged and not committed."""
         self.staging.runs = []
+
+    def give_up(self) -> None:
+        """The images belong to the VM now: no view of them shows a checkpoint any more."""
+        self.epoch += 1
 
     @property
     def size(self) -> int:

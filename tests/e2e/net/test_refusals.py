@@ -82,7 +82,8 @@ def test_refused(stage: Stage, case: Case) -> None:
     stage.vm = case.vm
     qemu = stage.qemu("q")
     if case.other is not None:
-        other = stage.colo("b", Place.HOST_B, case.other, case.other_name)
+        name = case.other_name and f"{case.other_name}-{stage.folder.name}"  # cleared by the latter
+        other = stage.colo("b", Place.HOST_B, case.other, name)
         other.start("secondary", "--listen", at(Place.HOST_B))
         other.wait_said("waiting for a primary")
     kept = case.prepare(stage, qemu)
