@@ -27,7 +27,7 @@ from qemu.qmp import EventListener, QMPClient
 from rich.console import Console
 
 from colo.config import load
-from colo.demo.guest_image import GuestImage, build
+from colo.demo.guest_image import KERNEL_WORDS, GuestImage, build
 from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
 from colo.errors import ColoError
 from colo.guest.preload import cache_folder
@@ -47,7 +47,7 @@ _END_S: Final = 5.0
 _LINES_AFTER: Final = 20
 _MID_CHECKPOINT: Final = ("REPLIED", "RECEIVING_RAM", "AWAITING_SIZE", "RECEIVING_DEVICES")
 _APPEND: Final = (
-    "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests "
+    f"{KERNEL_WORDS} "
     f"colo.mode=table colo.pace=1000 colo.ip={_GUEST_ADDRESS}/{LAN_PREFIX} colo.line-ms={_LINE_MS}"
 )
 _COUNT: Final = re.compile(r"colo-guest: count=(\d+) .*\n")
