@@ -23,17 +23,16 @@ from colo.failover.link import Hello, Word, WordKind
 from colo.guest.qemu import LaunchPlan
 from colo.migration.ram import RamBlock
 from colo.node.address import Address
-from colo.node.channel import Channel
 from colo.node.control import Answer, serve_orders
 from colo.node.figures import Figures, summarise, summary
-from colo.node.incoming import Incoming
 from colo.node.instance import instance
 from colo.node.link import Link
+from colo.node.receiving import Receiving
 from colo.node.reception import Reception
 from colo.node.statefolder import StateFolder
 from colo.node.takeover import Takeover
 from colo.node.waiting import WaitingQemu
-from colo.protocol.states import Do, SecondaryEvent, SecondaryState
+from colo.protocol.states import SecondaryEvent, SecondaryState
 from colo.store.store import Store
 
 __all__ = ["OnLoss", "SecondaryNode"]
@@ -86,14 +85,13 @@ class SecondaryNode:
         self._waiting = WaitingQemu(
             plan, self._store.images[RAM_BLOCK].path, folder.path, self._write_status
         )
-        self._incoming: Incoming | None = None
-        self._channel: Channel | None = None
+        self._session: Receiving | None = None
+        self._last_session: Receiving | None = None
         self._link: Link | None = None
         self._link_state = LinkState.NONE
         self._word: WordKind | None = None
         self._known_grant = 0
         self._grant: Grant | None = None
-        self._applying: asyncio.Task[None] | None = None
         self._takeover = Takeover(arbiter, self._store, self._waiting, self._say)
         self._taking: asyncio.Task[None] | None = None
         self._error: str | None = None
@@ -135,7 +133,11 @@ class SecondaryNode:
 
     @property
     def _state(self) -> SecondaryState | None:
-        return self._incoming.state if self._incoming is not None else None
+        return self._session.state if self._session is not None else None
+
+    @property
+    def _connected(self) -> bool:
+        return self._session is not None and self._session.connected
 
     def _occupied(self) -> str | None:
         """Why no other primary can be taken in, or None."""
@@ -143,7 +145,7 @@ class SecondaryNode:
             return "the VM runs here"
         if self._state is SecondaryState.LOST:
             return f"checkpoint {self._number} of the primary that was lost waits for a decision"
-        if self._incoming is not None:
+        if self._session is not None:
             return "this VM has its primary already"
         return None
 
@@ -154,8 +156,9 @@ class SecondaryNode:
             sock.close()
             self._strange(peer, why)
             return
-        if self._applying is not None:  # of a session that was forgotten
-            self._applying.add_done_callback(lambda _: self._begin(sock, peer))
+        last = self._last_session
+        if last is not None and last.applying is not None:  # it was forgotten: let it end
+            last.applying.add_done_callback(lambda _: self._begin(sock, peer))
             return
         if self._link is None:
             self._forget_session()
@@ -167,10 +170,16 @@ class SecondaryNode:
                 return
         self._error = None
         self._facts = {"primary": peer}
-        self._incoming = Incoming(
-            self._config.name, self._store, self._figures, time.monotonic, self._waiting.check
+        self._session = self._last_session = Receiving(
+            self._config.name,
+            self._store,
+            self._figures,
+            sock,
+            time.monotonic,
+            self._checkpoint,
+            self._lost,
+            self._waiting.check,
         )
-        self._channel = Channel(sock, self._incoming, time.monotonic, self._progress, self._lost)
         self._say(f"a primary has connected from {peer}")
         self._write_status()
 
@@ -225,58 +234,35 @@ class SecondaryNode:
 
     def _forget_session(self) -> None:
         """Begin anew: nothing of the last primary counts any more."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        if self._session is not None:
+            self._session.close()
+            self._session = None
         if self._link is not None:
             self._link.close()
             self._link = None
         self._link_state, self._word = LinkState.NONE, None
-        self._incoming = None
         self._number, self._committed_at = -1, None
 
     # -- checkpoints ----------------------------------------------------------------------
 
-    def _progress(self) -> None:
-        """Carry out what the session asks for, after bytes were taken."""
-        incoming = self._incoming
-        assert incoming is not None and self._channel is not None
-        if self._store.checkpoint is not None and self._store.checkpoint.number != self._number:
-            self._number, self._committed_at = self._store.checkpoint.number, time.time()
-            if self._number == 0:
-                self._say("PROTECTED, the first copy is whole")
-                self._write_status()
-        while incoming.requests:
-            request = incoming.requests.pop(0)
-            if request is Do.APPLY:
-                self._applying = asyncio.create_task(self._apply())
-            elif request is Do.PREPARE and self._applying is None:
-                incoming.handle(SecondaryEvent.PREPARED)
-                self._channel.flush()
-
-    async def _apply(self) -> None:
-        """Copy the committed pages into the images, while the primary's VM runs."""
-        began = time.monotonic()
-        await asyncio.get_running_loop().run_in_executor(None, self._store.apply)
-        self._store.applied()
-        self._figures.phases["apply"].append(time.monotonic() - began)
-        self._applying = None
-        if self._state is SecondaryState.PREPARING and self._channel is not None:
-            assert self._incoming is not None
-            self._incoming.handle(SecondaryEvent.PREPARED)
-            self._channel.flush()
+    def _checkpoint(self) -> None:
+        """The store holds a new checkpoint."""
+        assert self._store.checkpoint is not None
+        self._number, self._committed_at = self._store.checkpoint.number, time.time()
+        if self._number == 0:
+            self._say("PROTECTED, the first copy is whole")
+            self._write_status()
 
     # -- losses ---------------------------------------------------------------------------
 
     def _lost(self, error: ColoError) -> None:
         """The channel is gone."""
-        incoming = self._incoming
-        assert incoming is not None
-        self._channel = None
-        self._facts["lost_in"] = incoming.state.name
-        incoming.handle(SecondaryEvent.LOST)
+        session = self._session
+        assert session is not None
+        self._facts["lost_in"] = session.state.name
+        session.handle(SecondaryEvent.LOST)
         cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
-        if incoming.state is SecondaryState.FAILED:
+        if session.state is SecondaryState.FAILED:
             self._error = f"{error}{cause}"
             self._say(f"no first copy: {self._error}")
             if self._link is not None:
@@ -290,11 +276,11 @@ class SecondaryNode:
         """Something changed: do what the decision says."""
         if self._state in _HERE or self._is_taking():
             return
-        if self._incoming is None or self._number < 0:
+        if self._session is None or self._number < 0:
             if self._link is None or self._word is not None:
                 self._forget_session()
             return
-        view = SecondaryView(self._channel is not None, self._link_state, self._word)
+        view = SecondaryView(self._connected, self._link_state, self._word)
         match decide_secondary(view):
             case Decision.FORGET:
                 self._say(f"{why}; forgetting checkpoint {self._number}")
@@ -308,12 +294,12 @@ class SecondaryNode:
 
     def _ask(self, why: str) -> None:
         """The primary is lost: ask for the right to take over, or hold."""
-        assert self._incoming is not None
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
-            self._facts["lost_in"] = self._incoming.state.name
-            self._incoming.handle(SecondaryEvent.LOST)
+        session = self._session
+        assert session is not None
+        if session.connected:
+            session.close()
+            self._facts["lost_in"] = session.state.name
+            session.handle(SecondaryEvent.LOST)
         if self._on_loss is OnLoss.HOLD or not self._arbiter.automatic:
             self._say(
                 f"the primary is lost: {why}; holding checkpoint {self._number}: "
@@ -340,18 +326,18 @@ class SecondaryNode:
         while True:
             await asyncio.sleep(_STATUS_S)
             self._write_status()
-            channel = self._channel
-            if channel is None or self._state not in _PRIMARY_SENDS:
+            session = self._session
+            if session is None or not session.connected or session.state not in _PRIMARY_SENDS:
                 continue
-            silence = time.monotonic() - channel.last_heard
+            silence = session.silence_s
             if silence > self._config.silence_s:
-                assert self._incoming is not None
-                why: ColoError = self._incoming.stalled() or ChannelLost(
-                    f"the primary was silent for {silence:.1f} s within "
-                    f"{'the first migration' if self._number < 0 else 'a checkpoint'}"
+                session.lose(
+                    session.stalled()
+                    or ChannelLost(
+                        f"the primary was silent for {silence:.1f} s within "
+                        f"{'the first migration' if self._number < 0 else 'a checkpoint'}"
+                    )
                 )
-                channel.close()
-                self._lost(why)
 
     # -- the takeover ---------------------------------------------------------------------
 
@@ -359,22 +345,20 @@ class SecondaryNode:
         return self._waiting.qemu.pid if self._waiting.qemu is not None else 0
 
     async def _take_over(self, grant: Grant) -> None:
-        assert self._incoming is not None
+        session = self._session
+        assert session is not None
         self._grant = grant
-        self._incoming.handle(SecondaryEvent.FAILOVER)
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
-        if self._applying is not None:
-            await self._applying
+        session.handle(SecondaryEvent.FAILOVER)
+        session.close()
+        await session.applied()
         try:
             facts = await self._takeover.start()
         except ColoError as error:
             self._error = str(error)
-            self._incoming.handle(SecondaryEvent.NOT_STARTED)
+            session.handle(SecondaryEvent.NOT_STARTED)
             self._say(f"NOT RUNNING: {error}; `colo failover` tries again")
         else:
-            self._incoming.handle(SecondaryEvent.RESUMED)
+            session.handle(SecondaryEvent.RESUMED)
             self._facts["takeover"] = {**facts, "grant": grant.number}
             self._say(
                 f"RUNNING HERE, from checkpoint {self._number}, started in "
@@ -421,9 +405,9 @@ class SecondaryNode:
         if self._is_running():
             return Answer(True, "the VM runs here already")
         if not self._is_taking():
-            if self._incoming is None or not self._incoming.machine.can(SecondaryEvent.FAILOVER):
+            if self._session is None or not self._session.can(SecondaryEvent.FAILOVER):
                 return Answer(False, "there is no whole checkpoint to run the VM from")
-            if self._channel is not None and not force:
+            if self._connected and not force:
                 return Answer(
                     False,
                     "the primary is connected and its VM runs: two VMs would run; "

@@ -7,16 +7,19 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, cast
 
 from qemu.qmp import EventListener
 
+from colo.config import RAM_BLOCK
 from colo.errors import GuestError, PeerError
 from colo.guest.qemu import LaunchPlan, Qemu
 from colo.migration.format import IGNORE_SHARED
 from colo.migration.reader import Header
+from colo.store.export import migration_stream
+from colo.store.store import Store
 
 __all__ = ["WaitingQemu"]
 
@@ -65,8 +68,8 @@ class WaitingQemu:
                 f"{self._machine}: name the version in -machine, the same on both sides"
             )
 
-    async def run(self, stream: Iterable[bytes]) -> float:
-        """Send the rest of the VM and see it run; return the seconds that this took.
+    async def load(self, store: Store) -> None:
+        """Hand the VM over: the store's image is its memory already, the rest is sent.
 
         Raises GuestError; then another QEMU is being made ready, and this can be called again.
         """
@@ -74,19 +77,33 @@ class WaitingQemu:
             await asyncio.wait_for(self._ready.wait(), _READY_S)
         except TimeoutError:
             raise GuestError(f"no QEMU is ready to run the VM: {self.trouble}") from None
+        async with self._taking() as qemu:
+            await self._load(qemu, migration_stream(store, {RAM_BLOCK}))
+
+    async def run(self) -> None:
+        """Have the VM run, and keep no other QEMU ready any more.  Raises GuestError, as above.
+
+        The state in the stream says whether the VM ran when its *first* migration ended.  It
+        did not where it was stopped for that; so it is not left to QEMU to start it.
+        """
+        async with self._taking() as qemu:
+            if not (await qemu.execute("query-status"))["running"]:
+                await qemu.execute("cont")
+        self._release()
+
+    @contextlib.asynccontextmanager
+    async def _taking(self) -> AsyncIterator[Qemu]:
+        """A part of the takeover; a QEMU that fails in it is ended."""
         qemu = self.qemu
         assert qemu is not None
-        began = time.monotonic()
         try:
             async with asyncio.timeout(_RESUME_S):
-                await self._load(qemu, stream)
+                yield qemu
         except (OSError, TimeoutError, GuestError) as error:
             self._ready.clear()
             await qemu.kill()
             what = "it took too long" if isinstance(error, TimeoutError) else str(error)
             raise GuestError(f"the waiting QEMU did not take the VM: {what}") from error
-        self._release()
-        return time.monotonic() - began
 
     async def stop(self) -> None:
         """End the waiting QEMU."""
@@ -100,11 +117,7 @@ class WaitingQemu:
             self._keeper = None
 
     async def _load(self, qemu: Qemu, stream: Iterable[bytes]) -> None:
-        """Send the stream and have the VM run.
-
-        The state in the stream says whether the VM ran when its *first* migration ended.  It
-        did not where it was stopped for that; so it is not left to QEMU to start it.
-        """
+        """Send the stream and see it loaded."""
         progress = EventListener("MIGRATION")
         qemu.qmp.register_listener(progress)
         loaded = asyncio.ensure_future(_completed(progress))
@@ -120,8 +133,6 @@ class WaitingQemu:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(qemu.wait(), _LAST_WORDS_S)
             raise GuestError("it refused the state", qemu.last_words())
-        if not (await qemu.execute("query-status"))["running"]:
-            await qemu.execute("cont")
 
     async def _send(self, stream: Iterable[bytes]) -> None:
         loop = asyncio.get_running_loop()

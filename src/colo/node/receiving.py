@@ -1,0 +1,131 @@
+"""Our own secondary: one primary's session, from its connection into the store.
+
+This joins the channel, the session's logic and the copying of committed pages into the images,
+which goes on in a thread while the primary's VM runs again.  Taking over is for others: when the
+session has ended, the store holds the last whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from colo.errors import ColoError
+from colo.migration.reader import Header
+from colo.node.channel import Channel
+from colo.node.figures import Figures
+from colo.node.incoming import Incoming
+from colo.protocol.states import Do, SecondaryEvent, SecondaryState
+from colo.store.store import Store
+
+__all__ = ["Receiving"]
+
+
+class Receiving:
+    """The secondary's role for ``sock``, which it owns: any connected stream socket.
+
+    ``clock`` gives seconds and never goes back.  ``on_checkpoint`` is called when the store holds
+    a new one; ``on_lost`` once, with what went wrong, when the connection is of no more use, and
+    after whatever came whole before.  ``check_header`` may raise PeerError.
+    """
+
+    def __init__(
+        self,
+        vm_name: str,
+        store: Store,
+        figures: Figures,
+        sock: socket.socket,
+        clock: Callable[[], float],
+        on_checkpoint: Callable[[], None],
+        on_lost: Callable[[ColoError], None],
+        check_header: Callable[[Header], None] = lambda header: None,
+    ) -> None:
+        self._store = store
+        self._figures = figures
+        self._clock = clock
+        self._on_checkpoint = on_checkpoint
+        self._on_lost = on_lost
+        self._number = -1
+        self.applying: asyncio.Task[None] | None = None
+        self._session = Incoming(vm_name, store, figures, clock, check_header)
+        self._channel: Channel | None = Channel(
+            sock, self._session, clock, self._progress, self._lose
+        )
+
+    @property
+    def state(self) -> SecondaryState:
+        """The machine's state."""
+        return self._session.state
+
+    @property
+    def connected(self) -> bool:
+        """Whether the primary's connection still is of use."""
+        return self._channel is not None
+
+    @property
+    def silence_s(self) -> float:
+        """How long the primary has sent nothing; 0 where it is gone."""
+        return self._clock() - self._channel.last_heard if self._channel is not None else 0.0
+
+    def can(self, event: SecondaryEvent) -> bool:
+        """Whether this event has its place now."""
+        return self._session.machine.can(event)
+
+    def handle(self, event: SecondaryEvent) -> None:
+        """Take an event from outside: the decision, and how a takeover went."""
+        self._session.handle(event)
+
+    def stalled(self) -> ColoError | None:
+        """Say what is wrong with a primary that has been silent for long, if that can be told."""
+        return self._session.stalled()
+
+    def close(self) -> None:
+        """Close the connection; nothing is called any more."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def lose(self, error: ColoError) -> None:
+        """Give the primary up."""
+        self.close()
+        self._lose(error)
+
+    async def applied(self) -> None:
+        """Wait until the images equal the last whole checkpoint."""
+        while self.applying is not None:
+            await asyncio.shield(self.applying)
+
+    def _lose(self, error: ColoError) -> None:
+        self._channel = None
+        self._on_lost(error)
+
+    def _progress(self) -> None:
+        """Carry out what the session asks for, after bytes were taken."""
+        if self.state is SecondaryState.INCOMING:
+            return  # what the store holds, if anything, is not of this session
+        checkpoint = self._store.checkpoint
+        if checkpoint is not None and checkpoint.number != self._number:
+            self._number = checkpoint.number
+            self._on_checkpoint()
+        while self._session.requests:
+            request = self._session.requests.pop(0)
+            if request is Do.APPLY:
+                self.applying = asyncio.create_task(self._apply())
+            elif request is Do.PREPARE and self.applying is None:
+                self._prepared()
+
+    async def _apply(self) -> None:
+        """Copy the committed pages into the images, while the primary's VM runs."""
+        began = self._clock()
+        await asyncio.get_running_loop().run_in_executor(None, self._store.apply)
+        self._store.applied()
+        self._figures.phases["apply"].append(self._clock() - began)
+        self.applying = None
+        if self.state is SecondaryState.PREPARING:
+            self._prepared()
+
+    def _prepared(self) -> None:
+        if self._channel is not None:
+            self._session.handle(SecondaryEvent.PREPARED)
+            self._channel.flush()

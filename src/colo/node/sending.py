@@ -1,0 +1,329 @@
+"""Our own primary: it checkpoints a guest of this process to a secondary, ours or a stock QEMU.
+
+This joins the primary's machine, the stream's writer and a guest, and performs every effect of the
+table.  One connection is one session.  When it is lost the guest stays as it is, stopped where it
+was stopped, and its output stays held, until the decision: ``failover`` has it run alone.  That
+may be asked for between any two steps, also while one is under way in another task: the
+connection is closed, which ends that step, and then the guest is resumed.
+
+What is written is gathered, and goes out when an answer is waited for, so a small checkpoint is
+one write.  Pages go out by a thread of their own, a run at a time through the same piece of
+memory, which stays in the processor's cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from itertools import chain
+from typing import Final, NoReturn
+
+from colo.errors import ChannelLost, ColoError, PeerError
+from colo.guest.interface import PrimaryGuest, Saved
+from colo.migration.format import Command, Section
+from colo.migration.ram import PageRun
+from colo.migration.reader import Header
+from colo.migration.returnpath import ReturnPathDecoder
+from colo.migration.writer import (
+    RUN_PAGES,
+    RamWriter,
+    command,
+    description,
+    end_of_items,
+    footer,
+    header,
+    ram_item,
+    ram_section,
+)
+from colo.node.sockets import quick_ack, tune
+from colo.protocol.messages import Message, MessageDecoder, encode
+from colo.protocol.primary import Primary
+from colo.protocol.states import Do, Effect, PrimaryEvent, PrimaryState
+
+__all__ = ["Sending"]
+
+#: Any number that is not a device's will do; QEMU's own is 2 or 3.
+_RAM_SECTION_ID: Final = 2
+_PING: Final = 1
+#: So much is written without a thread.
+_INLINE_BYTES: Final = 128 << 10
+_ANSWER_BYTES: Final = 4096
+
+
+class Sending:
+    """The primary's role for ``guest`` over ``sock``, which it owns: any connected stream socket.
+
+    ``limit_s``: so long the secondary may be silent, or take no bytes, while we wait for it.
+    ``release`` lets the guest's held output go.  ``return_path``: speak as QEMU 11 does, which has
+    the secondary first confirm the migration; without it, as QEMU 7.2 does.
+    """
+
+    def __init__(
+        self,
+        vm_name: str,
+        guest: PrimaryGuest,
+        sock: socket.socket,
+        limit_s: float = 10.0,
+        release: Callable[[], None] = lambda: None,
+        return_path: bool = False,
+    ) -> None:
+        self.machine = Primary(vm_name)
+        self.bytes_sent = 0
+        self._guest = guest
+        self._sock = sock
+        self._limit_s = limit_s
+        self._release = release
+        self._return_path = ReturnPathDecoder() if return_path else None
+        self._decoder = MessageDecoder()
+        self._messages: list[Message] = []
+        self._ram = RamWriter()
+        self._room = memoryview(bytearray(RamWriter.room(RUN_PAGES)))
+        self._out = bytearray()
+        self._saved: Saved | None = None
+        self._under_way = False
+        self._steering = asyncio.Lock()  # one at a time suspends or resumes the guest
+        tune(sock)
+        self._bulk = sock.dup()  # the same connection, for the thread, with a time limit
+        self._bulk.settimeout(limit_s)
+
+    @property
+    def state(self) -> PrimaryState:
+        """The machine's state."""
+        return self.machine.state
+
+    async def run(self, due: Callable[[], Awaitable[object]]) -> NoReturn:
+        """Migrate, and then take a checkpoint whenever ``due`` returns, until the session ends.
+
+        Raises ColoError when it does; the machine is LOST then, or was failed over.
+        """
+        await self.migrate()
+        while True:
+            await self._idle(due)
+            await self.checkpoint()
+
+    async def migrate(self) -> None:
+        """Send the first, full migration; returns when the guest runs again, protected.
+
+        The guest is stopped meanwhile.  Raises PeerError, or what the guest raises: the machine is
+        LOST then.
+        """
+        async with self._step(PrimaryState.MIGRATING):
+            await self._suspend()
+            self._saved = await self._guest.save()
+            await self._write_migration(self._saved)
+            await self._handle(PrimaryEvent.MIGRATED)
+            if self._return_path is not None:
+                await self._confirmed(self._return_path)
+            await self._until_running()
+
+    async def checkpoint(self) -> None:
+        """Take a checkpoint; returns when the guest runs again.  Raises as above."""
+        async with self._step(PrimaryState.RUNNING):
+            await self._handle(PrimaryEvent.CHECKPOINT_DUE)
+            await self._until_running()
+
+    async def failover(self) -> None:
+        """Have the guest run alone: the right to that was granted.  Returns when it runs.
+
+        The output that is held is released: what it tells of, this guest has done.
+        """
+        if self.machine.can(PrimaryEvent.FAILOVER):
+            await self._perform(self.machine.handle(PrimaryEvent.FAILOVER))
+
+    def close(self) -> None:
+        """End the connection; a step under way ends with ChannelLost, and then frees it."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        if not self._under_way:
+            self._sock.close()
+            self._bulk.close()
+
+    # -- the session ----------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _step(self, begins: PrimaryState) -> AsyncIterator[None]:
+        """A step of the conversation; whatever goes wrong in it ends the session."""
+        if self.state is not begins:
+            raise ChannelLost(f"the session has ended ({self.state.name})")
+        self._under_way = True
+        try:
+            yield
+        except BaseException as error:
+            if self.machine.can(PrimaryEvent.LOST):
+                self.machine.handle(PrimaryEvent.LOST)
+            self._under_way = False
+            self.close()
+            if isinstance(error, OSError):
+                raise ChannelLost(self._why(error)) from error
+            raise
+        self._under_way = False
+
+    def _why(self, error: OSError) -> str:
+        if isinstance(error, TimeoutError):
+            return f"the secondary was silent for {self._limit_s:.1f} s ({self.state.name})"
+        return f"the secondary ended the connection: {error.strerror}"
+
+    async def _until_running(self) -> None:
+        while self.state is not PrimaryState.RUNNING:
+            await self._perform(self.machine.receive(await self._message()))
+
+    async def _handle(self, event: PrimaryEvent, value: int | None = None) -> None:
+        if not self.machine.can(event):
+            raise ChannelLost(f"the session ended meanwhile ({self.state.name})")
+        await self._perform(self.machine.handle(event, value))
+
+    async def _perform(self, effects: tuple[Effect, ...]) -> None:
+        """Perform the effects of one step, and what follows from them."""
+        for effect in effects:
+            match effect.do:
+                case Do.SEND:
+                    assert effect.message is not None
+                    self._out += encode(Message(effect.message, effect.value))
+                case Do.SUSPEND:
+                    await self._suspend()
+                    await self._handle(PrimaryEvent.SUSPENDED)
+                case Do.SAVE_RAM:
+                    self._saved = await self._guest.save()
+                    await self._write_ram(self._saved)
+                    await self._handle(PrimaryEvent.RAM_SAVED)
+                case Do.SAVE_DEVICES:
+                    assert self._saved is not None
+                    await self._handle(PrimaryEvent.DEVICES_SAVED, len(self._saved.device_state))
+                case Do.SEND_DEVICES:
+                    assert self._saved is not None
+                    await self._write(self._saved.device_state)
+                case Do.RELEASE:
+                    self._release()
+                case Do.RESUME:
+                    await self._resume()
+                case Do.CLOSE:
+                    self.close()
+                case _:
+                    raise AssertionError(effect)
+
+    async def _suspend(self) -> None:
+        async with self._steering:
+            await self._guest.suspend()
+
+    async def _resume(self) -> None:
+        """Resume, unless a decision came first: then the guest is resumed by that."""
+        state = self.state
+        async with self._steering:
+            if self.state is state:
+                await self._guest.resume()
+        if self.machine.can(PrimaryEvent.RESUMED) and self.state is state:
+            self.machine.handle(PrimaryEvent.RESUMED)
+
+    # -- out ------------------------------------------------------------------------------
+
+    async def _write_migration(self, saved: Saved) -> None:
+        ram, blocks = self._ram, self._guest.blocks
+        self._out += header(Header(self._guest.machine))
+        if self._return_path is None:
+            self._out += command(Command.ENABLE_COLO)
+        else:
+            self._out += command(Command.OPEN_RETURN_PATH) + command(Command.PING, _PING)
+        self._out += ram_section(Section.START, _RAM_SECTION_ID, ram.blocks(blocks))
+        self._out += ram_item(Section.PART, _RAM_SECTION_ID)
+        await self._write_pages(saved)
+        self._out += footer(_RAM_SECTION_ID)
+        self._out += ram_section(Section.END, _RAM_SECTION_ID, ram.end())
+        self._out += saved.device_state + description(saved.description)
+
+    async def _write_ram(self, saved: Saved) -> None:
+        self._out += ram_item(Section.END, _RAM_SECTION_ID)
+        await self._write_pages(saved)
+        self._out += footer(_RAM_SECTION_ID) + end_of_items()
+
+    async def _write_pages(self, saved: Saved) -> None:
+        """Write all pages and their end mark: few at once, many by the thread."""
+        runs = (piece for run in saved.pages for piece in _cut(run))
+        for run in runs:
+            if len(self._out) > _INLINE_BYTES:
+                await self._flush()
+                await self._in_thread(chain([run], runs))
+                break
+            self._out += self._room[: self._ram.write(run, self._room)]
+        self._out += self._ram.end()
+
+    async def _in_thread(self, runs: Iterator[PageRun]) -> None:
+        work = asyncio.get_running_loop().run_in_executor(None, self._send_pages, runs)
+        try:
+            self.bytes_sent += await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self.close()
+            await asyncio.wait({work})
+            raise
+
+    def _send_pages(self, runs: Iterator[PageRun]) -> int:
+        total = 0
+        for run in runs:
+            size = self._ram.write(run, self._room)
+            self._bulk.sendall(self._room[:size])
+            total += size
+        return total
+
+    async def _write(self, data: bytes) -> None:
+        self._out += data
+        if len(self._out) > _INLINE_BYTES:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        data, self._out = self._out, bytearray()
+        self.bytes_sent += len(data)
+        async with asyncio.timeout(self._limit_s):
+            await asyncio.get_running_loop().sock_sendall(self._sock, data)
+
+    # -- in -------------------------------------------------------------------------------
+
+    async def _message(self) -> Message:
+        """The secondary's next message.  Raises PeerError, or OSError at the time limit."""
+        await self._flush()
+        while not self._messages:
+            async with asyncio.timeout(self._limit_s):
+                data = await self._receive()
+            self._messages.extend(self._decoder.feed(data))
+        return self._messages.pop(0)
+
+    async def _receive(self) -> bytes:
+        data = await asyncio.get_running_loop().sock_recv(self._sock, _ANSWER_BYTES)
+        if not data:
+            self._decoder.close()
+            raise ChannelLost("the secondary closed the connection")
+        quick_ack(self._sock)
+        return data
+
+    async def _confirmed(self, path: ReturnPathDecoder) -> None:
+        """Wait until the secondary has confirmed the migration."""
+        await self._flush()
+        while path.status is None:
+            async with asyncio.timeout(self._limit_s):
+                _, rest = path.feed(await self._receive())
+            self._messages.extend(self._decoder.feed(rest))
+        if path.status:
+            raise PeerError(f"the secondary could not load the first migration ({path.status})")
+
+    async def _idle(self, due: Callable[[], Awaitable[object]]) -> None:
+        """Wait until a checkpoint is due; meanwhile nothing may come but the connection's end."""
+        heard = asyncio.ensure_future(self._receive())
+        waited = asyncio.ensure_future(due())
+        try:
+            await asyncio.wait({heard, waited}, return_when=asyncio.FIRST_COMPLETED)
+            if heard.done():
+                async with self._step(PrimaryState.RUNNING):
+                    for message in self._decoder.feed(heard.result()):
+                        self.machine.receive(message)
+        finally:
+            for task in (heard, waited):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, OSError, ColoError):
+                    await task
+
+
+def _cut(run: PageRun) -> Iterator[PageRun]:
+    """Cut a run into such as fit the memory."""
+    for start in range(0, len(run), RUN_PAGES):
+        end = start + RUN_PAGES
+        yield PageRun(run.block, run.offsets[start:end], run.content[start:end])
