@@ -42,7 +42,6 @@ class MemoryGuest:
         self.memory: Bytes = np.zeros((pages, PAGE_SIZE), np.uint8)
         self.blob = b""
         self.running = asyncio.Event()
-        self._saved = False
         self._dirty = np.zeros(pages, np.bool_)
 
     def write(self, numbers: NDArray[np.int64], content: Bytes) -> None:
@@ -66,10 +65,9 @@ class MemoryGuest:
         """Stop it."""
         self.running.clear()
 
-    async def save(self) -> Saved:
-        """Return what changed.  The runs point into the memory where their pages are neighbours."""
-        pages = self._changed() if self._saved else page_runs(self.block, self.memory)
-        self._saved = True
+    async def save(self, everything: bool) -> Saved:
+        """Return its pages: runs that point into the memory, where they are neighbours."""
+        pages = page_runs(self.block, self.memory) if everything else self._changed()
         self._dirty[:] = False
         return Saved(pages, *device_state([(_DEVICE, self.blob)]))
 
@@ -78,6 +76,7 @@ class MemoryGuest:
         self.running.set()
 
     def _changed(self) -> Iterator[PageRun]:
+        """What was written, in runs of 256 pages; found at once, read when it is asked for."""
         numbers = np.flatnonzero(self._dirty)
         return (
             self._run(numbers[start : start + RUN_PAGES])
@@ -104,7 +103,6 @@ class MemoryGuest:
             raise GuestError("the checkpoint's device state is not that of a memory guest")
         self.memory[:] = store.images[_BLOCK].pages
         self.blob = blob
-        self._saved = False
 
     async def run(self) -> None:
         """Have it run."""

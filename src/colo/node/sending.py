@@ -111,7 +111,7 @@ class Sending:
         """
         async with self._step(PrimaryState.MIGRATING):
             await self._suspend()
-            self._saved = await self._guest.save()
+            self._saved = await self._guest.save(everything=True)
             await self._write_migration(self._saved)
             await self._handle(PrimaryEvent.MIGRATED)
             if self._return_path is not None:
@@ -185,7 +185,7 @@ class Sending:
                     await self._suspend()
                     await self._handle(PrimaryEvent.SUSPENDED)
                 case Do.SAVE_RAM:
-                    self._saved = await self._guest.save()
+                    self._saved = await self._guest.save(everything=False)
                     await self._write_ram(self._saved)
                     await self._handle(PrimaryEvent.RAM_SAVED)
                 case Do.SAVE_DEVICES:
