@@ -76,9 +76,21 @@ def main() -> None:
     show_default=True,
     help="Run the VM here when the primary is lost, or wait for `colo failover`.",
 )
+@click.option(
+    "--forward",
+    metavar="ADDR",
+    help="Hand each checkpoint on to a further secondary: a QEMU in COLO mode, or a colo.",
+)
 @click.option("--trace", is_flag=True, help="Log every message and every change of state.")
 @_reporting
-def secondary(vm_file: Path, listen: str, state_dir: Path, on_loss: str, trace: bool) -> int:
+def secondary(
+    vm_file: Path,
+    listen: str,
+    state_dir: Path,
+    on_loss: str,
+    forward: str | None,
+    trace: bool,
+) -> int:
     """Keep the last checkpoint of a VM, and run the VM when its primary is lost."""
     from colo.config import load
     from colo.failover.arbiter import make_arbiter
@@ -87,10 +99,13 @@ def secondary(vm_file: Path, listen: str, state_dir: Path, on_loss: str, trace: 
     from colo.node.secondary import OnLoss, SecondaryNode
 
     config, address = load(vm_file), parse_address(listen)
+    further = parse_address(forward) if forward is not None else None
     arbiter = make_arbiter(config.arbiter)
 
     async def run(folder: StateFolder) -> int:
-        node = SecondaryNode(config, plan(config), address, folder, arbiter, OnLoss(on_loss), _say)
+        node = SecondaryNode(
+            config, plan(config), address, folder, arbiter, OnLoss(on_loss), _say, further
+        )
         task = asyncio.ensure_future(node.run())
         _on_signal(task.cancel)
         try:

@@ -25,6 +25,7 @@ from colo.migration.ram import RamBlock
 from colo.node.address import Address
 from colo.node.control import Answer, serve_orders
 from colo.node.figures import Figures, summarise, summary
+from colo.node.forwarding import Forwarding
 from colo.node.instance import instance
 from colo.node.link import Link
 from colo.node.receiving import Receiving
@@ -71,6 +72,7 @@ class SecondaryNode:
         arbiter: Arbiter,
         on_loss: OnLoss,
         say: Callable[[str], None],
+        forward: Address | None = None,
     ) -> None:
         self._config = config
         self._listen = listen
@@ -92,6 +94,11 @@ class SecondaryNode:
         self._word: WordKind | None = None
         self._known_grant = 0
         self._grant: Grant | None = None
+        self._forwarding: Forwarding | None = None
+        if forward is not None:
+            self._forwarding = Forwarding(
+                config.name, self._store, self._settled, forward, config.silence_s, self._say
+            )
         self._takeover = Takeover(arbiter, self._store, self._waiting, self._say)
         self._taking: asyncio.Task[None] | None = None
         self._error: str | None = None
@@ -120,6 +127,8 @@ class SecondaryNode:
                 door = Reception(server, self._begin, self._greet, self._strange)
                 work = (door.serve(), self._watch(), self._end())
                 tasks = [asyncio.create_task(each) for each in work]
+                if self._forwarding is not None:
+                    tasks.append(asyncio.create_task(self._forwarding.run()))
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
@@ -249,9 +258,16 @@ class SecondaryNode:
         """The store holds a new checkpoint."""
         assert self._store.checkpoint is not None
         self._number, self._committed_at = self._store.checkpoint.number, time.time()
+        if self._forwarding is not None:
+            self._forwarding.fresh.set()
         if self._number == 0:
             self._say("PROTECTED, the first copy is whole")
             self._write_status()
+
+    async def _settled(self) -> None:
+        """Wait until the store's images equal its last whole checkpoint."""
+        while self._last_session is not None and self._last_session.applying is not None:
+            await self._last_session.applied()
 
     # -- losses ---------------------------------------------------------------------------
 
@@ -351,6 +367,7 @@ class SecondaryNode:
         session.handle(SecondaryEvent.FAILOVER)
         session.close()
         await session.applied()
+        self._store.give_up()
         try:
             facts = await self._takeover.start()
         except ColoError as error:
@@ -459,6 +476,7 @@ class SecondaryNode:
             "guest_bytes": self._config.memory,
             "store_bytes": self._store.size,
             "store": str(self._store.folder),
+            "forward": self._forwarding.status() if self._forwarding is not None else None,
             "qemu": None
             if qemu is None
             else {

@@ -94,11 +94,10 @@ class Sending:
         return self.machine.state
 
     async def run(self, due: Callable[[], Awaitable[object]]) -> NoReturn:
-        """Migrate, and then take a checkpoint whenever ``due`` returns, until the session ends.
+        """After ``migrate``: take a checkpoint whenever ``due`` returns, until the session ends.
 
         Raises ColoError when it does; the machine is LOST then, or was failed over.
         """
-        await self.migrate()
         while True:
             await self._idle(due)
             await self.checkpoint()

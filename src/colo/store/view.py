@@ -20,7 +20,7 @@ import numpy as np
 
 from colo.errors import StoreError
 from colo.migration.format import PAGE_SIZE
-from colo.migration.ram import Bytes, Offsets, PageRun, RamBlock
+from colo.migration.ram import Bytes, Offsets, PageRun
 from colo.migration.writer import RUN_PAGES, by_kind
 from colo.store.image import Image
 from colo.store.store import Checkpoint, Store
@@ -33,24 +33,21 @@ _MAP_NORESERVE: Final = 0x4000  # Linux
 class View:
     """A reader of ``store``, which holds a checkpoint.  Raises StoreError where it does not.
 
-    It may read in another thread than the store's.
+    ``machine`` and ``blocks`` are those of its checkpoints.  It may read in another thread than
+    the store's.
     """
 
     def __init__(self, store: Store) -> None:
         if store.checkpoint is None:
             raise StoreError("there is no whole checkpoint yet")
         self._store = store
-        self._of = store.epoch
+        self._epoch = store.epoch
+        self.machine = store.checkpoint.header.machine
+        self.blocks = store.checkpoint.blocks
         self._lock = threading.Lock()
         self._blocks = {block.name: _Block(store.images[block.name]) for block in self.blocks}
         for name, block in self._blocks.items():
             store.images[name].watchers.append(partial(self._before, block))
-
-    @property
-    def blocks(self) -> tuple[RamBlock, ...]:
-        """The blocks of the guest's memory."""
-        assert self._store.checkpoint is not None
-        return self._store.checkpoint.blocks
 
     def open(self) -> Checkpoint:
         """Show the checkpoint that the store holds now, and is applied, until it is opened again.
@@ -93,7 +90,7 @@ class View:
             block.before(numbers)
 
     def _check(self) -> None:
-        if self._store.epoch != self._of:
+        if self._store.epoch != self._epoch:
             raise StoreError("this checkpoint is no more: its VM runs, or a new primary has come")
 
 

@@ -1,0 +1,52 @@
+"""A checkpoint store as a guest: what it holds can be handed on to a further secondary.
+
+The store is fed by its own primary all the while.  *Suspended* means here that one of its
+checkpoints is looked at; the store itself, and the VM whose state this is, do not stop for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from colo.guest.interface import Saved
+from colo.migration.ram import RamBlock
+from colo.store.store import Checkpoint
+from colo.store.view import View
+
+__all__ = ["StoredGuest"]
+
+
+class StoredGuest:
+    """The checkpoints that ``view`` shows, a PrimaryGuest.
+
+    ``settled`` returns when the store's images equal its last whole checkpoint.
+    """
+
+    def __init__(self, view: View, settled: Callable[[], Awaitable[None]]) -> None:
+        self._view = view
+        self._settled = settled
+        self._checkpoint: Checkpoint | None = None
+
+    @property
+    def machine(self) -> str:
+        """The machine of the VM whose checkpoints these are."""
+        return self._view.machine
+
+    @property
+    def blocks(self) -> tuple[RamBlock, ...]:
+        """The VM's memory."""
+        return self._view.blocks
+
+    async def suspend(self) -> None:
+        """Look at the newest whole checkpoint."""
+        await self._settled()
+        self._checkpoint = self._view.open()
+
+    async def save(self) -> Saved:
+        """Return what is new in it."""
+        checkpoint = self._checkpoint
+        assert checkpoint is not None
+        return Saved(self._view.pages(), checkpoint.device_state, checkpoint.description)
+
+    async def resume(self) -> None:
+        """Nothing stands still."""

@@ -1,0 +1,94 @@
+"""Handing checkpoints on: a secondary as the primary of a further one.
+
+A store that a QEMU primary is feeding feeds another secondary in turn, by our own primary: a stock
+QEMU in COLO mode, whose VM then really runs between checkpoints, or another colo.  Nobody waits for
+it: the protection of the VM, and the output that is held for it, rest on the first secondary alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from colo.errors import ColoError
+from colo.guest.stored import StoredGuest
+from colo.node.address import Address
+from colo.node.sending import Sending
+from colo.store.store import Store
+from colo.store.view import View
+
+__all__ = ["Forwarding"]
+
+_AGAIN_S: Final = 1.0
+
+
+class Forwarding:
+    """Hands the checkpoints of ``store`` on to the secondary at ``to``.
+
+    ``settled`` returns when the store's images equal its last whole checkpoint.  ``fresh`` has to
+    be set whenever it holds a new one.  ``limit_s``: see Sending.
+    """
+
+    def __init__(
+        self,
+        vm_name: str,
+        store: Store,
+        settled: Callable[[], Awaitable[None]],
+        to: Address,
+        limit_s: float,
+        say: Callable[[str], None],
+    ) -> None:
+        self._vm_name = vm_name
+        self._store = store
+        self._settled = settled
+        self._to = to
+        self._limit_s = limit_s
+        self._say = say
+        self._session: Sending | None = None
+        self._error: str | None = None
+        self.fresh = asyncio.Event()
+
+    async def run(self) -> None:
+        """Hand on until cancelled; a session that ends is begun anew."""
+        while True:
+            await self.fresh.wait()
+            try:
+                await self._hand_on()
+            except (ColoError, OSError) as error:
+                if str(error) != self._error:
+                    self._error = str(error)
+                    self._say(f"nothing is handed on to {self._to}: {error}")
+            await asyncio.sleep(_AGAIN_S)
+
+    def status(self) -> dict[str, Any]:
+        """What the status file has of this."""
+        session = self._session
+        return {
+            "to": str(self._to),
+            "state": session.state.name if session is not None else "CONNECTING",
+            "checkpoints": session.machine.number if session is not None else 0,
+            "bytes": session.bytes_sent if session is not None else 0,
+            "error": self._error,
+        }
+
+    async def _hand_on(self) -> None:
+        view = View(self._store)
+        try:
+            sock = await self._to.connect()
+            guest = StoredGuest(view, self._settled)
+            self._session = Sending(self._vm_name, guest, sock, self._limit_s)
+            try:
+                await self._session.migrate()
+                self._error = None
+                self._say(f"checkpoints are handed on to {self._to}")
+                await self._session.run(self._due)
+            finally:
+                self._session.close()
+                self._session = None
+        finally:
+            view.close()
+
+    async def _due(self) -> None:
+        self.fresh.clear()
+        await self.fresh.wait()
