@@ -99,7 +99,7 @@ class Pair:
     """A primary with ``guest`` and a secondary with ``store``.  ``lost``: what ended it, if so."""
 
     def __init__(
-        self, guest: MemoryGuest, store: Store, ends: tuple[socket.socket, socket.socket]
+        self, guest: Watched, store: Store, ends: tuple[socket.socket, socket.socket]
     ) -> None:
         self.guest = guest
         self.store = store
@@ -140,7 +140,7 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def paired(guest: MemoryGuest, folder: Path, kind: str = "pair") -> AsyncIterator[Pair]:
+async def paired(guest: Watched, folder: Path, kind: str = "pair") -> AsyncIterator[Pair]:
     store = make_store(folder / "store", guest.block)
     pair = Pair(guest, store, await connected(kind, folder))
     try:

@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -96,7 +95,7 @@ def test_who_says_what_and_when(
 
 
 def shapes(pages: int) -> Iterator[list[int]]:
-    """Which pages a checkpoint has: none, all, neighbours, far ones; then few and many at random."""
+    """Which pages a checkpoint has: none, all, neighbours, far ones; then few and many."""
     random = np.random.default_rng(2)
     yield from ([], list(range(pages)), list(range(3, 3 + 256)), [0, pages - 1])
     while True:
@@ -214,5 +213,87 @@ def test_wherever_it_is_cut_off_the_last_whole_checkpoint_is_taken_over(
             await cut.run(tmp_path / "store")
             expected = None if after < first else whole[0] if after < second else whole[1]
             assert cut.found == expected, f"cut after {after} of {uncut.marks}"
+
+    asyncio.run(run())
+
+
+# -- the decision to run alone -------------------------------------------------------------
+
+
+async def failed_over(pair: Pair, turns: int) -> bool:
+    """Have the guest run alone after so many turns of the loop; return whether all was done."""
+
+    async def protect() -> None:
+        await pair.sending.migrate()
+        for number in (1, 2):
+            if pair.sending.state is PrimaryState.RUNNING:
+                pair.guest.scribble(list(range(number, 60)), number)
+                await pair.sending.checkpoint()
+
+    protecting = asyncio.create_task(protect())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    done = protecting.done()
+    await pair.sending.failover()
+    assert pair.sending.state is PrimaryState.SOLO
+    assert pair.guest.running.is_set()
+    with contextlib.suppress(PeerError):
+        await protecting
+    assert pair.sending.state is PrimaryState.SOLO
+    assert pair.guest.running.is_set()
+    return done
+
+
+@pytest.mark.parametrize("kind", [Uniform, Watched])
+def test_failover_between_any_two_steps(kind: type[Watched], tmp_path: Path) -> None:
+    """Few bytes go out at once, many by a thread; the secondary keeps the last whole checkpoint."""
+
+    async def run() -> None:
+        numbers, done, turns = set(), False, 0
+        while not done:
+            async with paired(kind(64), tmp_path) as pair:
+                done = await failed_over(pair, turns)
+                await pair.gone.wait()
+                if (whole := pair.store.checkpoint) is None:
+                    assert pair.released == 1
+                else:
+                    numbers.add(whole.number)
+                    assert contents(await pair.taken_over()) == pair.guest.whole[whole.number]
+                    assert pair.released - whole.number in (0, 1)  # the last time by the decision
+            turns += 1
+        assert numbers == {0, 1, 2}
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_failover_while_nothing_is_due(kind: str, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with paired(Watched(4), tmp_path, kind) as pair:
+            await pair.sending.migrate()
+            idle = asyncio.create_task(pair.sending.run(asyncio.Event().wait))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            await pair.sending.failover()
+            with pytest.raises(PeerError):
+                await asyncio.wait_for(idle, 5)
+            assert pair.sending.state is PrimaryState.SOLO
+            await pair.gone.wait()
+
+    asyncio.run(run())
+
+
+def test_what_runs_alone_can_be_protected_again(tmp_path: Path) -> None:
+    guest = Watched(512)
+
+    async def run() -> None:
+        for session in range(3):
+            guest.scribble([session, 300 + session], session + 1)
+            async with paired(guest, tmp_path) as pair:
+                await pair.sending.migrate()
+                guest.scribble([100 + session], session + 1)
+                await pair.sending.checkpoint()
+                await pair.sending.failover()
+                assert contents(await pair.taken_over()) == contents(guest)
 
     asyncio.run(run())

@@ -306,19 +306,19 @@ class Sending:
 
     async def _idle(self, due: Callable[[], Awaitable[object]]) -> None:
         """Wait until a checkpoint is due; meanwhile nothing may come but the connection's end."""
-        heard = asyncio.ensure_future(self._receive())
-        waited = asyncio.ensure_future(due())
-        try:
-            await asyncio.wait({heard, waited}, return_when=asyncio.FIRST_COMPLETED)
-            if heard.done():
-                async with self._step(PrimaryState.RUNNING):
+        async with self._step(PrimaryState.RUNNING):
+            heard = asyncio.ensure_future(self._receive())
+            waited = asyncio.ensure_future(due())
+            try:
+                await asyncio.wait({heard, waited}, return_when=asyncio.FIRST_COMPLETED)
+                if heard.done():
                     for message in self._decoder.feed(heard.result()):
                         self.machine.receive(message)
-        finally:
-            for task in (heard, waited):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, OSError, ColoError):
-                    await task
+            finally:
+                for task in (heard, waited):
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, OSError, ColoError):
+                        await task
 
 
 def _cut(run: PageRun) -> Iterator[PageRun]:
