@@ -81,6 +81,13 @@ def main() -> None:
     metavar="ADDR",
     help="Hand each checkpoint on to a further secondary: a QEMU in COLO mode, or a colo.",
 )
+@click.option(
+    "--forward-as",
+    type=click.Choice(["same", "7", "11"]),
+    default="same",
+    show_default=True,
+    help="Which QEMU to be towards it: 7 to 10, or 11 and later. Default: the primary's.",
+)
 @click.option("--trace", is_flag=True, help="Log every message and every change of state.")
 @_reporting
 def secondary(
@@ -89,6 +96,7 @@ def secondary(
     state_dir: Path,
     on_loss: str,
     forward: str | None,
+    forward_as: str,
     trace: bool,
 ) -> int:
     """Keep the last checkpoint of a VM, and run the VM when its primary is lost."""
@@ -96,15 +104,19 @@ def secondary(
     from colo.failover.arbiter import make_arbiter
     from colo.guest.qemu import plan
     from colo.node.address import parse_address
+    from colo.node.forwarding import Destination
     from colo.node.secondary import OnLoss, SecondaryNode
 
     config, address = load(vm_file), parse_address(listen)
-    further = parse_address(forward) if forward is not None else None
+    destination = None
+    if forward is not None:
+        return_path = None if forward_as == "same" else forward_as == "11"
+        destination = Destination(parse_address(forward), return_path)
     arbiter = make_arbiter(config.arbiter)
 
     async def run(folder: StateFolder) -> int:
         node = SecondaryNode(
-            config, plan(config), address, folder, arbiter, OnLoss(on_loss), _say, further
+            config, plan(config), address, folder, arbiter, OnLoss(on_loss), _say, destination
         )
         task = asyncio.ensure_future(node.run())
         _on_signal(task.cancel)
@@ -242,6 +254,23 @@ def failover(state_dir: Path, force: bool) -> int:
     answer = give_order(state_dir, "failover", force)
     click.echo(answer.text, err=not answer.ok)
     return 0 if answer.ok else _FAILED
+
+
+@main.command()
+@_state_dir
+@click.argument("file", type=click.Path(path_type=Path))
+@_reporting
+def export(state_dir: Path, file: Path) -> int:
+    """Write the last checkpoint of a VM to FILE, as an ordinary QEMU migration.
+
+    The protection goes on meanwhile.  `qemu-system-x86_64 … -incoming "exec:cat FILE"` loads it.
+    """
+    from colo.node.control import fetch_checkpoint
+    from colo.store.export import write_file
+
+    size = write_file(file, fetch_checkpoint(state_dir))
+    click.echo(f"{file}: {size:,} bytes", err=True)
+    return 0
 
 
 @main.command()

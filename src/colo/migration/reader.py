@@ -93,7 +93,8 @@ class Migration:
     """A first migration that arrived whole; its pages went their own way.
 
     ``device_state``: the device sections and their EOF byte, as QEMU's COLO checkpoints carry
-    them.  ``devices``: its parts, as the description verified them.
+    them.  ``devices``: its parts, as the description verified them.  ``return_path``: the primary
+    speaks as QEMU 11 does, and not as 7.2.
     """
 
     header: Header
@@ -102,6 +103,7 @@ class Migration:
     device_state: bytes
     devices: tuple[Device, ...]
     description: dict[str, Any]
+    return_path: bool = False
 
 
 class _Incremental:
@@ -158,6 +160,7 @@ class MigrationReader(_Incremental):
         self._on_command = on_command
         self._header = Header("")
         self._colo = False
+        self._return_path = False
         self._section = 0
         self._in_devices = False
         self._mismatch: StreamError | None = None
@@ -256,6 +259,7 @@ class MigrationReader(_Incremental):
         value = (yield from u32(self._buffer)) if length else None
         # 7.2 says that COLO is on; 11 does not, but there COLO cannot do without a return path.
         self._colo |= command in (Command.ENABLE_COLO, Command.OPEN_RETURN_PATH)
+        self._return_path |= command is Command.OPEN_RETURN_PATH
         self._on_command(command, value)
 
     def _read_ram_start(self) -> Parser[None]:
@@ -338,6 +342,7 @@ class MigrationReader(_Incremental):
             bytes(data[:devices_end]),
             tuple(devices),
             description,
+            self._return_path,
         )
         self._buffer.start += end
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import asdict, dataclass, field
-from typing import Final
+from typing import Any, Final
 
 __all__ = ["PHASES", "Figures", "Summary", "summarise", "summary"]
 
@@ -67,3 +67,15 @@ class Figures:
         self.bytes.append(size)
         self.pages_total += pages
         self.bytes_total += size
+
+    def status(self) -> dict[str, Any]:
+        """What the status file has of them; phases in milliseconds."""
+        return {
+            "pages_total": self.pages_total,
+            "bytes_total": self.bytes_total,
+            "pages": summary(summarise(self.pages)),
+            "bytes": summary(summarise(self.bytes)),
+            "phases_ms": {
+                name: summary(summarise(samples), 1e3) for name, samples in self.phases.items()
+            },
+        }

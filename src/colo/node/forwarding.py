@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from colo.errors import ColoError
@@ -18,13 +19,21 @@ from colo.node.sending import Sending
 from colo.store.store import Store
 from colo.store.view import View
 
-__all__ = ["Forwarding"]
+__all__ = ["Destination", "Forwarding"]
 
 _AGAIN_S: Final = 1.0
 
 
+@dataclass(frozen=True)
+class Destination:
+    """A further secondary.  ``return_path``: see Sending; None: as the store's own primary does."""
+
+    address: Address
+    return_path: bool | None = None
+
+
 class Forwarding:
-    """Hands the checkpoints of ``store`` on to the secondary at ``to``.
+    """Hands the checkpoints of ``store`` on to ``to``.
 
     ``settled`` returns when the store's images equal its last whole checkpoint.  ``fresh`` has to
     be set whenever it holds a new one.  ``limit_s``: see Sending.
@@ -35,14 +44,15 @@ class Forwarding:
         vm_name: str,
         store: Store,
         settled: Callable[[], Awaitable[None]],
-        to: Address,
+        to: Destination,
         limit_s: float,
         say: Callable[[str], None],
     ) -> None:
         self._vm_name = vm_name
         self._store = store
         self._settled = settled
-        self._to = to
+        self._to = to.address
+        self._return_path = to.return_path
         self._limit_s = limit_s
         self._say = say
         self._session: Sending | None = None
@@ -77,7 +87,8 @@ class Forwarding:
         try:
             sock = await self._to.connect()
             guest = StoredGuest(view, self._settled)
-            self._session = Sending(self._vm_name, guest, sock, self._limit_s)
+            path = view.return_path if self._return_path is None else self._return_path
+            self._session = Sending(self._vm_name, guest, sock, self._limit_s, return_path=path)
             try:
                 await self._session.migrate()
                 self._error = None
@@ -90,5 +101,5 @@ class Forwarding:
             view.close()
 
     async def _due(self) -> None:
-        self.fresh.clear()
         await self.fresh.wait()
+        self.fresh.clear()

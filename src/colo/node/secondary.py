@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any, Final
 
 from colo.config import RAM_BLOCK, VmConfig
-from colo.errors import ChannelLost, ColoError, LocalError, PeerError
+from colo.errors import ChannelLost, ColoError, LocalError, PeerError, StoreError
 from colo.failover.arbiter import Arbiter, Grant, reach
 from colo.failover.decision import Decision, LinkState, SecondaryView, decide_secondary
 from colo.failover.link import Hello, Word, WordKind
@@ -24,8 +24,8 @@ from colo.guest.qemu import LaunchPlan
 from colo.migration.ram import RamBlock
 from colo.node.address import Address
 from colo.node.control import Answer, serve_orders
-from colo.node.figures import Figures, summarise, summary
-from colo.node.forwarding import Forwarding
+from colo.node.figures import Figures
+from colo.node.forwarding import Destination, Forwarding
 from colo.node.instance import instance
 from colo.node.link import Link
 from colo.node.receiving import Receiving
@@ -34,7 +34,9 @@ from colo.node.statefolder import StateFolder
 from colo.node.takeover import Takeover
 from colo.node.waiting import WaitingQemu
 from colo.protocol.states import SecondaryEvent, SecondaryState
+from colo.store.export import export_stream
 from colo.store.store import Store
+from colo.store.view import View
 
 __all__ = ["OnLoss", "SecondaryNode"]
 
@@ -72,7 +74,7 @@ class SecondaryNode:
         arbiter: Arbiter,
         on_loss: OnLoss,
         say: Callable[[str], None],
-        forward: Address | None = None,
+        forward: Destination | None = None,
     ) -> None:
         self._config = config
         self._listen = listen
@@ -417,6 +419,8 @@ class SecondaryNode:
     # -- orders and status ----------------------------------------------------------------
 
     async def _obey(self, order: str, force: bool) -> Answer:
+        if order == "export":
+            return await self._export()
         if order != "failover":
             return Answer(False, f"there is no order {order!r}")
         if self._is_running():
@@ -444,6 +448,16 @@ class SecondaryNode:
             return Answer(True, f"the VM runs here, from checkpoint {self._number}")
         return Answer(False, f"the VM could not be started: {self._error}")
 
+    async def _export(self) -> Answer:
+        if self._state in _HERE:
+            return Answer(False, "the VM runs here: its QEMU can `migrate` to a file", iter(()))
+        try:
+            view = View(self._store)
+            await self._settled()
+            return Answer(True, "", export_stream(view))
+        except StoreError as error:
+            return Answer(False, str(error), iter(()))
+
     def _say(self, text: str) -> None:
         self._tell(f"{self._config.name}: {text}")
 
@@ -451,7 +465,7 @@ class SecondaryNode:
         self._folder.write_status(self._status())
 
     def _status(self) -> dict[str, Any]:
-        figures, qemu, state = self._figures, self._waiting.qemu, self._state
+        qemu, state = self._waiting.qemu, self._state
         return {
             "role": "secondary",
             "vm": self._config.name,
@@ -466,13 +480,7 @@ class SecondaryNode:
             "error": self._error or self._waiting.trouble,
             "checkpoint": self._number if self._number >= 0 else None,
             "checkpoint_at": self._committed_at,
-            "pages_total": figures.pages_total,
-            "bytes_total": figures.bytes_total,
-            "pages": summary(summarise(figures.pages)),
-            "bytes": summary(summarise(figures.bytes)),
-            "phases_ms": {
-                name: summary(summarise(samples), 1e3) for name, samples in figures.phases.items()
-            },
+            **self._figures.status(),
             "guest_bytes": self._config.memory,
             "store_bytes": self._store.size,
             "store": str(self._store.folder),

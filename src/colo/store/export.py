@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import contextlib
+import os
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 
+from colo.errors import StoreError
 from colo.migration.format import IGNORE_SHARED, PAGE_SIZE
 from colo.migration.ram import PageRun
 from colo.migration.reader import Header
@@ -11,7 +15,7 @@ from colo.migration.writer import RamWriter, migration, page_runs
 from colo.store.store import Checkpoint, Store
 from colo.store.view import View
 
-__all__ = ["export_stream", "migration_stream"]
+__all__ = ["export_stream", "migration_stream", "write_file"]
 
 
 def migration_stream(store: Store, mapped: Collection[str] = ()) -> Iterator[bytes]:
@@ -28,11 +32,17 @@ def migration_stream(store: Store, mapped: Collection[str] = ()) -> Iterator[byt
 
 
 def export_stream(view: View) -> Iterator[bytes]:
-    """Yield the checkpoint that the store holds now in the same way, while it goes on.
+    """Return the same of the checkpoint that the store holds now, while it goes on.
 
-    The store must be applied when the first piece is asked for.  Raises StoreError.
+    The store must be applied.  At its end, or when it is closed, the view is.  Raises StoreError.
     """
-    return _stream(view.open(), view.pages(), ())
+    checkpoint = view.open()
+
+    def stream() -> Iterator[bytes]:
+        with contextlib.closing(view):
+            yield from _stream(checkpoint, view.pages(), ())
+
+    return stream()
 
 
 def _pages(store: Store, checkpoint: Checkpoint, mapped: Collection[str]) -> Iterator[PageRun]:
@@ -52,3 +62,32 @@ def _stream(
         pages,
         (checkpoint.device_state, {"page_size": PAGE_SIZE, "devices": []}),
     )
+
+
+def write_file(path: Path, stream: Iterable[bytes]) -> int:
+    """Write a stream to a file that is not there yet; return its size in bytes.
+
+    The file is there only once it is whole.  Raises StoreError.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        if path.exists():
+            raise StoreError(f"{path} is there already: remove it, or name another file")
+        with open(part, "xb", opener=_private) as file:
+            for piece in stream:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        os.link(part, path)
+    except FileExistsError as error:
+        raise StoreError(f"{error.filename2 or error.filename} is there already") from None
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return size
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

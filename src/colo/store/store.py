@@ -32,6 +32,7 @@ class Checkpoint:
 
     ``device_state``: the device sections and their EOF byte.  ``description``: the first
     migration's, by which they can be read: subsections come and go.
+    ``return_path``: see Migration.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Checkpoint:
     blocks: tuple[RamBlock, ...]
     device_state: bytes
     description: dict[str, Any] = field(default_factory=dict, repr=False)
+    return_path: bool = False
 
 
 class Store:
@@ -112,6 +114,7 @@ class Store:
             migration.blocks,
             migration.device_state,
             migration.description,
+            migration.return_path,
         )
 
     def commit(self, number: int, device_state: bytes) -> None:

@@ -33,8 +33,8 @@ _MAP_NORESERVE: Final = 0x4000  # Linux
 class View:
     """A reader of ``store``, which holds a checkpoint.  Raises StoreError where it does not.
 
-    ``machine`` and ``blocks`` are those of its checkpoints.  It may read in another thread than
-    the store's.
+    ``machine``, ``blocks`` and ``return_path`` are those of its checkpoints.  It may read in
+    another thread than the store's.
     """
 
     def __init__(self, store: Store) -> None:
@@ -43,6 +43,7 @@ class View:
         self._store = store
         self._epoch = store.epoch
         self.machine = store.checkpoint.header.machine
+        self.return_path = store.checkpoint.return_path
         self.blocks = store.checkpoint.blocks
         self._lock = threading.Lock()
         self._blocks = {block.name: _Block(store.images[block.name]) for block in self.blocks}
