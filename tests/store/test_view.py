@@ -168,7 +168,7 @@ def test_a_reader_in_another_thread_never_sees_two_checkpoints(store: Store) -> 
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        seen = set()
+        seen: set[int] = set()
         while len(seen) < 100:
             with turn:
                 number = view.open().number

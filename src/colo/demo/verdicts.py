@@ -21,10 +21,14 @@ __all__ = [
     "Gaps",
     "SinkJudge",
     "StreamJudge",
+    "Words",
     "generate",
+    "mix",
+    "multiples",
     "quantiles",
 ]
 
+#: Numbers of 64 bits, and arithmetic modulo 2^64.
 Words = npt.NDArray[np.uint64]
 
 _GOLDEN: Final = 0x9E3779B97F4A7C15

@@ -26,8 +26,8 @@ __all__ = ["PrimaryGuest", "Saved", "SecondaryGuest"]
 class Saved:
     """One checkpoint of a suspended guest.
 
-    ``pages``: all that changed since the last ``save``, or every page the first time; it is
-    iterated once, possibly in another thread, and before ``resume``.  ``device_state``: the
+    ``pages``: every page, or all that changed since the last ``save``; it is iterated once,
+    possibly in another thread, and before ``resume``.  ``device_state``: the
     device sections and the EOF byte.  ``description``: what the stream says of them, see
     ``migration.vmdesc``.
     """
@@ -51,8 +51,8 @@ class PrimaryGuest(Protocol):
     async def suspend(self) -> None:
         """Stop it: until ``resume`` nothing of it changes.  Stopping it twice is once."""
 
-    async def save(self) -> Saved:
-        """Return what changed.  It is suspended."""
+    async def save(self, everything: bool) -> Saved:
+        """Return every page, for a secondary that has none, or what changed.  It is suspended."""
 
     async def resume(self) -> None:
         """Have it run; it may be running already."""

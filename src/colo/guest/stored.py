@@ -17,7 +17,7 @@ __all__ = ["StoredGuest"]
 
 
 class StoredGuest:
-    """The checkpoints that ``view`` shows, a PrimaryGuest.
+    """The checkpoints that ``view`` shows, a PrimaryGuest for one session: a view begins with all.
 
     ``settled`` returns when the store's images equal its last whole checkpoint.
     """
@@ -26,6 +26,7 @@ class StoredGuest:
         self._view = view
         self._settled = settled
         self._checkpoint: Checkpoint | None = None
+        self._begun = False
 
     @property
     def machine(self) -> str:
@@ -42,10 +43,11 @@ class StoredGuest:
         await self._settled()
         self._checkpoint = self._view.open()
 
-    async def save(self) -> Saved:
-        """Return what is new in it."""
+    async def save(self, everything: bool) -> Saved:
+        """Return what is new in it; the first time that is everything."""
         checkpoint = self._checkpoint
-        assert checkpoint is not None
+        assert checkpoint is not None and everything is not self._begun
+        self._begun = True
         return Saved(self._view.pages(), checkpoint.device_state, checkpoint.description)
 
     async def resume(self) -> None:

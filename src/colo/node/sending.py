@@ -110,7 +110,7 @@ class Sending:
         """
         async with self._step(PrimaryState.MIGRATING):
             await self._suspend()
-            self._saved = await self._guest.save()
+            self._saved = await self._guest.save(everything=True)
             await self._write_migration(self._saved)
             await self._handle(PrimaryEvent.MIGRATED)
             if self._return_path is not None:
@@ -184,7 +184,7 @@ class Sending:
                     await self._suspend()
                     await self._handle(PrimaryEvent.SUSPENDED)
                 case Do.SAVE_RAM:
-                    self._saved = await self._guest.save()
+                    self._saved = await self._guest.save(everything=False)
                     await self._write_ram(self._saved)
                     await self._handle(PrimaryEvent.RAM_SAVED)
                 case Do.SAVE_DEVICES:
@@ -306,19 +306,19 @@ class Sending:
 
     async def _idle(self, due: Callable[[], Awaitable[object]]) -> None:
         """Wait until a checkpoint is due; meanwhile nothing may come but the connection's end."""
-        heard = asyncio.ensure_future(self._receive())
-        waited = asyncio.ensure_future(due())
-        try:
-            await asyncio.wait({heard, waited}, return_when=asyncio.FIRST_COMPLETED)
-            if heard.done():
-                async with self._step(PrimaryState.RUNNING):
+        async with self._step(PrimaryState.RUNNING):
+            heard = asyncio.ensure_future(self._receive())
+            waited = asyncio.ensure_future(due())
+            try:
+                await asyncio.wait({heard, waited}, return_when=asyncio.FIRST_COMPLETED)
+                if heard.done():
                     for message in self._decoder.feed(heard.result()):
                         self.machine.receive(message)
-        finally:
-            for task in (heard, waited):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, OSError, ColoError):
-                    await task
+            finally:
+                for task in (heard, waited):
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, OSError, ColoError):
+                        await task
 
 
 def _cut(run: PageRun) -> Iterator[PageRun]:
