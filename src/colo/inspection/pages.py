@@ -76,7 +76,6 @@ class Pages:
         """Take note of a run of pages."""
         numbers = run.offsets // PAGE_SIZE
         self.marks[numbers] = page_marks(run.content)
-        self._compressed[numbers] = 0
         if run.is_fill:
             return
         drawn = (numbers * _SPREAD) % (1 << 32) < self._below
