@@ -128,6 +128,17 @@ def test_a_summary_shows_names_as_they_are(written: Written) -> None:
     assert any(line.startswith("pci/[red]odd 0 1 ") for line in lines)
 
 
+def test_what_would_steer_a_terminal_is_shown_escaped(written: Written) -> None:
+    parts = (plain("\x1b[2J", b"\1"), plain("\ud800", b"\2"), plain("é", b"\3"))
+    data, description = devices(device(1, "d\n", 1, *parts))
+    path = written("vm.mig", Stream("odd", devices=data, description=description))
+    assert any(r"d\n 0 1" in line for line in shown(path))
+    lines = shown(path, "--device", "d*")
+    assert any(r"\x1b[2J" in line for line in lines)
+    assert any(r"\ud800" in line for line in lines)
+    assert "é 03" in [" ".join(line.split()) for line in lines]
+
+
 def test_all_as_json(written: Written) -> None:
     path = written("vm.mig", QEMU_72)
     found = as_json(path)

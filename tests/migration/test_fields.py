@@ -172,3 +172,10 @@ def test_a_large_array_takes_no_more_than_its_bytes(size: int) -> None:
         part = Part(b"", part.described | {"array_len": 1 << 62})
     (value,) = fields_of(part).values()
     assert len(value) == (200_000 if size else 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [None, 1, [], {}])
+def test_a_name_that_is_no_text_is_the_peers_error(name: object) -> None:
+    part = plain("x", b"\1")
+    with pytest.raises(StreamError, match="description is malformed"):
+        fields_of(Part(part.data, part.described | {"name": name}))

@@ -65,6 +65,9 @@ def load_stream(name: str, pieces: Iterable[bytes]) -> Inspected:
         for piece in _cut(pieces):
             reading.feed(piece)
         reading.reader.close()
+        migration = reading.reader.migration
+        assert migration is not None
+        devices = tuple(decode(migration.description, migration.device_state))
     except ShortRead as error:
         raise ColoError(
             f"{name} is not whole: it ends inside the migration, after {reading.received:,} bytes"
@@ -73,8 +76,6 @@ def load_stream(name: str, pieces: Iterable[bytes]) -> Inspected:
         ) from error
     except PeerError as error:
         raise ColoError(f"{name}: {error}") from error
-    migration = reading.reader.migration
-    assert migration is not None
     return Inspected(
         name=name,
         size=reading.buffer.position,
@@ -83,7 +84,7 @@ def load_stream(name: str, pieces: Iterable[bytes]) -> Inspected:
         pages_sent=reading.pages_sent,
         memory=reading.memory,
         statistics=statistics(reading.memory),
-        devices=tuple(decode(migration.description, migration.device_state)),
+        devices=devices,
     )
 
 

@@ -122,6 +122,8 @@ class _Part:
         self._arrays: set[str] = set()
 
     def add(self, name: str, values: list[Value], is_array: bool) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"a field called {name!r}")  # the walk says that this is malformed
         gathered = self._values.setdefault(name, [])
         if is_array or gathered:
             self._arrays.add(name)
