@@ -248,8 +248,7 @@ class PrimaryNode:
             server.listen(1)
             server.setblocking(False)
             accepted = asyncio.ensure_future(loop.sock_accept(server))
-            delay = round(self._config.age_max_ms)
-            starting = asyncio.ensure_future(self._colo.start(f"unix:{path}", delay))
+            starting = asyncio.ensure_future(self._colo.start(f"unix:{path}"))
             assert self._end is not None
             first: set[asyncio.Future[Any]] = {accepted, starting, self._end}
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
