@@ -106,12 +106,15 @@ def secondary(
     from colo.node.address import parse_address
     from colo.node.forwarding import Destination
     from colo.node.secondary import OnLoss, SecondaryNode
+    from colo.node.tls import make_tls
 
-    config, address = load(vm_file), parse_address(listen)
+    config = load(vm_file)
+    tls = make_tls(config)
+    address = parse_address(listen, tls)
     destination = None
     if forward is not None:
         return_path = None if forward_as == "same" else forward_as == "11"
-        destination = Destination(parse_address(forward), return_path)
+        destination = Destination(parse_address(forward, tls), return_path)
     arbiter = make_arbiter(config.arbiter)
 
     async def run(folder: StateFolder) -> int:
@@ -200,8 +203,12 @@ def _protect(
     from colo.failover.arbiter import make_arbiter
     from colo.node.address import parse_address
     from colo.node.primary import PrimaryNode
+    from colo.node.tls import make_tls
 
-    config, to = load(vm_file), parse_address(options["to"])
+    config = load(vm_file)
+    to = parse_address(options["to"], make_tls(config))
+    if options["stock"] and to.tls is not None:
+        raise UsageError("--stock and [tls]: a stock QEMU has a TLS of its own: take [tls] out")
     arbiter = make_arbiter(config.arbiter)
 
     async def run(folder: StateFolder) -> int:

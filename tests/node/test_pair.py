@@ -18,7 +18,7 @@ from colo.migration.writer import device_state
 from colo.protocol.states import PrimaryState, SecondaryEvent, SecondaryState
 from tests.node.pair import Pair, Uniform, Watched, contents, make_store, paired
 
-KINDS = ("pair", "unix", "tcp")
+KINDS = ("pair", "unix", "tcp", "tls")
 
 FIRST = """
 primary VM run → stop

@@ -397,7 +397,7 @@ class PrimaryNode:
     def _protected(self) -> None:
         self._standing, self._was_protected, self._pause_s = Standing.PROTECTED, True, _RETRY_S
         self._error = None
-        self._say(f"PROTECTED by {self._to}")
+        self._say(f"PROTECTED by {self._to}{', over TLS' if self._to.tls else ''}")
 
     def _lost(self, error: PeerError) -> None:
         if self._session.machine.state is PrimaryState.MIGRATING:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Final
 
-__all__ = ["quick_ack", "tune"]
+__all__ = ["quick_ack", "readable", "tune", "writable"]
 
 #: A TCP peer whose host is gone is noticed within about so many seconds, also when idle.
 _KEEPALIVE_IDLE_S: Final = 1
@@ -33,3 +34,23 @@ def quick_ack(sock: socket.socket) -> None:
     """Acknowledge what was just read at once; the kernel forgets this after a while."""
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+async def readable(sock: socket.socket) -> None:
+    """Wait until there is something to read, or the end."""
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sock, event.set)
+    try:
+        await event.wait()
+    finally:
+        loop.remove_reader(sock)
+
+
+async def writable(sock: socket.socket) -> None:
+    """Wait until there is room to write."""
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_writer(sock, event.set)
+    try:
+        await event.wait()
+    finally:
+        loop.remove_writer(sock)
