@@ -34,8 +34,8 @@ def test_the_manuals_commands_make_certificates_for_tls(tmp_path: Path) -> None:
     for command in commands:
         subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, capture_output=True)
     Tls(TlsFiles(tmp_path / "ca.crt", tmp_path / "host.crt", tmp_path / "host.key"))
-    command = ["openssl", "verify", "-CAfile", "ca.crt", "-verify_hostname", "web1.example"]
-    subprocess.run([*command, "host.crt"], cwd=tmp_path, check=True, capture_output=True)
+    verify = ["openssl", "verify", "-CAfile", "ca.crt", "-verify_hostname", "web1.example"]
+    subprocess.run([*verify, "host.crt"], cwd=tmp_path, check=True, capture_output=True)
 
 
 def test_the_manual_names_every_key_of_the_vm_file() -> None:
