@@ -157,16 +157,43 @@ def test_a_cut_connection_ends_behind_what_came(files: TlsFiles) -> None:
 
 def test_who_does_not_read_holds_the_sender_up(files: TlsFiles) -> None:
     one, other = joined(files, socket.socketpair)
-    one.setblocking(False)
-    sent = 0
     with one, other:
-        while select.select([], [one], [], 0.5)[1]:
-            with contextlib.suppress(BlockingIOError):
-                sent += one.send(bytes(1 << 16))
-            assert sent < 16 << 20, "nothing holds it up"
-        other.settimeout(LIMIT_S)
+        sent = fill(one)
         assert receive(other, sent)[0] == sent
         assert select.select([], [one], [], LIMIT_S)[1]
+
+
+def test_what_still_waits_at_the_end_arrives(files: TlsFiles) -> None:
+    one, other = joined(files, socket.socketpair)
+    with other:
+        sent = fill(one)
+        one.close()
+        assert receive(other)[0] == sent
+
+
+def test_a_side_that_has_ended_waits_only_so_long_for_who_does_not_read(
+    files: TlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "_LINGER_S", 0.05)
+    one, other = joined(files, socket.socketpair)
+    with other:
+        sent = fill(one)
+        one.close()
+        pumps = [each for each in threading.enumerate() if each.name == "colo-tls"]
+        while sum(pump.is_alive() for pump in pumps) > 1:
+            pumps[0].join(0.01)
+        assert receive(other)[0] < sent
+
+
+def fill(sock: socket.socket) -> int:
+    """Send until nothing more is taken, as nobody reads; return how much that was."""
+    sock.setblocking(False)
+    sent = 0
+    while select.select([], [sock], [], 0.5)[1]:
+        with contextlib.suppress(BlockingIOError):
+            sent += sock.send(bytes(1 << 16))
+        assert sent < 16 << 20, "nothing holds it up"
+    return sent
 
 
 LAST_WORDS = """

@@ -254,22 +254,26 @@ class _Way:
 
 
 def _pump(tls: ssl.SSLSocket, outer: socket.socket) -> None:
-    """Pump both ways until one of them has ended, then close both ends."""
+    """Pump both ways until one of them has ended, then close both ends.
+
+    That our side has closed is seen also while nothing can be written: a deadline begins then.
+    """
     inward, outward = _Way(tls, outer), _Way(outer, tls)
-    deadline = None
+    deadline: float | None = None
     with tls, outer:
         while not (inward.move() | outward.move()):
-            if outward.ended and deadline is None:
-                deadline = time.monotonic() + _LINGER_S
-            if deadline is not None and time.monotonic() > deadline:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
                 return
-            events: dict[int, int] = {}
+            events = {outer.fileno(): 0} if deadline is None else {}
             for number, wanted in (inward.waits, outward.waits):
                 events[number] = events.get(number, 0) | wanted
             poll = select.poll()
             for number, wanted in events.items():
                 poll.register(number, wanted)
-            poll.poll(None if deadline is None else _LINGER_S * 1e3)
+            seen = dict(poll.poll(None if left is None else left * 1e3))
+            if deadline is None and seen.get(outer.fileno(), 0) & select.POLLHUP:
+                deadline = time.monotonic() + _LINGER_S
         with contextlib.suppress(OSError):
             tls.unwrap()  # says that this is the end, and does not wait for the answer
 
