@@ -229,6 +229,7 @@ def test_a_checkpoint_that_does_not_end_is_overdue() -> None:
         assert not s.session.overdue(0.0)
         s.hear(COLOMessage.CHECKPOINT_REPLY)
         s.gate.holds()
+        await until(lambda: s.vm == "stop")
         await asyncio.sleep(0.002)
         assert s.session.overdue(0.001)
         assert not s.session.overdue(60)

@@ -1,8 +1,8 @@
 """colo with a gate that is broken, by the first argument: for the test of the tests.
 
-``leaky``: every packet passes before its checkpoint.  ``early``: what is held passes when the
-secondary has said CHECKPOINT_REPLY and not VMSTATE_RECEIVED, some milliseconds too soon.
-``whole``: as it is.
+``leaky``: every packet passes before its checkpoint; at SIGUSR1 one is held, so that there is a
+checkpoint.  ``early``: what is held passes when the VM is about to be stopped, at CHECKPOINT_REPLY
+and not at VMSTATE_RECEIVED, some milliseconds too soon.  ``whole``: as it is.
 
 At SIGUSR1 the host dies where the last two differ: at the next CHECKPOINT_REPLY for which an answer
 to a request is held that came after the last checkpoint.  QEMU does not get to see that message, so
@@ -20,7 +20,6 @@ from typing import Final
 from colo.cli import main
 from colo.network.gate import Gate
 from colo.node.checkpointing import Checkpointing
-from colo.protocol.messages import COLOMessage, Message
 
 #: An answer is so long, and none comes so soon after the checkpoint before.
 ANSWER_BYTES: Final = 1000
@@ -29,46 +28,48 @@ PAUSE_S: Final = 0.03
 DELIVERY_S: Final = 0.5
 
 _take = Gate.take
-_received = Checkpointing.received
+_begin = Checkpointing._begin
 _orders: list[int] = []
 
 
 def leaky_take(self: Gate, data: bytes, now: float) -> bytes:
     """Hold as usual, and let it go at once."""
-    return _take(self, data, now) or self.release(now)
+    passing = _take(self, data, now)
+    if self.held_bytes and _orders:
+        _orders.clear()
+        return passing
+    return passing or self.release(now)
 
 
-def early_received(self: Checkpointing, message: Message) -> None:
+def early_begin(self: Checkpointing) -> None:
     """Let go what is held before QEMU stops its VM for the checkpoint that covers it."""
-    last = _is_last(self, message)
-    if message.kind is COLOMessage.CHECKPOINT_REPLY:
-        self._gate.release()
-        self._gate.flush()
-    _go_on_or_die(self, message, last)
+    last = _is_last(self)
+    self._gate.release()
+    self._gate.flush()
+    _go_on_or_die(self, last)
 
 
-def whole_received(self: Checkpointing, message: Message) -> None:
+def whole_begin(self: Checkpointing) -> None:
     """Only die, if so ordered."""
-    _go_on_or_die(self, message, _is_last(self, message))
+    _go_on_or_die(self, _is_last(self))
 
 
-def _is_last(session: Checkpointing, message: Message) -> bool:
+def _is_last(session: Checkpointing) -> bool:
     since = session._gate.held_since
     return (
         bool(_orders)
-        and message.kind is COLOMessage.CHECKPOINT_REPLY
         and session._gate.held_bytes > ANSWER_BYTES
         and since is not None
         and since - session._resumed_at > PAUSE_S
     )
 
 
-def _go_on_or_die(session: Checkpointing, message: Message, last: bool) -> None:
+def _go_on_or_die(session: Checkpointing, last: bool) -> None:
     if last:
         time.sleep(DELIVERY_S)
         for pid in (session._colo._qemu.pid, os.getpid()):
             os.kill(pid, signal.SIGKILL)
-    _received(session, message)
+    _begin(session)
 
 
 if __name__ == "__main__":
@@ -77,6 +78,6 @@ if __name__ == "__main__":
     if variant == "leaky":
         Gate.take = leaky_take  # type: ignore[method-assign]
     else:
-        received = {"early": early_received, "whole": whole_received}[variant]
-        Checkpointing.received = received  # type: ignore[method-assign]
+        begin = {"early": early_begin, "whole": whole_begin}[variant]
+        Checkpointing._begin = begin  # type: ignore[method-assign]
     main()
