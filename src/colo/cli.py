@@ -274,9 +274,16 @@ def export(state_dir: Path, file: Path) -> int:
 
 
 @main.command()
+@click.option(
+    "--embedded", is_flag=True, help="Without QEMU: the guest is memory in a process of colo's."
+)
 @_reporting
-def demo() -> int:
+def demo(embedded: bool) -> int:
     """Show the whole story on this machine: protect a VM, kill it, see it go on."""
+    if embedded:
+        from colo.demo.embedded import tell as tell_embedded
+
+        return asyncio.run(tell_embedded())
     from colo.demo.lab import enter
     from colo.demo.story import tell
 
