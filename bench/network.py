@@ -26,7 +26,7 @@ from bench.errors import BenchError
 from bench.stats import summarise
 from bench.vm import ROOT, wait_until
 from colo.config import load
-from colo.demo.guest_image import build
+from colo.demo.guest_image import KERNEL_WORDS, build
 from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
 from colo.guest.monitor import AttachedQemu
 from colo.guest.qemu import plan
@@ -36,7 +36,6 @@ __all__ = ["measure_costs", "measure_gaps"]
 
 _GUEST: Final = "10.77.0.5"
 _TO: Final = f"tcp:{REPLICATION_ADDRESS[Place.HOST_B]}:9000"
-_KERNEL: Final = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests"
 _PAUSE_MS: Final = 20
 _LINE_MS: Final = 10
 _START_S: Final = 60.0
@@ -128,7 +127,7 @@ class _Scene:
         args = ["-machine", "pc", "-cpu", "qemu64", "-m", "256", "-display", "none"]
         args += ["-nodefaults", "-kernel", str(image.kernel), "-initrd", str(image.initrd)]
         mode = f"colo.mode=serve colo.ip={_GUEST}/{LAN_PREFIX} colo.line-ms={_LINE_MS}"
-        args += ["-append", f"{_KERNEL} {mode}"]
+        args += ["-append", f"{KERNEL_WORDS} {mode}"]
         args += ["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"]
         args += ["-device", "virtio-net-pci,netdev=n0,mac=52:54:00:c0:10:06"]
         roles = [

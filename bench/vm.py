@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from bench.errors import BenchError
 from bench.qmp import Monitor
 from colo.config import load
-from colo.demo.guest_image import GuestImage, build
+from colo.demo.guest_image import KERNEL_WORDS, GuestImage, build
 from colo.guest.qemu import LaunchPlan, plan
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
 ]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-_KERNEL: Final = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests"
 _BOOT_S: Final = 120.0
 _ENTER_S: Final = 120.0
 _POLL_S: Final = 0.05
@@ -76,7 +75,7 @@ class Vm:
         args = ["-machine", "pc", "-cpu", "qemu64", "-m", f"{self.memory_mib}"]
         args += ["-display", "none", "-nodefaults"]
         args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
-        args += ["-append", f"{_KERNEL} colo.mode={self.mode}"]
+        args += ["-append", f"{KERNEL_WORDS} colo.mode={self.mode}"]
         text = f'name = "bench"\n[qemu]\nbinary = {json.dumps(self.binary)}\naccel = "tcg"\n'
         text += f"args = {json.dumps(args)}\n"
         for role in ("primary", "secondary"):

@@ -161,7 +161,7 @@ def boot(made: Lab, binary: str, console: Path) -> subprocess.Popen[bytes]:
     command = [binary, "-machine", "pc", "-cpu", "qemu64", "-m", "128", "-accel", "tcg"]
     command += ["-nodefaults", "-no-reboot", "-display", "none", "-serial", f"file:{console}"]
     command += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append"]
-    command += [f"console=ttyS0 quiet panic=-1 colo.mode=serve colo.ip={GUEST}/24 colo.line-ms=5"]
+    command += [f"{guest_image.KERNEL_WORDS} colo.mode=serve colo.ip={GUEST}/24 colo.line-ms=5"]
     command += ["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"]
     command += ["-device", "virtio-net-pci,netdev=n0"]
     return made.start(Place.HOST_A, *command, stdin=subprocess.DEVNULL)

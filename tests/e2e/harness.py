@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from colo.config import VmConfig, load
-from colo.demo.guest_image import build
+from colo.demo.guest_image import KERNEL_WORDS, build
 from colo.guest.outgoing import ColoPrimary
 from colo.guest.qemu import Qemu, plan
 from tests.e2e.wire import Wire
@@ -38,10 +38,7 @@ WAIT_S: Final = 60.0
 POLL_S: Final = 0.02
 TAIL_LINES: Final = 12
 LINE: Final = re.compile(r"colo-guest: count=(\d+) updates=(\d+) sweeps=(\d+)\r?\n")
-KERNEL: Final = (
-    "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests no_timer_check "
-    "colo.mode=table colo.tick=1"
-)
+KERNEL: Final = f"{KERNEL_WORDS} colo.mode=table colo.tick=1"
 
 T = TypeVar("T")
 
@@ -276,6 +273,17 @@ class PrimaryVm:
         assert self._qemu is not None
         self._colo = ColoPrimary(self._qemu)
         self._do(self._colo.start(uri, delay_ms))
+
+    def protect_by_hand(self, uri: str, *capabilities: str) -> None:
+        """Start COLO as an operator without ``colo primary`` might, with these capabilities too."""
+        assert self._qemu is not None
+        self._colo = ColoPrimary(self._qemu)
+        self._do(self._colo.check())
+        needed = ["x-colo", *(["return-path"] if self._colo.return_path else [])]
+        self.set_capabilities(*needed, *capabilities)
+        self.execute("migrate-set-parameters", x_checkpoint_delay=100)
+        self.execute("stop")  # see docs/operating.md, «Without KVM»
+        self.execute("migrate", uri=uri)
 
     def begin_to_protect(self, uri: str) -> None:
         """Start COLO and do not wait until it is on."""

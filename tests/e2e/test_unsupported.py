@@ -29,6 +29,15 @@ def refused(host: Host, primary: PrimaryVm) -> str:
     return check_listens(host)
 
 
+def refused_with(host: Host, primary: PrimaryVm, capability: str) -> str:
+    """The same for a capability, which ``colo primary`` would switch off."""
+    primary.protect_by_hand(host.listen, capability)
+    said = check_listens(host)
+    primary.run_alone()
+    wait(primary.is_running, "the primary's VM to run")
+    return said
+
+
 def check_listens(host: Host) -> str:
     """The secondary has nothing and listens; return what it said."""
     host.wait_said("no first copy")
@@ -47,8 +56,7 @@ def check_protects(scene: Scene, host: Host) -> None:
 def test_multifd(scene: Scene) -> None:
     host, primary = scene.host(QUICK), scene.primary(PLAIN)
     host.start()
-    primary.set_capabilities("multifd")
-    said = refused(host, primary)
+    said = refused_with(host, primary, "multifd")
     assert "multifd" in said
     assert "switch the capability multifd off" in said
     check_protects(scene, host)
@@ -57,8 +65,7 @@ def test_multifd(scene: Scene) -> None:
 def test_postcopy(scene: Scene) -> None:
     host, primary = scene.host(PLAIN), scene.primary(PLAIN)
     host.start()
-    primary.set_capabilities("postcopy-ram")
-    said = refused(host, primary)
+    said = refused_with(host, primary, "postcopy-ram")
     assert "The primary uses postcopy, which colo does not carry" in said
     assert "switch the capability postcopy-ram off" in said
     check_protects(scene, host)
@@ -123,8 +130,7 @@ def test_xbzrle_shows_only_in_a_checkpoint(scene: Scene) -> None:
     host, primary = scene.host(), scene.primary()
     host.start()
     primary.console.wait_count(3)
-    primary.set_capabilities("xbzrle")
-    primary.protect(host.listen)
+    primary.protect_by_hand(host.listen, "xbzrle")
 
     status = host.wait_state("RUNNING")
     assert "XBZRLE pages" in status["error"]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from colo.errors import UnsupportedFeature
+from colo.errors import StoreError, UnsupportedFeature
 from colo.migration.ram import Limits
 from colo.migration.reader import Header, Migration
-from colo.store.export import migration_stream
+from colo.store.export import migration_stream, write_file
 from colo.store.store import Store
 from tests.streams import (
     DEVICES_72,
@@ -107,3 +108,51 @@ def test_a_stream_begins_only_from_a_whole_checkpoint_that_is_applied(
 
 def test_a_stream_comes_in_bounded_pieces(store: Store) -> None:
     assert max(len(piece) for piece in migration_stream(store)) < 257 * 4104
+
+
+def test_a_file_is_there_only_once_it_is_whole(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "vm.mig"
+    assert write_file(path, migration_stream(store)) == path.stat().st_size
+    assert path.read_bytes() == b"".join(migration_stream(store))
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["vm.mig"]
+
+
+def test_a_file_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "vm.mig"
+    path.write_text("mine")
+    with pytest.raises(StoreError, match="is there already"):
+        write_file(path, iter([b"new"]))
+    assert path.read_text() == "mine"
+
+
+def test_a_stream_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"QEVM"
+        raise StoreError("no more")
+
+    with pytest.raises(StoreError, match="no more"):
+        write_file(tmp_path / "vm.mig", broken())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("nowhere/vm.mig", "No such file"), ("file/vm.mig", "Not a directory")],
+)
+def test_where_no_file_can_be_written_that_is_said(tmp_path: Path, path: str, words: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=words):
+        write_file(tmp_path / path, iter([b"x"]))
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"cannot write .*: No space left"):
+        write_file(tmp_path / "vm.mig", _full_disk())
+    assert not list(tmp_path.iterdir())
+
+
+def _full_disk() -> Iterator[bytes]:
+    with open("/dev/full", "wb", buffering=0) as full_disk:
+        full_disk.write(b"x")
+    yield b""

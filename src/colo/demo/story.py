@@ -26,7 +26,7 @@ from typing import Any, Final, TypeVar
 from qemu.qmp import EventListener, QMPClient
 
 from colo.config import load
-from colo.demo.guest_image import GuestImage, build
+from colo.demo.guest_image import KERNEL_WORDS, GuestImage, build
 from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
 from colo.demo.telling import DemoError, Event, begin, side_by_side
 from colo.guest.preload import cache_folder
@@ -46,7 +46,7 @@ _END_S: Final = 5.0
 _LINES_AFTER: Final = 20
 _MID_CHECKPOINT: Final = ("REPLIED", "RECEIVING_RAM", "AWAITING_SIZE", "RECEIVING_DEVICES")
 _APPEND: Final = (
-    "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests "
+    f"{KERNEL_WORDS} "
     f"colo.mode=table colo.pace=1000 colo.ip={_GUEST_ADDRESS}/{LAN_PREFIX} colo.line-ms={_LINE_MS}"
 )
 _COUNT: Final = re.compile(r"colo-guest: count=(\d+) .*\n")

@@ -18,7 +18,10 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from colo.errors import GuestError
 
-__all__ = ["AttachedQemu", "Monitor"]
+__all__ = ["MIGRATION_OVER", "AttachedQemu", "Monitor"]
+
+#: What query-migrate says where no migration is under way.
+MIGRATION_OVER: Final = (None, "none", "failed", "cancelled", "completed")
 
 _COMMAND_S: Final = 10.0
 _ATTACH_S: Final = 5.0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from qemu.qmp import EventListener
 
 from colo.errors import GuestError
-from colo.guest.monitor import Monitor
+from colo.guest.monitor import MIGRATION_OVER, Monitor
 
 __all__ = ["ColoPrimary"]
 
@@ -21,6 +22,16 @@ _BROKEN: Final = ((10, 0), (10, 1))
 #: From this major version on, COLO needs the return path.
 _RETURN_PATH_MAJOR: Final = 11
 _BANDWIDTH_MAX: Final = 1 << 40  # bytes per second: no limit
+#: Capabilities that may be as they are; any other that COLO does not need is off meanwhile.
+_HARMLESS: Final = frozenset({"auto-converge", "events"})
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was set in QEMU before: the capabilities that were on, and max-bandwidth."""
+
+    capabilities: frozenset[str]
+    bandwidth: int
 
 
 class ColoPrimary:
@@ -34,6 +45,7 @@ class ColoPrimary:
         self._allow_broken = allow_broken
         self._exits = EventListener("COLO_EXIT")
         self._version = (0, 0)
+        self._found: _Found | None = None
         qemu.qmp.register_listener(self._exits)
 
     async def check(self) -> None:
@@ -57,7 +69,8 @@ class ColoPrimary:
         ``delay_ms`` lies between two checkpoints.  Returns once COLO is on.  Raises GuestError.
         """
         await self.check()
-        await self._set_capabilities(True)
+        await self._look()
+        await self._have(self._needed)
         await self._qemu.execute(
             "migrate-set-parameters", x_checkpoint_delay=delay_ms, max_bandwidth=_BANDWIDTH_MAX
         )
@@ -97,27 +110,49 @@ class ColoPrimary:
             with contextlib.suppress(GuestError):
                 await self._qemu.execute("yank", oob=True, instances=[{"type": "migration"}])
             await self._qemu.execute("x-colo-lost-heartbeat")
-        elif status not in (None, "none", "failed", "cancelled", "completed"):
+        elif status not in MIGRATION_OVER:
             await self._qemu.execute("migrate_cancel")
         await self._left()
         await self._go_on()
-        await self._set_capabilities(False)
+        await self._set_back()
 
-    async def _set_capabilities(self, state: bool) -> None:
-        names = ["x-colo"] + (["return-path"] if self.return_path else [])
-        if state:
-            await self._forget_ignore_shared()
-        await self._qemu.execute(
-            "migrate-set-capabilities",
-            capabilities=[{"capability": name, "state": state} for name in names],
-        )
+    @property
+    def _needed(self) -> frozenset[str]:
+        return frozenset({"x-colo"} | ({"return-path"} if self.return_path else set()))
 
-    async def _forget_ignore_shared(self) -> None:
-        """A VM that was taken over still has the capability with which it was loaded."""
-        await self._qemu.execute(
-            "migrate-set-capabilities",
-            capabilities=[{"capability": "x-ignore-shared", "state": False}],
-        )
+    async def _look(self) -> None:
+        """See what is set in QEMU, once, as long as it is not set back.
+
+        Two things are not set back: x-colo and what goes with it, which a colo left that was
+        killed, and x-ignore-shared, with which a VM was loaded that was taken over.
+        """
+        if self._found is None:
+            on = {name for name, state in (await self._capabilities()).items() if state}
+            on -= {"x-ignore-shared"} | (self._needed if "x-colo" in on else set())
+            parameters = await self._qemu.execute("query-migrate-parameters")
+            self._found = _Found(frozenset(on), parameters["max-bandwidth"])
+
+    async def _set_back(self) -> None:
+        await self._look()
+        assert self._found is not None
+        await self._have(self._found.capabilities)
+        await self._qemu.execute("migrate-set-parameters", max_bandwidth=self._found.bandwidth)
+        self._found = None
+
+    async def _have(self, wanted: frozenset[str]) -> None:
+        """Switch these capabilities on and all others off, but for those that do no harm."""
+        changes = [
+            {"capability": name, "state": name in wanted}
+            for name, state in (await self._capabilities()).items()
+            if state != (name in wanted) and name not in _HARMLESS
+        ]
+        if changes:
+            await self._qemu.execute("migrate-set-capabilities", capabilities=changes)
+
+    async def _capabilities(self) -> dict[str, bool]:
+        """The migration capabilities that this QEMU knows, and whether they are on."""
+        found = await self._qemu.execute("query-migrate-capabilities")
+        return {each["capability"]: each["state"] for each in found}
 
     async def _go_on(self) -> None:
         """Have the VM run; COLO, left within a checkpoint, starts it itself, a moment later."""
@@ -133,7 +168,7 @@ class ColoPrimary:
         deadline = asyncio.get_running_loop().time() + _LEAVE_S
         while True:
             status = (await self._qemu.execute("query-migrate")).get("status")
-            if status in (None, "none", "failed", "cancelled", "completed"):
+            if status in MIGRATION_OVER:
                 return
             if asyncio.get_running_loop().time() > deadline:
                 raise GuestError(f"QEMU does not leave COLO: its migration is {status}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from colo.config import RAM_BLOCK
 from colo.errors import GuestError
-from colo.guest.monitor import Monitor
+from colo.guest.monitor import MIGRATION_OVER, Monitor
 
 __all__ = ["obstacles"]
 
@@ -16,8 +16,13 @@ async def obstacles(qemu: Monitor, netdevs: list[str], allow_disks: bool) -> lis
     """Return what stands in the way, a line each, with what to do.  Raises GuestError."""
     found = []
     migration = (await qemu.execute("query-migrate")).get("status")
-    if migration not in (None, "none", "completed", "failed", "cancelled"):
+    if migration not in MIGRATION_OVER:
         found.append(f"a migration is {migration}: wait for its end, or migrate_cancel")
+    if (await qemu.execute("query-migrate-parameters")).get("tls-creds"):
+        found.append(
+            "the migration parameter tls-creds is set, and QEMU migrates to colo's own socket: "
+            'set it to ""; the connection between the hosts is not QEMU\'s'
+        )
     if await _property(qemu, "/machine", "suppress-vmdesc"):
         found.append("the machine has suppress-vmdesc=on: start QEMU without it")
     if not await qemu.execute("qom-list", path="/machine/unattached"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -69,25 +70,15 @@ def write_file(path: Path, stream: Iterable[bytes]) -> int:
 
     The file is there only once it is whole.  Raises StoreError.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
         if path.exists():
             raise StoreError(f"{path} is there already: remove it, or name another file")
-        with open(part, "xb", opener=_private) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-") as part:
             for piece in stream:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        os.link(part, path)
-    except FileExistsError as error:
-        raise StoreError(f"{error.filename2 or error.filename} is there already") from None
+                part.write(piece)
+            part.flush()
+            os.fsync(part.fileno())
+            os.link(part.name, path)
+            return part.tell()
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
-    return size
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

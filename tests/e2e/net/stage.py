@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from colo.config import load
-from colo.demo.guest_image import build
+from colo.demo.guest_image import KERNEL_WORDS, build
 from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
 from colo.guest.qemu import plan
 from tests.e2e.harness import ROOT, TAIL_LINES, Console, wait
@@ -38,7 +38,6 @@ SILENCE_S: Final = 40.0
 PORT: Final = 9000
 POWER_PORT: Final = 7006
 OTHER: Final = {Place.HOST_A: Place.HOST_B, Place.HOST_B: Place.HOST_A}
-KERNEL: Final = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests"
 HERE: Final = Path(__file__).parent
 
 _numbers = itertools.count(10)
@@ -249,7 +248,7 @@ class Stage:
         args += ["-display", "none"]
         if vm.guest:
             image = build(ROOT / "build" / "guest", lambda line: None)
-            words = f"{KERNEL} colo.mode={vm.mode} colo.ip={self.address}/{LAN_PREFIX}"
+            words = f"{KERNEL_WORDS} colo.mode={vm.mode} colo.ip={self.address}/{LAN_PREFIX}"
             args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
             args += ["-append", words]
         for index, nic in enumerate(vm.nics):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -32,8 +33,7 @@ def test_protection_ends_by_order_and_begins_again(stage: Stage, vm: Vm) -> None
     assert first.text().splitlines()[-1].endswith("the VM goes on, unprotected")
     assert left_in_qemu(other) == []
     assert execute(other, "query-status")["running"]
-    capabilities = execute(other, "query-migrate-capabilities")
-    assert not any(each["state"] for each in capabilities if each["capability"] == "x-colo")
+    assert switched_on(other) == set()
     secondary.wait_state("LISTENING")
     assert not secondary.said("RUNNING")
     client.wait_heard()
@@ -46,6 +46,35 @@ def test_protection_ends_by_order_and_begins_again(stage: Stage, vm: Vm) -> None
     secondary.wait_state("RUNNING")
     client.wait_heard()
     client.check()
+
+
+@pytest.mark.parametrize("vm", [Vm(guest=False, memory_mib=32)], ids=["bare"])
+def test_what_an_earlier_migration_left_is_off_and_then_set_back(stage: Stage, vm: Vm) -> None:
+    by_hand = stage.qemu("q")
+    own, other = by_hand.state / "qmp.sock", by_hand.state / "second.sock"
+    left = {"xbzrle", "postcopy-ram", "dirty-bitmaps", "pause-before-switchover", "auto-converge"}
+    execute(
+        other,
+        "migrate-set-capabilities",
+        capabilities=[{"capability": name, "state": True} for name in left],
+    )
+    execute(other, "migrate-set-parameters", max_bandwidth=1 << 20)
+    stage.secondary()
+    primary = stage.protect("a", Place.HOST_A, own)
+    primary.wait_state("PROTECTED")
+    primary.wait_checkpoints()
+    assert switched_on(other) - {"return-path"} == {"x-colo", "auto-converge"}
+
+    primary.signal(signal.SIGINT)
+    assert primary.wait_exit() == 0
+    assert switched_on(other) == left
+    assert execute(other, "query-migrate-parameters")["max-bandwidth"] == 1 << 20
+
+
+def switched_on(path: Path) -> set[str]:
+    """The migration capabilities that are on."""
+    found = execute(path, "query-migrate-capabilities")
+    return {each["capability"] for each in found if each["state"]}
 
 
 def test_colo_is_killed_and_comes_back(stage: Stage) -> None:

@@ -49,6 +49,10 @@ def migrate(stage: Stage, qemu: Colo) -> None:
     execute(second, "migrate", uri="exec:sleep 60")
 
 
+def set_tls(stage: Stage, qemu: Colo) -> None:
+    execute(qemu.state / "second.sock", "migrate-set-parameters", tls_creds="none")
+
+
 def grant_another(stage: Stage, qemu: Colo) -> None:
     stage.grant.write_text(json.dumps({"number": 7, "holder": "elsewhere/1/1"}))
 
@@ -66,6 +70,7 @@ CASES = {
         1, "--unprotected-disks", vm=replace(BARE, args=DISK), way_out="--unprotected-disks"
     ),
     "a migration": Case(1, "a migration is active", prepare=migrate),
+    "tls-creds": Case(1, "the migration parameter tls-creds is set", prepare=set_tls),
     "suppress-vmdesc": Case(
         1, "suppress-vmdesc", vm=replace(BARE, args=("-machine", "suppress-vmdesc=on"))
     ),
@@ -77,7 +82,8 @@ def test_refused(stage: Stage, case: Case) -> None:
     stage.vm = case.vm
     qemu = stage.qemu("q")
     if case.other is not None:
-        other = stage.colo("b", Place.HOST_B, case.other, case.other_name)
+        name = case.other_name and f"{case.other_name}-{stage.folder.name}"  # cleared by the latter
+        other = stage.colo("b", Place.HOST_B, case.other, name)
         other.start("secondary", "--listen", at(Place.HOST_B))
         other.wait_said("waiting for a primary")
     kept = case.prepare(stage, qemu)
