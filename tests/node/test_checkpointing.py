@@ -64,14 +64,21 @@ class Scene:
         self.session = Checkpointing(
             config, cast(ColoPrimary, self.colo), cast(NetGate, self.gate), self._protected
         )
+        self.passed: list[COLOMessage] = []
+        self.session.pass_on = lambda message: self.passed.append(message.kind)
         self.session.begin()
 
     def _protected(self) -> None:
         self.protected += 1
 
+    @property
+    def vm(self) -> str:
+        return self.session.machine.vm.value
+
     def hear(self, *kinds: COLOMessage) -> None:
         for kind in kinds:
-            self.session.received(Message(kind))
+            if self.session.received(Message(kind)):
+                self.passed.append(kind)
 
 
 def play(scene: Callable[[Scene], object], config: VmConfig | None = None) -> None:
@@ -104,6 +111,9 @@ def test_packets_are_released_when_the_secondary_has_the_checkpoint_and_not_befo
         s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
         await asyncio.sleep(0)
         assert s.gate.told == ["hold", "flush"]
+        s.gate.holds()
+        await until(lambda: COLOMessage.CHECKPOINT_REPLY in s.passed)
+        assert s.gate.told == ["hold", "flush"]
         s.hear(COLOMessage.VMSTATE_RECEIVED)
         assert s.gate.told == ["hold", "flush", "release"]
         s.hear(COLOMessage.VMSTATE_LOADED)
@@ -126,30 +136,73 @@ def test_a_message_out_of_place_releases_nothing() -> None:
     play(scene)
 
 
-def test_a_held_packet_asks_for_a_checkpoint_once() -> None:
+def test_qemu_requests_the_next_checkpoint_as_soon_as_one_has_ended() -> None:
     async def scene(s: Scene) -> None:
         s.hear(COLOMessage.CHECKPOINT_READY)
-        s.gate.holds()
-        s.gate.holds()
         await until(lambda: s.colo.asked)
         assert s.colo.asked == [1000]
+        s.gate.holds()
+        s.hear(*ROUND)
+        await until(lambda: len(s.colo.asked) == 2)
 
     play(scene)
 
 
-def test_nothing_is_asked_while_nothing_is_held_or_a_checkpoint_is_under_way() -> None:
+def test_the_reply_is_held_until_a_packet_is() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        await asyncio.sleep(0.01)
+        assert s.passed == [COLOMessage.CHECKPOINT_READY]
+        assert s.session.machine.state is PrimaryState.RUNNING
+        assert s.vm == "run"
+        s.gate.holds()
+        assert s.passed[1:] == [COLOMessage.CHECKPOINT_REPLY]
+        assert s.vm == "stop"
+        s.gate.holds()
+        s.hear(COLOMessage.VMSTATE_RECEIVED, COLOMessage.VMSTATE_LOADED)
+        assert s.passed == [COLOMessage.CHECKPOINT_READY, *ROUND]
+
+    play(scene)
+
+
+def test_a_packet_that_came_first_waits_for_the_reply() -> None:
     async def scene(s: Scene) -> None:
         s.hear(COLOMessage.CHECKPOINT_READY)
+        s.gate.holds()
         await asyncio.sleep(0.01)
+        assert s.session.machine.state is PrimaryState.RUNNING
         s.hear(COLOMessage.CHECKPOINT_REPLY)
-        s.gate.holds()
-        await asyncio.sleep(0.01)
-        assert not s.colo.asked
-        s.hear(COLOMessage.VMSTATE_RECEIVED, COLOMessage.VMSTATE_LOADED)
-        s.gate.holds()
-        await until(lambda: s.colo.asked)
+        assert s.passed[-1] is COLOMessage.CHECKPOINT_REPLY
 
     play(scene)
+
+
+def test_a_second_reply_is_out_of_place() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        with pytest.raises(UnexpectedMessage):
+            s.hear(COLOMessage.CHECKPOINT_REPLY)
+
+    play(scene)
+
+
+def test_an_idle_vm_is_checkpointed_when_the_last_one_is_too_old() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        await until(lambda: s.passed[-1] is COLOMessage.CHECKPOINT_REPLY)
+
+    play(scene, VmConfig(name="web1", age_max_ms=20))
+
+
+def test_nothing_begins_after_the_end() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        s.session.end()
+        s.gate.holds()
+        await asyncio.sleep(0.03)
+        assert s.passed == [COLOMessage.CHECKPOINT_READY]
+
+    play(scene, VmConfig(name="web1", age_max_ms=10))
 
 
 def test_a_checkpoint_that_does_not_end_is_overdue() -> None:
@@ -157,6 +210,7 @@ def test_a_checkpoint_that_does_not_end_is_overdue() -> None:
         s.hear(COLOMessage.CHECKPOINT_READY)
         assert not s.session.overdue(0.0)
         s.hear(COLOMessage.CHECKPOINT_REPLY)
+        s.gate.holds()
         await asyncio.sleep(0.002)
         assert s.session.overdue(0.001)
         assert not s.session.overdue(60)
@@ -166,7 +220,7 @@ def test_a_checkpoint_that_does_not_end_is_overdue() -> None:
 
 def test_a_held_packet_that_nobody_covers_is_overdue() -> None:
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY, *ROUND)
+        s.hear(COLOMessage.CHECKPOINT_READY)
         s.gate.holds()
         await asyncio.sleep(0.002)
         assert s.session.overdue(0.001)

@@ -502,9 +502,11 @@ def test_each_checkpoint_leaves_its_figures(session: Session) -> None:
     session.feed(request)
     session.now = 10.5
     session.serve()
-    session.now = 12.0
-    session.feed(first[:ram])
-    session.now = 15.0
+    session.now = 11.0  # the primary takes its time until it stops the VM
+    session.feed(first[: len(SEND)])
+    session.now = 12.5
+    session.feed(first[len(SEND) : ram])
+    session.now = 15.5
     session.feed(first[ram:])
     phases = {name: list(samples) for name, samples in session.figures.phases.items()}
     assert phases == {

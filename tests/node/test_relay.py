@@ -24,18 +24,20 @@ class Bench:
         self.secondary, secondary = socket.socketpair()
         for end in (self.qemu, self.secondary):
             end.setblocking(False)
+        self.kept: COLOMessage | None = None
         self.seen: list[tuple[Message, bytes]] = []
         self.lost: list[PeerError | str] = []
         self.relay = Relay(
             qemu, secondary, return_path, self._message, self.lost.append, self.lost.append
         )
 
-    def _message(self, message: Message) -> None:
+    def _message(self, message: Message) -> bool:
         try:
             before = self.qemu.recv(100, socket.MSG_PEEK)
         except BlockingIOError:
             before = b""
         self.seen.append((message, before))
+        return message.kind is not self.kept
 
     def close(self) -> None:
         self.relay.close()
@@ -154,3 +156,30 @@ def test_what_is_no_message_ends_it_and_never_reaches_qemu() -> None:
         assert await read(bench.qemu, 1) == b""
 
     assert isinstance(played(False, play).lost[0], InvalidMessage)
+
+
+def test_a_message_that_is_kept_goes_on_when_it_is_sent() -> None:
+    reply, received = (
+        Message(kind) for kind in (COLOMessage.CHECKPOINT_REPLY, COLOMessage.VMSTATE_RECEIVED)
+    )
+
+    async def play(bench: Bench) -> None:
+        bench.kept = COLOMessage.CHECKPOINT_REPLY
+        bench.secondary.send(encode(reply) + encode(received))
+        await until(lambda: len(bench.seen) == 2)
+        assert bench.qemu.recv(100) == encode(received)
+        bench.relay.send(reply)
+        assert bench.qemu.recv(100) == encode(reply)
+
+    played(False, play)
+
+
+def test_sending_to_a_qemu_that_is_gone_is_its_loss() -> None:
+    async def play(bench: Bench) -> None:
+        bench.qemu.close()
+        bench.relay.send(Message(COLOMessage.CHECKPOINT_REPLY))
+        bench.relay.send(Message(COLOMessage.CHECKPOINT_REPLY))
+        assert len(bench.lost) == 1
+        assert "QEMU ended COLO's connection" in str(bench.lost[0])
+
+    played(False, play)

@@ -2,8 +2,7 @@
 
 An answer that the guest gave waits for the next checkpoint, so a held packet asks for one at once.
 But a checkpoint stops the VM; so the VM may run between two of them at least as long as the last
-one stopped it, times a factor.  An idle guest is checkpointed only when the last one is too
-old, which QEMU's own timer sees to: x-checkpoint-delay is set to that age.
+one stopped it, times a factor.  An idle guest is checkpointed only when the last one is too old.
 """
 
 from __future__ import annotations
@@ -34,13 +33,14 @@ def due_at(
     held_bytes: int,
     resumed_at: float,
     stopped_s: float,
-) -> float | None:
-    """Return when a checkpoint is to be asked for, or None where nothing is held.
+) -> float:
+    """Return when the next checkpoint is due.
 
-    ``resumed_at``: when the VM last went on; ``stopped_s``: how long it had been stopped.
+    ``held_since``: since when output is held, or None; ``resumed_at``: when the VM last went on;
+    ``stopped_s``: how long it had been stopped.
     """
     if held_since is None:
-        return None
+        return resumed_at + pace.age_max_s
     if held_bytes >= pace.high_water:
         return held_since
     spacing = max(pace.run_min_s, pace.run_factor * stopped_s)

@@ -4,6 +4,11 @@ QEMU performs the primary's role; this follows it by the secondary's messages al
 does between two of them is not seen: it is told to the machine as done when the next message
 proves it.  So the machine's table and its invariants hold here too, above all that packets are
 released by VMSTATE_RECEIVED and by nothing else.
+
+The way from a held packet to a stopped VM is kept short.  QEMU requests each checkpoint as soon as
+the last one has ended, the secondary replies, and the reply is held here until the checkpoint is
+due: the VM runs until QEMU has it.  So the asking (a QMP command, a message to the other host and
+one back) costs the packet nothing.
 """
 
 from __future__ import annotations
@@ -31,9 +36,10 @@ _SAMPLES: Final = 1024
 
 
 class Checkpointing:
-    """Follows the checkpoints of one VM, and asks for them; ``begin`` starts a session.
+    """Follows the checkpoints of one VM, and times them; ``begin`` starts a session.
 
-    ``on_protected`` is called when the secondary has the first copy.
+    ``on_protected`` is called when the secondary has the first copy; ``pass_on`` with the reply
+    that was held, for QEMU.
     """
 
     def __init__(
@@ -55,6 +61,8 @@ class Checkpointing:
         self._stopped: deque[float] = deque(maxlen=_SAMPLES)
         self._covered: deque[float] = deque(maxlen=_SAMPLES)
         gate.on_held = self.schedule
+        self.pass_on: Callable[[Message], None] = lambda message: None
+        self._replied = False
         self.machine = Primary(config.name)
         self.count = 0
         self.safe_at: float | None = None
@@ -64,26 +72,24 @@ class Checkpointing:
         self.machine = Primary(self._config.name)
 
     def end(self) -> None:
-        """The session is over: ask for nothing more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """The session is over: begin no checkpoint any more."""
+        self._replied = False
+        self._cancel()
 
-    def received(self, message: Message) -> None:
-        """Take a message of the secondary, before QEMU gets it.  Raises UnexpectedMessage."""
+    def received(self, message: Message) -> bool:
+        """Take a message of the secondary; return whether QEMU may have it at once.
+
+        Raises UnexpectedMessage.
+        """
         machine, now = self.machine, time.monotonic()
         if message.kind is COLOMessage.CHECKPOINT_READY and machine.can(PrimaryEvent.MIGRATED):
             machine.handle(PrimaryEvent.MIGRATED)
-        elif message.kind is COLOMessage.CHECKPOINT_REPLY and machine.can(
-            PrimaryEvent.CHECKPOINT_DUE
-        ):
-            machine.handle(PrimaryEvent.CHECKPOINT_DUE)
+        elif message.kind is COLOMessage.CHECKPOINT_REPLY and not self._replied:
+            self._replied = machine.can(PrimaryEvent.CHECKPOINT_DUE)
+            if self._replied:
+                self.schedule()
+                return False
         done = {effect.do for effect in machine.receive(message)}
-        if Do.SUSPEND in done:
-            self._stopped_at = now
-            machine.handle(PrimaryEvent.SUSPENDED)
-            machine.handle(PrimaryEvent.RAM_SAVED)
-            machine.handle(PrimaryEvent.DEVICES_SAVED, 0)
         if Do.RELEASE in done:
             self._gate.release()
             self._covered.append(now - self._stopped_at)
@@ -91,6 +97,19 @@ class Checkpointing:
         if Do.RESUME in done:
             machine.handle(PrimaryEvent.RESUMED)
             self._resumed(message.kind, now)
+        return True
+
+    def _begin(self) -> None:
+        """It is time, and the secondary has replied: QEMU stops the VM when it hears of that."""
+        self._replied = False
+        self._stopped_at = time.monotonic()
+        reply = Message(COLOMessage.CHECKPOINT_REPLY)
+        self.machine.handle(PrimaryEvent.CHECKPOINT_DUE)
+        self.machine.receive(reply)
+        for event in (PrimaryEvent.SUSPENDED, PrimaryEvent.RAM_SAVED):
+            self.machine.handle(event)
+        self.machine.handle(PrimaryEvent.DEVICES_SAVED, 0)
+        self.pass_on(reply)
 
     def _resumed(self, after: COLOMessage, now: float) -> None:
         if after is COLOMessage.CHECKPOINT_READY:
@@ -104,8 +123,9 @@ class Checkpointing:
         asyncio.get_running_loop().call_soon(self._go_on)
 
     def schedule(self) -> None:
-        """Ask for a checkpoint, now or when one is due."""
-        if self.machine.state is not PrimaryState.RUNNING:
+        """Have the next checkpoint taken, now or when it is due."""
+        self._cancel()
+        if not self._replied:
             return
         due = due_at(
             self._config.pace,
@@ -114,14 +134,15 @@ class Checkpointing:
             self._resumed_at,
             self._stopped_s,
         )
-        if due is None or (self._asking is not None and not self._asking.done()):
-            return
-        loop = asyncio.get_running_loop()
         if due <= time.monotonic():
-            self._asking = asyncio.create_task(self._ask())
-        elif self._timer is None or due < self._timer.when():
-            self.end()
-            self._timer = loop.call_at(due, self._due)
+            self._begin()
+        else:
+            self._timer = asyncio.get_running_loop().call_at(due, self.schedule)
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def overdue(self, limit_s: float) -> bool:
         """Whether a checkpoint has been waited for longer than ``limit_s``."""
@@ -145,12 +166,9 @@ class Checkpointing:
         stopped, and drops what is over 10,000 frames.
         """
         self._gate.flush()
-        self.schedule()
-
-    def _due(self) -> None:
-        self._timer = None
-        self.schedule()
+        self._asking = asyncio.create_task(self._ask())
 
     async def _ask(self) -> None:
+        """Have QEMU request the next checkpoint already; its own timer asks for it late."""
         with contextlib.suppress(GuestError):  # a dying QEMU is noticed where it dies
             await self._colo.checkpoint(round(self._config.age_max_ms))

@@ -13,7 +13,7 @@ _SAMPLES: Final = 1024
 #: The phases of a checkpoint, in order, in seconds.  The primary sees only the middle two.
 PHASES: Final = {
     "prepare": "asked → reply; the VM runs",
-    "ram": "reply → all pages here",
+    "ram": "VM stopped → all pages here",
     "devices": "→ devices here, committed",
     "covered": "VM stopped → safe, packets go",
     "stopped": "the VM is stopped",

@@ -58,7 +58,7 @@ class Incoming:
         self._out = bytearray()
         self._return_path = False
         self._device_size = 0
-        self._asked = self._replied = self._ram_done = 0.0
+        self._asked = self._sent = self._ram_done = 0.0
         self._began = 0
         self._first = MigrationReader(
             self._buffer, store.limits, self._on_blocks, self._on_pages, self._on_command
@@ -149,7 +149,7 @@ class Incoming:
 
     def _ram_received(self) -> bool:
         self._ram_done = self._clock()
-        self._figures.phases["ram"].append(self._ram_done - self._replied)
+        self._figures.phases["ram"].append(self._ram_done - self._sent)
         self.handle(SecondaryEvent.RAM_RECEIVED)
         return True
 
@@ -158,7 +158,7 @@ class Incoming:
         self.handle(SecondaryEvent.DEVICES_RECEIVED)
         now = self._clock()
         self._figures.phases["devices"].append(now - self._ram_done)
-        self._figures.phases["stopped"].append(now - self._replied)
+        self._figures.phases["stopped"].append(now - self._sent)
         self._figures.checkpoint(pages, size)
         return True
 
@@ -185,11 +185,11 @@ class Incoming:
 
     def _send_time(self, effect: Effect) -> None:
         if self.state is SecondaryState.REPLIED:
-            self._replied = self._clock()
-            self._figures.phases["prepare"].append(self._replied - self._asked)
+            self._figures.phases["prepare"].append(self._clock() - self._asked)
 
     def _begin_ram(self) -> None:
         assert self._first.migration is not None
+        self._sent = self._clock()
         self._began = self._buffer.start
         self._live = LiveStateReader(
             self._buffer, self._first.ram, self._first.migration.ram_section, self._store.stage

@@ -268,6 +268,7 @@ class PrimaryNode:
             self._lost,
             self._left_by_qemu,
         )
+        self._session.pass_on = self._relay.send
         self._standing = Standing.COPYING
         second: set[asyncio.Future[Any]] = {starting, self._end}
         await asyncio.wait(second, return_when=asyncio.FIRST_COMPLETED)

@@ -40,7 +40,7 @@ class Relay:
         qemu: socket.socket,
         secondary: socket.socket,
         return_path: bool,
-        on_message: Callable[[Message], None],
+        on_message: Callable[[Message], bool],
         on_lost: Callable[[PeerError], None],
         on_qemu_lost: Callable[[str], None],
     ) -> None:
@@ -70,6 +70,14 @@ class Relay:
             self._loop.remove_writer(self._secondary)
             self._qemu.close()
             self._secondary.close()
+
+    def send(self, message: Message) -> None:
+        """Pass a message of the secondary on to QEMU."""
+        if self._open:
+            try:
+                self._qemu.send(encode(message))
+            except OSError as error:
+                self._lose_qemu(f"QEMU ended COLO's connection: {error.strerror}")
 
     def _from_qemu(self) -> None:
         taken = 0
@@ -128,10 +136,10 @@ class Relay:
                 path, data = self._return_path.feed(data)
                 self._qemu.send(path)
             for message in self._decoder.feed(data):
-                self._on_message(message)
+                if self._on_message(message):
+                    self.send(message)
                 if not self._open:
                     return
-                self._qemu.send(encode(message))
         except PeerError as error:
             self._end(error)
         except OSError as error:

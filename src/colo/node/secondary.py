@@ -42,7 +42,8 @@ __all__ = ["OnLoss", "SecondaryNode"]
 
 _STATUS_S: Final = 0.25
 
-#: States in which the primary has the word: it has to send, or it is lost.
+#: States in which the primary has the word: it has to send, or it is lost.  A colo primary may
+#: leave REPLIED unanswered until a checkpoint is due; whether it lives is seen by the link.
 _PRIMARY_SENDS: Final = frozenset(
     {
         SecondaryState.INCOMING,
@@ -346,6 +347,8 @@ class SecondaryNode:
             self._write_status()
             session = self._session
             if session is None or not session.connected or session.state not in _PRIMARY_SENDS:
+                continue
+            if session.state is SecondaryState.REPLIED and self._link is not None:
                 continue
             silence = session.silence_s
             if silence > self._config.silence_s:
