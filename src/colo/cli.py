@@ -284,10 +284,13 @@ def demo(embedded: bool) -> int:
         from colo.demo.embedded import tell as tell_embedded
 
         return asyncio.run(tell_embedded())
-    from colo.demo.lab import enter
+    from colo.demo.lab import LabError, enter
     from colo.demo.story import tell
 
-    enter()
+    try:
+        enter()
+    except LabError as error:
+        raise LabError(f"{error}; `colo demo --embedded` needs only Python") from error
     return asyncio.run(tell())
 
 

@@ -59,4 +59,4 @@ def test_a_failure_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("colo: host B is not verified, but failed")
+    assert line.startswith("colo: host B: «failed» instead of «verified» page ")

@@ -78,10 +78,11 @@ class _Host:
             async with asyncio.timeout(_STEP_S):
                 line = await self.process.stdout.readline()
         except TimeoutError:
-            raise DemoError(f"waited {_STEP_S:.0f} s for {self.name} to be {kind}") from None
+            raise DemoError(f"{self.name}: waited {_STEP_S:.0f} s for «{kind}»") from None
         event: dict[str, Any] = json.loads(line or '{"event": "gone"}')
         if event["event"] != kind:
-            raise DemoError(f"{self.name} is not {kind}, but {event.pop('event')} {event or ''}")
+            text = event.get("text", "")
+            raise DemoError(f"{self.name}: «{event['event']}» instead of «{kind}» {text}".strip())
         return event
 
     async def kill(self) -> None:
@@ -165,20 +166,22 @@ class _Story:
     async def _protect_and_kill(self, host: _Host, following: _Host) -> None:
         await host.event("protected")
         self._say(host.name, "[green]PROTECTED[/green]: what it says waits for its checkpoint")
+        for _ in range(1, _CHECKPOINTS):
+            self._stopped_ms.append((await host.event("checkpoint"))["stopped_ms"])
         dying = await host.event("dying")
         killed_at = time.monotonic()
         await host.kill()
-        number, sent = dying["checkpoint"], dying["sent"]
+        number, sent, size = dying["checkpoint"], dying["sent"], dying["size"]
         self._say(
             host.name,
-            f"[red]SIGKILL[/red] in checkpoint {number}, {sent:,} bytes into its memory",
+            f"[red]SIGKILL[/red] in checkpoint {number}, with {sent:,} of {size:,} bytes sent",
         )
-        loaded = await following.event("loaded")
+        taken = await following.event("taken over")
         running = await following.event("running")
-        if loaded["lost_in"] != "RECEIVING_RAM":
-            raise DemoError(f"the kill was not within the memory: {loaded['lost_in']}")
-        if loaded["checkpoint"] != number - 1:
-            raise DemoError(f"checkpoint {loaded['checkpoint']} was taken over, not {number - 1}")
+        if taken["lost_in"] != "RECEIVING_RAM":
+            raise DemoError(f"the kill was not within the memory: {taken['lost_in']}")
+        if taken["checkpoint"] != number - 1:
+            raise DemoError(f"checkpoint {taken['checkpoint']} was taken over, not {number - 1}")
         dark_ms = (running["at"] - killed_at) * 1e3
         self._say(
             following.name,
@@ -193,7 +196,6 @@ class _Story:
         )
         self._client.check()
         self._dark_ms.append(dark_ms)
-        self._stopped_ms += dying["stopped_ms"]
         self._checkpoints += number - 1
         self._kills.append(killed_at)
         taken_over = f"[green]{following.name}: RUNNING from checkpoint {number - 1}[/green]"

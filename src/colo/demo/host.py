@@ -16,15 +16,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from colo.demo.workload import Outlet, Workload
 from colo.errors import ColoError
+from colo.guest.interface import Saved
 from colo.guest.memory import MemoryGuest
-from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import Limits
 from colo.node.address import parse_address
 from colo.node.figures import Figures
@@ -40,8 +38,6 @@ _PAGES: Final = 4096
 _RUN_S: Final = 0.01  # between two checkpoints
 _ALONE_S: Final = 0.1  # before the guest is protected
 _NEXT_HOST_S: Final = 10.0
-#: Before a checkpoint's memory: CHECKPOINT_REQUEST and VMSTATE_SEND.
-_MESSAGES: Final = 8
 
 
 def main() -> int:
@@ -68,9 +64,10 @@ async def _live(options: argparse.Namespace) -> None:
     outlet = Outlet(client.sendall)
     if options.listen:
         await _stand_by(guest, options.listen, options.folder)
+    else:
+        await guest.run()
     workload = Workload(guest, outlet.say, random.getrandbits(64))
     running = asyncio.create_task(workload.run())
-    await guest.run()
     _tell("running", at=time.monotonic(), line=workload.steps)
     await asyncio.sleep(_ALONE_S)
     workload.verify()
@@ -99,28 +96,25 @@ async def _stand_by(guest: MemoryGuest, listen: str, folder: Path) -> None:
         receiving.handle(SecondaryEvent.FAILOVER)
         await receiving.applied()
         await guest.load(store)
+        await guest.run()
         receiving.handle(SecondaryEvent.RESUMED)
         assert store.checkpoint is not None
-        _tell("loaded", checkpoint=store.checkpoint.number, lost_in=lost_in)
+        _tell("taken over", checkpoint=store.checkpoint.number, lost_in=lost_in)
     finally:
         store.remove()
 
 
 async def _protect(guest: _Guest, outlet: Outlet, options: argparse.Namespace) -> None:
     """Checkpoint the guest to the next host, and die within the last one."""
-    sock = _DoomedSocket(fileno=(await _next_host(options.to)).detach())
-    sending = Sending(_NAME, guest, sock, release=outlet.release)
+    sending = _Dying(_NAME, guest, await _next_host(options.to), release=outlet.release)
+    sending.last, sending.fraction = options.checkpoints, options.fraction
     outlet.holding = True
     await sending.migrate()
     _tell("protected")
-    guest.stopped_ms.clear()
-    for number in range(1, options.checkpoints + 1):
+    for _ in range(options.checkpoints):
         await asyncio.sleep(_RUN_S)
-        if number == options.checkpoints:
-            sent = int(options.fraction * guest.dirty * (8 + PAGE_SIZE))
-            facts = {"checkpoint": number, "sent": sent, "stopped_ms": guest.stopped_ms}
-            sock.doom.begin(_MESSAGES + sent, partial(_tell, "dying", **facts))
         await sending.checkpoint()
+        _tell("checkpoint", stopped_ms=guest.stopped_ms)
 
 
 async def _next_host(address: str) -> socket.socket:
@@ -134,12 +128,10 @@ async def _next_host(address: str) -> socket.socket:
 
 
 class _Guest(MemoryGuest):
-    """It notes how long each checkpoint stopped it, in ms."""
+    """It notes how long the last checkpoint stopped it."""
 
-    def __init__(self, pages: int) -> None:
-        super().__init__(pages)
-        self.stopped_ms: list[float] = []
-        self._stopped_at = 0.0
+    stopped_ms = 0.0
+    _stopped_at = 0.0
 
     async def suspend(self) -> None:
         self._stopped_at = time.monotonic()
@@ -147,54 +139,26 @@ class _Guest(MemoryGuest):
 
     async def resume(self) -> None:
         await super().resume()
-        self.stopped_ms.append((time.monotonic() - self._stopped_at) * 1e3)
+        self.stopped_ms = (time.monotonic() - self._stopped_at) * 1e3
 
 
-class _Doom:
-    """Once begun: after so many bytes more, stand still for good."""
+class _Dying(Sending):
+    """A primary that stands still for good ``fraction`` into the memory of checkpoint ``last``."""
 
-    def __init__(self) -> None:
-        self._left: int | None = None
-        self._last_word: Callable[[], None] = lambda: None
+    last = 0
+    fraction = 0.0
 
-    def begin(self, after: int, last_word: Callable[[], None]) -> None:
-        self._left, self._last_word = after, last_word
-
-    def send(self, sock: socket.socket, data: memoryview) -> int:
-        """Send; under doom to the last byte that still may go."""
-        if self._left is None:
-            return socket.socket.send(sock, data)
-        sock.settimeout(_NEXT_HOST_S)
-        socket.socket.sendall(sock, data[: self._left])
-        self._left -= len(data)
-        if self._left < 0:
-            self._last_word()
-            while True:
-                signal.pause()
-        return len(data)
-
-
-class _DoomedSocket(socket.socket):
-    """A connection, with its duplicates, under one ``doom``."""
-
-    doom: _Doom
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.doom = _Doom()
-
-    def dup(self) -> _DoomedSocket:
-        other = super().dup()
-        other.doom = self.doom
-        return other
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        return self.doom.send(self, memoryview(data))
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[self.doom.send(self, view) :]
+    async def _write_pages(self, saved: Saved) -> None:
+        if self.machine.number != self.last:
+            await super()._write_pages(saved)
+            return
+        memory = b"".join(self._ram.pages(run) for run in saved.pages)
+        sent = int(self.fraction * len(memory))
+        self._out += memory[:sent]
+        await self._flush()
+        _tell("dying", checkpoint=self.last, sent=sent, size=len(memory))
+        while True:
+            signal.pause()
 
 
 def _tell(event: str, **facts: object) -> None:
