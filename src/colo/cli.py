@@ -274,6 +274,37 @@ def export(state_dir: Path, file: Path) -> int:
 
 
 @main.command()
+@click.argument("source", metavar="FILE|DIR", type=click.Path(path_type=Path))
+@click.argument("other", metavar="[OTHER]", required=False, type=click.Path(path_type=Path))
+@click.option("--device", "patterns", metavar="NAME", multiple=True, help="Show its fields (*, ?).")
+@click.option("--json", "as_json", is_flag=True, help="All of it, for scripts.")
+@_reporting
+def inspect(source: Path, other: Path | None, patterns: tuple[str, ...], as_json: bool) -> int:
+    """Show what a migration file, or the store of a state folder, holds.
+
+    With OTHER, how that differs from the first one.  QEMU makes such a file by `migrate` to
+    file:PATH or exec:'cat > PATH'.
+    """
+    from colo.inspection.as_json import difference_json, source_json
+    from colo.inspection.difference import compare
+    from colo.inspection.report import matching, render_difference, render_source
+    from colo.inspection.source import load_source
+    from colo.node.control import fetch_checkpoint
+
+    sources = [load_source(path, fetch_checkpoint) for path in (source, other) if path is not None]
+    wanted = matching(patterns, *sources) if patterns else None
+    if other is None and as_json:
+        click.echo(json.dumps(source_json(sources[0], wanted), indent=1))
+    elif other is None:
+        render_source(sources[0], wanted)
+    elif as_json:
+        click.echo(json.dumps(difference_json(compare(*sources), wanted), indent=1))
+    else:
+        render_difference(compare(*sources), wanted)
+    return 0
+
+
+@main.command()
 @click.option(
     "--embedded", is_flag=True, help="Without QEMU: the guest is memory in a process of colo's."
 )

@@ -11,13 +11,15 @@ Source: ``qemu_savevm_state_complete_precopy_non_iterable`` in ``migration/savev
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from colo.errors import StreamError
 from colo.migration.format import PAGE_SIZE, Section
 
-__all__ = ["Device", "parse_description", "walk"]
+__all__ = ["Device", "Visitor", "parse_description", "walk", "walk_content"]
 
 _DEPTH_MAX = 64
 #: A field has a byte at least, mostly; so many may have none.
@@ -36,6 +38,19 @@ class Device:
     end: int
 
 
+class Visitor(Protocol):
+    """Told by a walk of all that it passes, in the order of the stream."""
+
+    def begin(self, name: str, description: dict[str, Any]) -> None:
+        """A device, an element of a struct, or a subsection begins."""
+
+    def field(self, description: dict[str, Any], data: bytes) -> None:
+        """A field that is no struct, with all of its elements, is passed."""
+
+    def end(self) -> None:
+        """What began last ends."""
+
+
 def parse_description(data: bytes) -> dict[str, Any] | None:
     """Return the description in ``data``, or None if this is none."""
     try:
@@ -49,7 +64,12 @@ def parse_description(data: bytes) -> dict[str, Any] | None:
     return description
 
 
-def walk(description: dict[str, Any], data: memoryview, position: int = 0) -> list[Device]:
+def walk(
+    description: dict[str, Any],
+    data: memoryview,
+    position: int = 0,
+    visitor: Visitor | None = None,
+) -> list[Device]:
     """Walk the device sections in ``data``, which ends with the stream's EOF byte.
 
     ``position`` is the place of ``data[0]`` in the stream, for error texts.  Raises StreamError
@@ -57,16 +77,47 @@ def walk(description: dict[str, Any], data: memoryview, position: int = 0) -> li
     """
     if description.get("page_size", PAGE_SIZE) != PAGE_SIZE:
         raise StreamError(f"pages of {description['page_size']} bytes, not 4096", position)
+    with _malformed(position):
+        return _Walk(data, position, visitor).devices(description["devices"])
+
+
+def walk_content(
+    description: dict[str, Any], data: memoryview, visitor: Visitor | None = None
+) -> None:
+    """Walk what is between the header and the footer of one device, or a struct by itself.
+
+    Raises StreamError unless it is just as the description says.
+    """
+    with _malformed(0):
+        _Walk(data, 0, visitor).content(description)
+
+
+@contextmanager
+def _malformed(position: int) -> Iterator[None]:
     try:
-        return _Walk(data, position).devices(description["devices"])
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise StreamError(f"the device description is malformed: {error!r}", position) from error
 
 
+class _Nobody:
+    """A visitor that does not care."""
+
+    def begin(self, name: str, description: dict[str, Any]) -> None:
+        pass
+
+    def field(self, description: dict[str, Any], data: bytes) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
 class _Walk:
-    def __init__(self, data: memoryview, position: int) -> None:
+    def __init__(self, data: memoryview, position: int, visitor: Visitor | None) -> None:
         self._data = data
         self._position = position
+        self._visitor = visitor or _Nobody()
         self._at = 0
         self._steps = _STEPS_FREE + _STEPS_PER_BYTE * len(data)
 
@@ -77,6 +128,11 @@ class _Walk:
             self._fail(f"{len(self._data) - self._at} bytes after the last device")
         return devices
 
+    def content(self, description: dict[str, Any]) -> None:
+        self._content(description, str(description.get("name", "")), 0)
+        if self._at != len(self._data):
+            self._fail(f"{len(self._data) - self._at} bytes after the last field")
+
     def _device(self, description: dict[str, Any]) -> Device:
         start, name, instance = self._at, description["name"], description["instance_id"]
         self._expect(bytes([Section.FULL]), f"the section of device {name}")
@@ -86,7 +142,9 @@ class _Walk:
         version = int.from_bytes(self._take(4, name), "big")
         if description.get("version", version) != version:
             self._fail(f"version {version} of device {name}, described {description['version']}")
+        self._visitor.begin(name, description)
         self._content(description, name, 0)
+        self._visitor.end()
         self._expect(bytes([Section.FOOTER]) + section_id, f"the footer of device {name}")
         return Device(name, instance, version, start, self._at)
 
@@ -102,11 +160,13 @@ class _Walk:
             if size < 0 or count < 0:
                 self._fail(f"{inner}: size {size}, array_len {count}")
             if "struct" not in field:
-                self._take(size * count, inner)
+                self._visitor.field(field, self._take(size * count, inner))
                 continue
             for _ in range(count if size else 0):
                 end = self._at + size
+                self._visitor.begin(field["name"], field)
                 self._content(field["struct"], inner, depth + 1)
+                self._visitor.end()
                 if self._at != end:
                     self._fail(f"{inner}: {size} bytes described, its parts end at {self._at}")
         for subsection in description.get("subsections", []):
@@ -114,7 +174,9 @@ class _Walk:
             self._expect(bytes([Section.SUBSECTION]), f"the subsection {name}")
             self._name(name)
             self._expect(_u32(subsection["version"]), f"the version of subsection {name}")
+            self._visitor.begin(name, subsection)
             self._content(subsection, name, depth + 1)
+            self._visitor.end()
 
     def _name(self, name: str) -> None:
         encoded = name.encode()

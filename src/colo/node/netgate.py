@@ -21,6 +21,7 @@ from typing import Any, Final
 from colo.errors import GuestError
 from colo.guest.monitor import Monitor
 from colo.network.gate import Gate, GateState
+from colo.node.figures import summarise, summary
 
 __all__ = ["NetGate", "cards"]
 
@@ -73,6 +74,26 @@ class NetGate:
         since = [door.gate.held_since for door in self._doors if door.gate.held_since is not None]
         return min(since, default=None)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes may go and wait for ``flush``."""
+        return sum(door.waiting_bytes for door in self._doors)
+
+    def figures(self) -> dict[str, Any]:
+        """What the status file has of each netdev's gate."""
+        return {
+            netdev: {
+                "gate": gate.state.name,
+                "frames": gate.stats.frames,
+                "bytes": gate.stats.bytes,
+                "dropped": gate.stats.dropped,
+                "held_bytes": gate.held_bytes,
+                "held_max_bytes": gate.stats.held_max_bytes,
+                "held_ms": summary(summarise(gate.stats.held_s), 1e3),
+            }
+            for netdev, gate in self.gates.items()
+        }
+
     async def install(self, netdevs: list[str]) -> None:
         """Put a gate, open, before each netdev.  Raises GuestError and leaves nothing behind."""
         try:
@@ -97,7 +118,7 @@ class NetGate:
             door.gate.hold()
 
     def release(self) -> None:
-        """The VM is stopped and its checkpoint is safe: all that it sent may go, at ``flush``."""
+        """The VM is stopped and its checkpoint is safe: all that it sent may go, by ``flush``."""
         for door in self._doors:
             door.drain()
             door.queue(door.gate.release(time.monotonic()))
@@ -198,6 +219,11 @@ class _Door:
             if passing:
                 self.queue(passing)
                 self.flush()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes wait for ``flush``."""
+        return len(self._unsent)
 
     def queue(self, data: bytes) -> None:
         """Have frames go to QEMU at the next ``flush``, behind those that wait already."""
