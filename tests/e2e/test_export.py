@@ -54,7 +54,7 @@ def test_a_stock_qemu_goes_on_from_an_exported_checkpoint(scene: Scene) -> None:
     vm.console.wait_progress()
     assert vm.console.lines()[0][0] > early
     vm.console.verify()
-    assert primary.is_running()
+    host.wait_checkpoint(host.status()["checkpoint"] + 3)
 
 
 def test_there_is_nothing_to_export_before_the_first_copy_and_after_the_takeover(
