@@ -43,3 +43,11 @@ def test_the_manual_names_every_key_of_the_vm_file() -> None:
     keys = set(VmConfig.__dataclass_fields__) - {"primary_args", "secondary_args", "store_folder"}
     keys = keys - {"tls"} | set(TlsFiles.__dataclass_fields__)
     assert [key for key in sorted(keys) if f"{key}`" not in manual] == []
+
+
+def test_the_guest_of_the_manual_does_what_it_says() -> None:
+    text = (ROOT / "docs" / "guests.md").read_text()
+    program = text.split("```python\n")[1].split("```")[0]
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stderr, done.stdout) == ("", text.split("```text\n")[1].split("```")[0])

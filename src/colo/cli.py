@@ -312,13 +312,23 @@ def inspect(source: Path, other: Path | None, patterns: tuple[str, ...], as_json
 
 
 @main.command()
+@click.option(
+    "--embedded", is_flag=True, help="Without QEMU: the guest is memory in a process of colo's."
+)
 @_reporting
-def demo() -> int:
+def demo(embedded: bool) -> int:
     """Show the whole story on this machine: protect a VM, kill it, see it go on."""
-    from colo.demo.lab import enter
+    if embedded:
+        from colo.demo.embedded import tell as tell_embedded
+
+        return asyncio.run(tell_embedded())
+    from colo.demo.lab import LabError, enter
     from colo.demo.story import tell
 
-    enter()
+    try:
+        enter()
+    except LabError as error:
+        raise LabError(f"{error}; `colo demo --embedded` needs only Python") from error
     return asyncio.run(tell())
 
 

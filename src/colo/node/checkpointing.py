@@ -35,8 +35,6 @@ __all__ = ["Checkpointing"]
 _SAMPLES: Final = 1024
 #: A request that has not led to a reply by then is asked for; QEMU's timer is of the host's clock.
 _LATE_S: Final = 0.25
-#: So much QEMU may be given while its VM is stopped: fewer frames than it queues before it drops.
-_QUEUED_BYTES: Final = 256 << 10
 
 
 class Checkpointing:
@@ -96,8 +94,6 @@ class Checkpointing:
         done = {effect.do for effect in machine.receive(message)}
         if Do.RELEASE in done:
             self._gate.release()
-            if self._gate.waiting_bytes <= _QUEUED_BYTES:
-                self._gate.flush()  # QEMU lets them out the moment that its VM runs
             self._covered.append(now - self._stopped_at)
             self.safe_at = time.time()
         if Do.RESUME in done:
@@ -166,7 +162,7 @@ class Checkpointing:
         }
 
     def _go_on(self) -> None:
-        """QEMU has the message that lets its VM go on: now all of its packets can go too.
+        """QEMU has the message that lets its VM go on: now its packets can go too.
 
         Before, they would only fill the queue of a netdev that sends nothing while the VM is
         stopped, and drops what is over 10,000 frames.

@@ -74,11 +74,6 @@ class NetGate:
         since = [door.gate.held_since for door in self._doors if door.gate.held_since is not None]
         return min(since, default=None)
 
-    @property
-    def waiting_bytes(self) -> int:
-        """How many bytes may go and wait for ``flush``."""
-        return sum(door.waiting_bytes for door in self._doors)
-
     def figures(self) -> dict[str, Any]:
         """What the status file has of each netdev's gate."""
         return {
@@ -118,7 +113,7 @@ class NetGate:
             door.gate.hold()
 
     def release(self) -> None:
-        """The VM is stopped and its checkpoint is safe: all that it sent may go, by ``flush``."""
+        """The VM is stopped and its checkpoint is safe: all that it sent may go, at ``flush``."""
         for door in self._doors:
             door.drain()
             door.queue(door.gate.release(time.monotonic()))
@@ -219,11 +214,6 @@ class _Door:
             if passing:
                 self.queue(passing)
                 self.flush()
-
-    @property
-    def waiting_bytes(self) -> int:
-        """How many bytes wait for ``flush``."""
-        return len(self._unsent)
 
     def queue(self, data: bytes) -> None:
         """Have frames go to QEMU at the next ``flush``, behind those that wait already."""

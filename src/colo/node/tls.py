@@ -105,7 +105,7 @@ async def wrap(
         stack.pop_all()
     outer, inner = socket.socketpair()
     for end in (outer, inner):
-        end.setblocking(False)
+        tune(end)
     thread = threading.Thread(target=_pump, args=(tls, outer), name="colo-tls", daemon=True)
     _pumps.add(thread)
     thread.start()

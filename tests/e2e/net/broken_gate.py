@@ -1,11 +1,12 @@
 """colo with a gate that is broken, by the first argument: for the test of the tests.
 
-``leaky``: from SIGUSR1 on every packet passes before its checkpoint.
+``leaky``: every packet passes before its checkpoint; at SIGUSR1 one is held, so that there is a
+checkpoint.  ``early``: what is held passes when the VM is about to be stopped, at CHECKPOINT_REPLY
+and not at VMSTATE_RECEIVED, some milliseconds too soon.  ``whole``: as it is.
 
-``early``: what is held passes at CHECKPOINT_REPLY and not at VMSTATE_RECEIVED, some milliseconds
-too soon.  ``whole``: as it is.  At SIGUSR1 the host dies where these two differ: at the next
-CHECKPOINT_REPLY that is due when an answer to a request is held that came after the last
-checkpoint.  QEMU does not get to see it, so that the checkpoint never is.
+At SIGUSR1 the host dies where the last two differ: at the next CHECKPOINT_REPLY for which an answer
+to a request is held that came after the last checkpoint.  QEMU does not get to see that message, so
+that the checkpoint never is.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ _orders: list[int] = []
 
 def leaky_take(self: Gate, data: bytes, now: float) -> bytes:
     """Hold as usual, and let it go at once."""
-    return _take(self, data, now) or (self.release(now) if _orders else b"")
+    passing = _take(self, data, now)
+    if self.held_bytes and _orders:
+        _orders.clear()
+        return passing
+    return passing or self.release(now)
 
 
 def early_begin(self: Checkpointing) -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 
 #: A checkpoint comes by its age alone, where nothing is held that asks for one: here, never.
 NEVER_MS = 3_600_000
-SEEN = 50
+SEEN = 20
 RARE = Vm(options=f"[checkpoints]\nage_max_ms = {NEVER_MS}\n")
 ENTRIES = {"whole": ("-m", "colo"), "broken": (str(HERE / "broken_gate.py"), "leaky")}
 
@@ -30,20 +30,24 @@ def test_broken_gate_is_noticed(stage: Stage, draw: random.Random, vm: Vm, gate:
     """The host dies when the clients have seen what only a whole gate has had covered."""
     primary, secondary = stage.protected(entry=ENTRIES[gate])
     clients = [stage.client(kind, "--silence", "8") for kind in ("stream", "echo")]
-    primary.wait_checkpoints()  # with the connections in them
+    number = primary.checkpoint()
     if gate == "broken":
-        primary.signal(signal.SIGUSR1)
+        primary.signal(signal.SIGUSR1)  # one now
+    wait(lambda: primary.checkpoint() > number, "a checkpoint with the connections in it")
+    number = primary.checkpoint()
     for client in clients:
         client.wait_heard(SEEN)
     time.sleep(draw.random() / 2)
     stage.kill(primary)
 
-    secondary.wait_state("RUNNING")
+    taken = secondary.wait_state("RUNNING")["takeover"]["checkpoint"]
     if gate == "whole":
+        assert taken > number
         for client in clients:
             client.wait_heard()
             client.check()
         return
+    assert taken == number
     for client in clients:
         wait(client.ended, f"the client {client.kind} to notice", WAIT_S)
     verdicts = [client.verdict() for client in clients]
