@@ -378,6 +378,7 @@ class SecondaryNode:
         except ColoError as error:
             self._error = str(error)
             session.handle(SecondaryEvent.NOT_STARTED)
+            self._store.take_back()
             self._say(f"NOT RUNNING: {error}; `colo failover` tries again")
         else:
             session.handle(SecondaryEvent.RESUMED)
