@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import chain
 from typing import Final, NoReturn
 
-from colo.errors import ChannelLost, ColoError, PeerError
+from colo.errors import ChannelLost, PeerError
 from colo.guest.interface import PrimaryGuest, Saved
 from colo.migration.format import Command, Section
 from colo.migration.ram import PageRun
@@ -317,8 +317,10 @@ class Sending:
             finally:
                 for task in (heard, waited):
                     task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, OSError, ColoError):
-                        await task
+                await asyncio.wait({heard, waited})  # it lets a cancellation of ourselves through
+                for task in (heard, waited):
+                    if not task.cancelled():
+                        task.exception()
 
 
 def _cut(run: PageRun) -> Iterator[PageRun]:
