@@ -372,13 +372,11 @@ class SecondaryNode:
         session.handle(SecondaryEvent.FAILOVER)
         session.close()
         await session.applied()
-        self._store.give_up()
         try:
             facts = await self._takeover.start()
         except ColoError as error:
             self._error = str(error)
             session.handle(SecondaryEvent.NOT_STARTED)
-            self._store.take_back()
             self._say(f"NOT RUNNING: {error}; `colo failover` tries again")
         else:
             session.handle(SecondaryEvent.RESUMED)
