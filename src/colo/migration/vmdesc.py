@@ -11,18 +11,22 @@ Source: ``qemu_savevm_state_complete_precopy_non_iterable`` in ``migration/savev
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from colo.errors import StreamError
 from colo.migration.format import PAGE_SIZE, Section
 
-__all__ = ["Device", "parse_description", "walk"]
+__all__ = ["Device", "fit", "parse_description", "walk"]
 
 _DEPTH_MAX = 64
 #: A field has a byte at least, mostly; so many may have none.
 _STEPS_FREE = 100_000
 _STEPS_PER_BYTE = 4
+#: Of a section: type, id, the length of its name; instance, version.
+_HEAD_BYTES = 6 + 8
+_EOF = bytes([Section.EOF])
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,54 @@ def walk(description: dict[str, Any], data: memoryview, position: int = 0) -> li
         return _Walk(data, position).devices(description["devices"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise StreamError(f"the device description is malformed: {error!r}", position) from error
+
+
+def fit(description: dict[str, Any], data: bytes) -> dict[str, Any]:
+    """Return a description that fits the device sections in ``data``, those of a later checkpoint.
+
+    A VM's subsections come and go, and with them what was described once may not fit any more.
+    Then this tells the sections alone, without their fields.  Raises StreamError.
+    """
+    try:
+        walk(description, memoryview(data))
+    except StreamError:
+        return {"page_size": PAGE_SIZE, "devices": list(_sections(data))}
+    return description
+
+
+def _sections(data: bytes) -> Iterator[dict[str, Any]]:
+    """Describe each section as one piece: it ends at its footer, where the next one begins."""
+    at = 0
+    while data[at:] != _EOF:
+        name = _name_at(data, at)
+        if name is None:
+            raise StreamError("no device section begins here", at)
+        start = at + _HEAD_BYTES + len(name)
+        footer = bytes([Section.FOOTER]) + data[at + 1 : at + 5]
+        end = data.find(footer, start)
+        while end >= 0 and not _is_boundary(data, end + len(footer)):
+            end = data.find(footer, end + 1)
+        if end < 0:
+            raise StreamError(f"the section of device {name} has no end", at)
+        yield {
+            "name": name,
+            "instance_id": int.from_bytes(data[start - 8 : start - 4], "big"),
+            "version": int.from_bytes(data[start - 4 : start], "big"),
+            "fields": [{"name": "data", "type": "buffer", "size": end - start}],
+        }
+        at = end + len(footer)
+
+
+def _is_boundary(data: bytes, at: int) -> bool:
+    return data[at:] == _EOF or _name_at(data, at) is not None
+
+
+def _name_at(data: bytes, at: int) -> str | None:
+    """The name of the device whose section begins here, or None."""
+    if len(data) < at + _HEAD_BYTES or data[at] != Section.FULL:
+        return None
+    name = data[at + 6 : at + 6 + data[at + 5]]
+    return name.decode() if name.isascii() and name.decode().isprintable() and name else None
 
 
 class _Walk:
