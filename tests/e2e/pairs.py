@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from colo.config import load
 from colo.guest.qemu import Qemu, plan
 from tests.e2e.harness import Console, Host, PrimaryVm, Scene, VmFile, counts, wait
-from tests.e2e.wire import Wire
+from tests.e2e.wire import Phase, Wire
 
 __all__ = [
     "OurPrimary",
@@ -101,10 +101,10 @@ class QemuPrimary:
 
 
 class OurPrimary:
-    """Ours as the primary, which hands on what the QEMU ``binary`` sends it."""
+    """Ours as the primary: it hands on what a QEMU with ``vm`` sends it."""
 
-    def __init__(self, scene: Scene, binary: str, forward_as: str = "same") -> None:
-        self.vm, self.host = scene.primary(on(binary)), scene.host(on(binary))
+    def __init__(self, scene: Scene, vm: VmFile, forward_as: str = "same") -> None:
+        self.vm, self.host = scene.primary(vm), scene.host(vm)
         self._onward = scene.folder / "onward"
         self.host.start("--on-loss", "hold", "--forward", self.to, "--forward-as", forward_as)
         self.console.wait_count(3)
@@ -131,6 +131,16 @@ class OurPrimary:
         new = self._onward.with_suffix(".new")
         new.symlink_to(socket)
         new.rename(self._onward)
+
+    def pause(self) -> int:
+        """Stop the VM where its next checkpoint is whole, and return that one's number."""
+        number = self._wire.stop_at(Phase.LOADED)
+        self._wire.wait_stopped()
+        return number
+
+    def go_on(self) -> None:
+        """Have the VM run again."""
+        self._wire.go_on()
 
     def said(self) -> list[int]:
         newest = self._wire.checkpoint

@@ -90,8 +90,8 @@ def primary(scene: Scene, qemus: dict[str, str], kind: str, other: str) -> Prima
     if kind != OURS:
         return QemuPrimary(scene, qemus[kind])
     if other == OURS:
-        return OurPrimary(scene, qemus[OLD])
-    return OurPrimary(scene, qemus[OTHER[other]], forward_as=other.partition(".")[0])
+        return OurPrimary(scene, on(qemus[OLD]))
+    return OurPrimary(scene, on(qemus[OTHER[other]]), forward_as=other.partition(".")[0])
 
 
 def secondary(scene: Scene, qemus: dict[str, str], kind: str, other: str) -> Secondary:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from colo.errors import ColoError
+from colo.errors import ColoError, PeerError
 from colo.guest.stored import StoredGuest
 from colo.node.address import Address
 from colo.node.sending import Sending
@@ -103,7 +103,7 @@ class Forwarding:
 
             self._session = Sending(self._vm_name, guest, sock, self._limit_s, held, path)
             try:
-                await self._session.migrate()
+                await self._first_copy(self._session)
                 held()
                 self._error = None
                 self._say(f"checkpoints are handed on to {self._to}")
@@ -113,6 +113,14 @@ class Forwarding:
                 self._session = None
         finally:
             view.close()
+
+    async def _first_copy(self, session: Sending) -> None:
+        try:
+            await session.migrate()
+        except PeerError as error:
+            raise PeerError(
+                f"it did not take the first copy: {error}; its own log may say why"
+            ) from error
 
     async def _due(self) -> None:
         await self.fresh.wait()

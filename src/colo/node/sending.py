@@ -50,6 +50,8 @@ _PING: Final = 1
 #: So much is written without a thread.
 _INLINE_BYTES: Final = 128 << 10
 _ANSWER_BYTES: Final = 4096
+#: However we learn of it: whoever tries again says it once.
+_ENDED: Final = "the secondary ended the connection"
 
 
 class Sending:
@@ -162,7 +164,7 @@ class Sending:
     def _why(self, error: OSError) -> str:
         if isinstance(error, TimeoutError):
             return f"the secondary was silent for {self._limit_s:.1f} s ({self.state.name})"
-        return f"the secondary ended the connection: {error.strerror}"
+        return _ENDED
 
     async def _until_running(self) -> None:
         while self.state is not PrimaryState.RUNNING:
@@ -290,7 +292,7 @@ class Sending:
         data = await asyncio.get_running_loop().sock_recv(self._sock, _ANSWER_BYTES)
         if not data:
             self._decoder.close()
-            raise ChannelLost("the secondary closed the connection")
+            raise ChannelLost(_ENDED)
         quick_ack(self._sock)
         return data
 
