@@ -199,7 +199,7 @@ def render(verdicts: Verdicts, labels: dict[str, str]) -> str:
     for pair in PAIRS:
         names = [labels[kind] for kind in pair]
         passed = verdicts.passed.get(pair, [])
-        cells = ["yes" if scenario in passed else "no" for scenario in SCENARIOS]
+        cells = ["yes" if scenario in passed else "–" for scenario in SCENARIOS]
         if pair in verdicts.refused:
             cells[0] = f"no: {verdicts.refused[pair]}"
         lines.append("| " + " | ".join(names + cells) + " |")
