@@ -23,8 +23,8 @@ setup-test: ## install what style, types and tests need too
 qemu11: setup-test ## make build/qemu11, the newer QEMU that tests run on
 	@scripts/qemu11
 
-demo: setup ## show the whole story on this machine
-	.venv/bin/colo demo
+demo: ## show the whole story on this machine; without QEMU where there can be none
+	@scripts/demo
 
 test: qemu11 ## run every test; one on real QEMU that is skipped counts as failed
 	$(PYTEST) --e2e=require $(ARGS)

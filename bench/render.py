@@ -182,6 +182,21 @@ def _receive(rows: Sequence[_Row]) -> str:
     )
 
 
+def _checkpoint(rows: Sequence[_Row]) -> str:
+    head = ["dirty pages", "MiB", "", "median, ms", "p95", "max", "n", "ratio"]
+    return _table(head, (cells for row in rows for cells in _beside(row)))
+
+
+def _beside(row: _Row) -> Iterable[list[str]]:
+    pages = f"{row['pages']:,}" + ("" if row["stride"] == 1 else ", every other one")
+    for name, text in (("bare", "bare"), ("stopped", "guest stopped"), ("cycle", "whole cycle")):
+        series = row[f"{name}_ms"]
+        where = [pages, f"{row['mib']:.1f}" if row["mib"] else ""] if name == "bare" else ["", ""]
+        ratio = "" if name == "bare" else f"**{_spread(row[f'{name}_ratios'])}**"
+        values = [_ms(series[key]) for key in ("median", "p95", "max")]
+        yield [*where, text, *values, str(series["n"]), ratio]
+
+
 def _ms(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
@@ -195,4 +210,5 @@ _TABLES: Final[dict[str, Callable[[Any], str]]] = {
     "takeover": _takeover,
     "memory": _memory,
     "receive": _receive,
+    "checkpoint": _checkpoint,
 }

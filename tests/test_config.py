@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from colo.config import RAM_BLOCK, VmConfig, load, memory_size
+from colo.config import RAM_BLOCK, TlsFiles, VmConfig, load, memory_size
 from colo.errors import UsageError
 
 FULL = """
@@ -70,6 +70,14 @@ def test_a_name_can_be_a_file_name(name: str, file: Path) -> None:
     assert load(file).name == name
 
 
+def test_tls_is_three_files_and_perhaps_a_name(file: Path) -> None:
+    text = 'name = "web1"\n[tls]\nca = "/ca"\ncertificate = "host.crt"\nkey = "/key"\n'
+    file.write_text(text)
+    assert load(file).tls == TlsFiles(Path("/ca"), Path("host.crt"), Path("/key"))
+    file.write_text(text + 'name = "web1.example"\n')
+    assert load(file).tls == TlsFiles(Path("/ca"), Path("host.crt"), Path("/key"), "web1.example")
+
+
 BAD = [
     ("", "name is missing"),
     ("name =", "Invalid value (at end of document)"),
@@ -104,6 +112,12 @@ BAD = [
     ('name = "a"\n[failover]\nsilence_s = nan', "silence_s = nan: "),
     ('name = "a"\n[failover]\nsilence_s = inf', "silence_s = inf: "),
     ('name = "a"\n[failover]\narbiter = "x"', "arbiter = 'x': file:PATH, manual or none"),
+    ('name = "a"\n[tls]', "tls.ca is missing"),
+    ('name = "a"\n[tls]\nca = "x"\nkey = "y"', "tls.certificate is missing"),
+    ('name = "a"\n[tls]\nca = "x"\ncertificate = "y"', "tls.key is missing"),
+    ('name = "a"\n[tls]\nca = 1', "tls.ca = 1: it has to be text"),
+    ('name = "a"\n[tls]\nca = "x"\ncertificate = "y"\nkey = "z"\nkeys = "z"', "tls.keys: there is"),
+    ('name = "a"\ntls = true', "[tls] has to be a table"),
     ('name = "a"\n[qemu.secondary]\nargs = ["-m", "1G"]', "-m belongs to both hosts"),
     ('name = "a"\n[qemu]\nargs = ["-m", "512X"]', "-m 512X: not a size"),
     *(

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from colo.config import VmConfig, load
+from colo.config import TlsFiles, VmConfig, load
+from colo.node.tls import Tls
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +27,27 @@ def test_the_readmes_vm_file_is_one(tmp_path: Path) -> None:
     assert config.arbiter.startswith("file:")
 
 
+def test_the_manuals_commands_make_certificates_for_tls(tmp_path: Path) -> None:
+    manual = (ROOT / "docs" / "operating.md").read_text().replace("\\\n", "")
+    commands = [line.strip() for line in manual.splitlines() if line.startswith("    openssl ")]
+    assert len(commands) == 3
+    for command in commands:
+        subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, capture_output=True)
+    Tls(TlsFiles(tmp_path / "ca.crt", tmp_path / "host.crt", tmp_path / "host.key"))
+    verify = ["openssl", "verify", "-CAfile", "ca.crt", "-verify_hostname", "web1.example"]
+    subprocess.run([*verify, "host.crt"], cwd=tmp_path, check=True, capture_output=True)
+
+
 def test_the_manual_names_every_key_of_the_vm_file() -> None:
     manual = (ROOT / "docs" / "operating.md").read_text()
     keys = set(VmConfig.__dataclass_fields__) - {"primary_args", "secondary_args", "store_folder"}
+    keys = keys - {"tls"} | set(TlsFiles.__dataclass_fields__)
     assert [key for key in sorted(keys) if f"{key}`" not in manual] == []
+
+
+def test_the_guest_of_the_manual_does_what_it_says() -> None:
+    text = (ROOT / "docs" / "guests.md").read_text()
+    program = text.split("```python\n")[1].split("```")[0]
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stderr, done.stdout) == ("", text.split("```text\n")[1].split("```")[0])

@@ -106,12 +106,15 @@ def secondary(
     from colo.node.address import parse_address
     from colo.node.forwarding import Destination
     from colo.node.secondary import OnLoss, SecondaryNode
+    from colo.node.tls import make_tls
 
-    config, address = load(vm_file), parse_address(listen)
+    config = load(vm_file)
+    tls = make_tls(config)
+    address = parse_address(listen, tls)
     destination = None
     if forward is not None:
         return_path = None if forward_as == "same" else forward_as == "11"
-        destination = Destination(parse_address(forward), return_path)
+        destination = Destination(parse_address(forward, tls), return_path)
     arbiter = make_arbiter(config.arbiter)
 
     async def run(folder: StateFolder) -> int:
@@ -200,8 +203,12 @@ def _protect(
     from colo.failover.arbiter import make_arbiter
     from colo.node.address import parse_address
     from colo.node.primary import PrimaryNode
+    from colo.node.tls import make_tls
 
-    config, to = load(vm_file), parse_address(options["to"])
+    config = load(vm_file)
+    to = parse_address(options["to"], make_tls(config))
+    if options["stock"] and to.tls is not None:
+        raise UsageError("--stock and [tls]: a stock QEMU has a TLS of its own: take [tls] out")
     arbiter = make_arbiter(config.arbiter)
 
     async def run(folder: StateFolder) -> int:
@@ -274,13 +281,54 @@ def export(state_dir: Path, file: Path) -> int:
 
 
 @main.command()
+@click.argument("source", metavar="FILE|DIR", type=click.Path(path_type=Path))
+@click.argument("other", metavar="[OTHER]", required=False, type=click.Path(path_type=Path))
+@click.option("--device", "patterns", metavar="NAME", multiple=True, help="Show its fields (*, ?).")
+@click.option("--json", "as_json", is_flag=True, help="All of it, for scripts.")
 @_reporting
-def demo() -> int:
+def inspect(source: Path, other: Path | None, patterns: tuple[str, ...], as_json: bool) -> int:
+    """Show what a migration file, or the store of a state folder, holds.
+
+    With OTHER, how that differs from the first one.  QEMU makes such a file by `migrate` to
+    file:PATH or exec:'cat > PATH'.
+    """
+    from colo.inspection.as_json import difference_json, source_json
+    from colo.inspection.difference import compare
+    from colo.inspection.report import matching, render_difference, render_source
+    from colo.inspection.source import load_source
+    from colo.node.control import fetch_checkpoint
+
+    sources = [load_source(path, fetch_checkpoint) for path in (source, other) if path is not None]
+    wanted = matching(patterns, *sources) if patterns else None
+    if other is None and as_json:
+        click.echo(json.dumps(source_json(sources[0], wanted), indent=1))
+    elif other is None:
+        render_source(sources[0], wanted)
+    elif as_json:
+        click.echo(json.dumps(difference_json(compare(*sources), wanted), indent=1))
+    else:
+        render_difference(compare(*sources), wanted)
+    return 0
+
+
+@main.command()
+@click.option(
+    "--embedded", is_flag=True, help="Without QEMU: the guest is memory in a process of colo's."
+)
+@_reporting
+def demo(embedded: bool) -> int:
     """Show the whole story on this machine: protect a VM, kill it, see it go on."""
-    from colo.demo.lab import enter
+    if embedded:
+        from colo.demo.embedded import tell as tell_embedded
+
+        return asyncio.run(tell_embedded())
+    from colo.demo.lab import LabError, enter
     from colo.demo.story import tell
 
-    enter()
+    try:
+        enter()
+    except LabError as error:
+        raise LabError(f"{error}; `colo demo --embedded` needs only Python") from error
     return asyncio.run(tell())
 
 

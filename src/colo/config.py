@@ -27,6 +27,11 @@
     [network]
     high_water_mib = 4                       # so much held output asks for a checkpoint at once
     hold_limit_mib = 64                      # beyond so much, packets are dropped
+    [tls]                                    # between the hosts: without it, plain TCP
+    ca = "/etc/colo/ca.crt"                  # who signed the certificates of both
+    certificate = "/etc/colo/host.crt"       # this host's, and
+    key = "/etc/colo/host.key"               # its key
+    name = "web1.example"                    # not needed: what both have to be issued for
 
 colo adds what is its own: QMP, ``-incoming``, the memory backend, the TCG preload.
 """
@@ -47,7 +52,7 @@ from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import Limits
 from colo.network.pace import Pace
 
-__all__ = ["RAM_BLOCK", "VmConfig", "load", "memory_size"]
+__all__ = ["RAM_BLOCK", "TlsFiles", "VmConfig", "load", "memory_size"]
 
 #: What QEMU calls the main memory of its pc and q35 machines, and so its block in the stream.
 RAM_BLOCK: Final = "pc.ram"
@@ -77,6 +82,16 @@ _OWN_OPTIONS: Final = {
 
 
 @dataclass(frozen=True)
+class TlsFiles:
+    """What makes the connections between the hosts secure; ``name``: see ``node.tls``."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+    name: str | None = None
+
+
+@dataclass(frozen=True)
 class VmConfig:
     """A VM file that was read and checked."""
 
@@ -98,6 +113,7 @@ class VmConfig:
     age_max_ms: float = 1000.0
     high_water_mib: float = 4.0
     hold_limit_mib: float = 64.0
+    tls: TlsFiles | None = None
 
     @property
     def pace(self) -> Pace:
@@ -165,6 +181,7 @@ def _vm(top: _Table) -> VmConfig:
     primary, secondary = qemu.table("primary"), qemu.table("secondary")
     store, failover = top.table("store"), top.table("failover")
     checkpoints, network = top.table("checkpoints"), top.table("network")
+    tls = _tls(top.table("tls")) if "tls" in top else None
     config = VmConfig(
         name=name,
         binary=qemu.take("binary", str, VmConfig.binary),
@@ -184,11 +201,19 @@ def _vm(top: _Table) -> VmConfig:
         age_max_ms=checkpoints.number("age_max_ms"),
         high_water_mib=network.number("high_water_mib"),
         hold_limit_mib=network.number("hold_limit_mib"),
+        tls=tls,
     )
     for table in (primary, secondary, qemu, store, failover, checkpoints, network, top):
         table.finish()
     _check(config)
     return config
+
+
+def _tls(table: _Table) -> TlsFiles:
+    ca, certificate, key = (Path(table.take(each, str)) for each in ("ca", "certificate", "key"))
+    name = table.take("name", str, "") or None
+    table.finish()
+    return TlsFiles(ca, certificate, key, name)
 
 
 def _check(config: VmConfig) -> None:
@@ -223,6 +248,9 @@ class _Table:
     def __init__(self, content: dict[str, Any], path: str) -> None:
         self._content = dict(content)
         self._path = path
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._content
 
     def take(self, key: str, kind: type[_T] | tuple[type, ...], default: Any = None) -> Any:
         value = self._content.pop(key, default)

@@ -12,6 +12,7 @@ from colo.guest.monitor import Monitor
 from colo.guest.outgoing import ColoPrimary
 
 BANDWIDTH = 128 << 20
+DELAY_MS = 20_000
 OLD = ("xbzrle", "compress", "events", "x-colo", "return-path", "auto-converge", "x-ignore-shared")
 NEW = ("xbzrle", "events", "x-colo", "return-path", "auto-converge", "mapped-ram")
 
@@ -23,7 +24,10 @@ class FakeQemu(Monitor):
         super().__init__()
         self.major = major
         self.capabilities = {name: name in on for name in (OLD if major < 11 else NEW)}
-        self.parameters: dict[str, Any] = {"max-bandwidth": BANDWIDTH}
+        self.parameters: dict[str, Any] = {
+            "max-bandwidth": BANDWIDTH,
+            "x-checkpoint-delay": DELAY_MS,
+        }
         self.status = "none"
         self.running = True
 
@@ -106,9 +110,10 @@ def test_only_what_colo_needs_is_on_meanwhile(
             await colo.start("unix:/x", 100)
             assert qemu.on == during
             assert qemu.parameters["max-bandwidth"] > BANDWIDTH
+            assert qemu.parameters["x-checkpoint-delay"] == 100
             await colo.run_alone()
             assert qemu.on == after
-            assert qemu.parameters["max-bandwidth"] == BANDWIDTH
+            assert qemu.parameters == {"max-bandwidth": BANDWIDTH, "x-checkpoint-delay": DELAY_MS}
 
     asyncio.run(play())
 

@@ -43,6 +43,7 @@ from tests.streams import (
     fill,
     full,
     naive,
+    pages_of,
     paint,
     pieces,
     plain,
@@ -596,3 +597,19 @@ def test_the_cases_have_every_form_of_page() -> None:
     assert content(1) != content(2)
     assert Checkpoint().pages == []
     assert SMALL_DEVICES.endswith(b"\x7e\0\0\0\7\0") and SMALL_DESCRIPTION["devices"]
+
+
+def test_a_plain_migration_is_read_where_that_is_wanted() -> None:
+    stream = Stream("plain", before=(), parts=((full(RAM, [1]),),))
+    buffer, pages = ReceiveBuffer(bytearray(1 << 20)), list[Page]()
+    reader = MigrationReader(
+        buffer,
+        LIMITS,
+        lambda header, blocks: None,
+        lambda run: pages.extend(pages_of([run])),
+        lambda command, value: None,
+        plain=True,
+    )
+    buffer.append(stream.data)
+    assert reader.advance()
+    assert pages == stream.pages

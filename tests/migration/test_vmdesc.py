@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from colo.errors import PeerError, StreamError
-from colo.migration.vmdesc import Device, fit, parse_description, walk
+from colo.migration.vmdesc import Device, parse_description, walk
 from tests.streams import (
     DESCRIPTION_11,
     DESCRIPTION_72,
@@ -290,50 +290,3 @@ def test_a_description_may_say_more_than_colo_reads() -> None:
     found = parse_description(text)
     assert found is not None
     assert walk(found, memoryview(b"\0")) == []
-
-
-# -- fitting a later device state ------------------------------------------------------------
-
-TRAP = b"\x7e\x00\x00\x00\x01" + b"\x04\x00" + b"\x7e\x00\x00\x00\x01\x00"
-
-
-@each_case
-def test_what_fits_is_kept(case: tuple[Part, ...]) -> None:
-    data, description = devices(*case)
-    assert fit(description, data) is description
-
-
-@pytest.mark.parametrize(
-    "later",
-    [
-        (device(1, "uart", 3, plain("divider", b"\1\2")),),
-        (
-            device(1, "uart", 3, plain("divider", b"\1\2"), subsection("uart/fifo", 1)),
-            device(2, "pit", 1, plain("channel", bytes(40)), instance=7),
-        ),
-        (
-            device(1, "uart", 3, plain("divider", TRAP)),
-            device(0x7E000000, "pit", 1, plain("channel", TRAP), instance=7),
-        ),
-        (device(2, "pit", 1),),
-        (),
-    ],
-    ids=["shorter", "one more", "what looks like an end", "another", "none"],
-)
-def test_what_does_not_fit_any_more_is_described_section_by_section(
-    later: tuple[Part, ...],
-) -> None:
-    described = devices(device(1, "uart", 3, plain("divider", b"\1"), subsection("uart/lcr", 1)))[1]
-    data, exact = devices(*later)
-    with pytest.raises(StreamError):
-        walk(described, memoryview(data))
-    found = walk(fit(described, data), memoryview(data))
-    assert found == walk(exact, memoryview(data))
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"\x04", b"\x05" + bytes(30), DEVICES_72[:-2], DEVICES_72[1:]]
-)
-def test_what_are_no_sections_cannot_be_described(data: bytes) -> None:
-    with pytest.raises(StreamError):
-        fit({"devices": []}, data)

@@ -19,8 +19,10 @@ from colo.node.address import Address
 from colo.node.figures import Figures
 from colo.node.receiving import Receiving
 from colo.node.sending import Sending
+from colo.node.tls import Tls
 from colo.protocol.states import SecondaryEvent
 from colo.store.store import Store
+from tests.certificates import Authority
 
 NAME = "pair"
 
@@ -79,20 +81,22 @@ def make_store(folder: Path, block: RamBlock) -> Store:
 
 
 async def connected(kind: str, folder: Path) -> tuple[socket.socket, socket.socket]:
-    """Two ends of a connection: ``pair``, ``unix`` or ``tcp``."""
+    """Two ends of a connection: ``pair``, ``unix``, ``tcp`` or ``tls``."""
     if kind == "pair":
         return socket.socketpair()
+    tls = Tls(Authority.make(folder / "ca").issue("a")) if kind == "tls" else None
     if kind == "unix":
         address = Address(path=str(folder / "listening"))
         server = address.listen()
     else:
         server = Address(host="127.0.0.1", port=0).listen()
-        address = Address(host="127.0.0.1", port=server.getsockname()[1])
+        address = Address(host="127.0.0.1", port=server.getsockname()[1], tls=tls)
     with server:
         server.setblocking(False)
-        one = await address.connect()
-        other, _ = await asyncio.get_running_loop().sock_accept(server)
-    return one, other
+        connecting = asyncio.create_task(address.connect())
+        accepted, _ = await asyncio.get_running_loop().sock_accept(server)
+        other = await tls.accept(accepted) if tls is not None else accepted
+    return await connecting, other
 
 
 class Pair:

@@ -6,10 +6,15 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from colo.config import VmConfig
-from colo.errors import PeerError
+from colo.errors import ChannelLost, PeerError
 from colo.failover.link import Hello, Word, WordKind
-from colo.node.link import Link
+from colo.node.address import Address
+from colo.node.link import Link, call
+from colo.node.tls import Tls
+from tests.certificates import Authority
 
 SOON_S = 0.01
 NEVER_S = 60.0
@@ -104,3 +109,19 @@ def test_a_hello_is_a_word_like_any_other() -> None:
         b.link.close()
 
     scene(play)
+
+
+def test_a_call_to_one_who_has_tls_is_told_so(authority: Authority) -> None:
+    async def play() -> None:
+        tls, loop = Tls(authority.files("a")), asyncio.get_running_loop()
+        with Address(host="127.0.0.1", port=0).listen() as server:
+            server.setblocking(False)
+            address = Address(host="127.0.0.1", port=server.getsockname()[1])
+            calling = asyncio.create_task(call(address, Hello.ours(VmConfig(name="web1")), 10))
+            sock, _ = await loop.sock_accept(server)
+            with pytest.raises(ChannelLost, match="does not speak TLS"):
+                await tls.accept(sock)
+            with pytest.raises(ChannelLost, match=r"with \[tls\] in both"):
+                await calling
+
+    asyncio.run(play())

@@ -15,10 +15,11 @@ import pytest
 from colo.errors import ChannelLost, PeerError
 from colo.guest.memory import MemoryGuest
 from colo.migration.writer import device_state
+from colo.node.sending import Sending
 from colo.protocol.states import PrimaryState, SecondaryEvent, SecondaryState
-from tests.node.pair import Pair, Uniform, Watched, contents, make_store, paired
+from tests.node.pair import NAME, Pair, Uniform, Watched, contents, make_store, paired
 
-KINDS = ("pair", "unix", "tcp")
+KINDS = ("pair", "unix", "tcp", "tls")
 
 FIRST = """
 primary VM run → stop
@@ -213,6 +214,24 @@ def test_wherever_it_is_cut_off_the_last_whole_checkpoint_is_taken_over(
             await cut.run(tmp_path / "store")
             expected = None if after < first else whole[0] if after < second else whole[1]
             assert cut.found == expected, f"cut after {after} of {uncut.marks}"
+
+    asyncio.run(run())
+
+
+def test_a_secondary_that_takes_nothing_is_lost() -> None:
+    guest = Watched(4096)
+    guest.scribble(list(range(4096)), 1)
+
+    async def run() -> None:
+        here, there = socket.socketpair()
+        with there:
+            sending = Sending(NAME, guest, here, limit_s=0.2)
+            with pytest.raises(ChannelLost, match=r"silent for 0\.2 s"):
+                await sending.migrate()
+            assert sending.state is PrimaryState.LOST
+            assert not guest.running.is_set()
+            await sending.failover()
+            assert guest.running.is_set()
 
     asyncio.run(run())
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from colo.errors import ChannelLost
 from colo.node import reception
 from colo.node.address import Address
 from colo.node.reception import Reception
+from colo.node.tls import Tls
+from tests.certificates import Authority
 
 
 class Host:
@@ -95,3 +100,57 @@ def test_one_who_says_nothing_is_shown_the_door(
 ) -> None:
     monkeypatch.setattr(reception, "_FIRST_WORD_S", 0.05)
     assert visit(path, b"Q").strangers == ["a unix socket: it said nothing"]
+
+
+# -- with TLS -----------------------------------------------------------------------------
+
+
+def visit_tls(tls: Tls | None, visitor: Tls | None, silent: int = 0) -> Host:
+    """Connect over TCP, after some who say nothing; say a magic, and return who was led where."""
+
+    async def run() -> Host:
+        host, loop = Host(), asyncio.get_running_loop()
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(Address(host="127.0.0.1", port=0).listen())
+            door = Reception(server, host.channel, host.link, host.stranger, tls)
+            serving = asyncio.create_task(door.serve())
+            address = Address(host="127.0.0.1", port=server.getsockname()[1])
+            for _ in range(silent):
+                stack.enter_context(await address.connect())
+            with contextlib.suppress(ChannelLost):
+                sock = await replace(address, tls=visitor).connect()
+                await loop.sock_sendall(stack.enter_context(sock), b"QEVM\0\0\0\3")
+            async with asyncio.timeout(10):
+                while not (host.channels or host.links or host.strangers):
+                    await asyncio.sleep(0.001)
+            serving.cancel()
+        return host
+
+    return asyncio.run(run())
+
+
+def test_who_is_secured_is_led_on(authority: Authority) -> None:
+    """And is not held up by others, however many, who are in no hurry."""
+    host = visit_tls(Tls(authority.files("b")), Tls(authority.files("a")), silent=20)
+    assert host.channels == [b"QEVM\0\0\0\3"]
+    assert not host.strangers
+
+
+def test_who_has_no_tls_is_told_so(authority: Authority) -> None:
+    host = visit_tls(Tls(authority.files("b")), None)
+    assert host.strangers[0].endswith(": it does not speak TLS: both VM files need [tls]")
+    assert host.strangers[0].startswith("tcp:127.0.0.1:")
+
+
+def test_who_has_tls_where_there_is_none_is_told_so(authority: Authority) -> None:
+    host = visit_tls(None, Tls(authority.files("a")))
+    assert host.strangers[0].endswith(": it speaks TLS: both VM files need [tls], or neither")
+
+
+def test_who_has_a_certificate_of_another_ca_is_told_so(
+    authority: Authority, tmp_path: Path
+) -> None:
+    other = replace(Authority.make(tmp_path / "ca").issue("c"), ca=authority.files("a").ca)
+    host = visit_tls(Tls(authority.files("b")), Tls(other))
+    assert ": its certificate is not accepted: " in host.strangers[0]
+    assert not host.channels

@@ -5,24 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from colo.errors import StoreError, UnsupportedFeature
+from colo.inspection.source import load_stream
 from colo.migration.ram import Limits
 from colo.migration.reader import Header, Migration
-from colo.store.export import migration_stream, write_file
+from colo.store.export import export_stream, migration_stream, write_file
 from colo.store.store import Store
+from colo.store.view import View
 from tests.streams import (
     DEVICES_72,
     RAM,
     RSDP,
+    SMALL_DESCRIPTION,
     SMALL_DEVICES,
     Reading,
+    device,
+    devices,
     fill,
     full,
     later_devices,
     naive,
+    plain,
+    subsection,
 )
 
 LIMITS = Limits(ram_bytes=1 << 20, device_bytes=64 << 10, description_bytes=64 << 10)
@@ -156,3 +164,28 @@ def _full_disk() -> Iterator[bytes]:
     with open("/dev/full", "wb", buffering=0) as full_disk:
         full_disk.write(b"x")
     yield b""
+
+
+def exported(store: Store, description: dict[str, Any], devices: bytes) -> bytes:
+    """What is exported of a later checkpoint with these devices."""
+    migration = Migration(Header("q35"), 3, (RAM, RSDP), SMALL_DEVICES, (), description)
+    store.commit_migration(migration)
+    store.commit(1, devices)
+    store.apply()
+    store.applied()
+    return b"".join(export_stream(View(store)))
+
+
+def test_an_export_describes_the_devices_as_they_are_now(store: Store) -> None:
+    clock = (plain("now", b"\7\7"), subsection("clock/more", 1, plain("x", b"\3")))
+    later, _ = devices(device(7, "clock", 1, *clock))
+    found = load_stream("export", [exported(store, SMALL_DESCRIPTION, later)])
+    assert [each.fields for each in found.devices] == [
+        {"now": b"\7\7", "clock/more": {"data": b"\3"}}
+    ]
+
+
+def test_an_export_does_without_a_description_if_none_can_be_made(store: Store) -> None:
+    tail = naive(exported(store, SMALL_DESCRIPTION, DEVICES_72)).tail
+    assert tail.startswith(DEVICES_72 + b"\6")
+    assert tail.endswith(b'"devices": []}')

@@ -40,6 +40,7 @@ __all__ = [
     "Place",
     "enter",
     "needs",
+    "obstacle",
 ]
 
 CLIENT_ADDRESS: Final = "10.77.0.1"
@@ -101,6 +102,19 @@ def needs() -> str | None:
     return None
 
 
+def obstacle() -> str | None:
+    """Say why no lab can be set up here, in a user namespace neither; None if it can."""
+    missing = needs()
+    if missing is None:
+        return None
+    may_help = shutil.which("unshare") is not None and os.access(_TUN, os.R_OK | os.W_OK)
+    if not may_help or _ENTERED in os.environ:
+        return missing
+    if not _works([*_IN_USER_NAMESPACE, "unshare", "--net", "true"]):
+        return f"{missing} (nor does this system let it have a user namespace)"
+    return None
+
+
 def enter() -> None:
     """Make sure that a lab can be set up, by starting this very command again if need be.
 
@@ -108,15 +122,11 @@ def enter() -> None:
     its beginning with the same id.  Call it before anything is begun.  Raises LabError where
     that is not allowed.
     """
-    missing = needs()
-    if missing is None:
+    if needs() is None:
         return
     command = [*_IN_USER_NAMESPACE, "--", sys.executable, *sys.orig_argv[1:]]
-    may_help = shutil.which("unshare") is not None and os.access(_TUN, os.R_OK | os.W_OK)
-    if not may_help or _ENTERED in os.environ:
-        raise LabError(missing)
-    if not _works([*_IN_USER_NAMESPACE, "unshare", "--net", "true"]):
-        raise LabError(f"{missing} (nor does this system let it have a user namespace)")
+    if (why := obstacle()) is not None:
+        raise LabError(why)
     os.environ[_ENTERED] = "1"
     sys.stdout.flush()
     sys.stderr.flush()

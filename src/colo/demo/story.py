@@ -24,16 +24,15 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from qemu.qmp import EventListener, QMPClient
-from rich.console import Console
 
 from colo.config import load
 from colo.demo.guest_image import KERNEL_WORDS, GuestImage, build
 from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
-from colo.errors import ColoError
+from colo.demo.telling import DemoError, Event, begin, side_by_side
 from colo.guest.preload import cache_folder
 from colo.guest.qemu import plan
 
-__all__ = ["DemoError", "tell"]
+__all__ = ["tell"]
 
 _MEMORY_MIB: Final = 256
 _CHECKPOINTS: Final = 60
@@ -57,23 +56,12 @@ _VERIFIED: Final = re.compile(r"colo-guest: verified records=(\d+) ledger=(\d+)"
 T = TypeVar("T")
 
 
-class DemoError(ColoError):
-    """The story did not come true."""
-
-
 async def tell() -> int:
     """Tell the story; return 0.  Raises ColoError where something was not as it should be."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(
-        "\n[bold]A virtual machine survives the death of its host.[/bold]\n"
-        "Host A, host B and a client are network namespaces on this machine.\n"
+    console, say = begin(
+        "A virtual machine survives the death of its host.",
+        "Host A, host B and a client are network namespaces on this machine.",
     )
-    began = time.monotonic()
-
-    def say(who: str, text: str) -> None:
-        seconds = time.monotonic() - began
-        console.print(f"[dim]{seconds:5.1f} s[/dim]  [bold]{who:<7}[/bold] {text}")
-
     image = build(cache_folder() / "guest", lambda text: say("", f"[dim]{text}[/dim]"))
     with tempfile.TemporaryDirectory(prefix="colo-demo-") as name, Lab() as lab:
         say("", "[dim]trying which accelerator works here[/dim]")
@@ -238,20 +226,11 @@ class _Story:
     def side_by_side(self) -> Iterator[str]:
         """The client's view beside what happens, around the kill."""
         checkpoint = self._after["takeover"]["checkpoint"]
-        events = [(at, f"line {number}", "") for number, at in self._lines()]
+        events: list[Event] = [(at, f"line {number}", "") for number, at in self._lines()]
         events.append((self._killed_at, "", "[red]host A: SIGKILL[/red]"))
-        events.append(
-            (
-                self._after["takeover"]["running_at"],
-                "",
-                f"[green]host B: RUNNING from checkpoint {checkpoint}[/green]",
-            )
-        )
-        events.sort()
-        kill = next(i for i, event in enumerate(events) if event[0] == self._killed_at)
-        yield f"  [dim]{'time':>9}   {'what the client sees':<22} what happens[/dim]"
-        for at, seen, happens in events[max(0, kill - 4) : kill + 7]:
-            yield f"  {(at - self._killed_at) * 1e3:+6.0f} ms   {seen:<22} {happens}"
+        running = f"[green]host B: RUNNING from checkpoint {checkpoint}[/green]"
+        events.append((self._after["takeover"]["running_at"], "", running))
+        yield from side_by_side(events, self._killed_at)
 
     def figures(self) -> Iterator[str]:
         """The figures at the end."""

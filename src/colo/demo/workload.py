@@ -1,10 +1,11 @@
 """What runs in the demo's memory guest, and can tell whether its memory is right.
 
 It counts.  Each step writes some pages, drawn by the step's number, and says one line: that number,
-from 0.  All that it knows is in the guest: the seed and the count in its blob, and in each page
-words that follow from the write that made it.  So from the count alone it can tell what every page
-has to hold, also in a guest that was just taken over: a page that is stale, from the future or
-damaged does not hold that.
+from 0.  All that it knows is in the guest: how many steps it took with which seed in its blob, and
+in each page words that follow from the write that made it.  So from the blob alone it can tell what
+every page has to hold, also in a guest that was just taken over: a page that is stale, from the
+future or damaged does not hold that.  After a takeover it goes on with another seed, as a real
+guest would not do the same again either: so what is left of steps that were undone shows.
 
 Its lines go to an ``Outlet``, which holds them until the checkpoint that covers them is safe.
 """
@@ -58,12 +59,15 @@ class Outlet:
 
 
 class Workload:
-    """Runs in ``guest``: from where it stands, or from the beginning with ``seed``."""
+    """Runs in ``guest``, from where that stands, and draws by ``seed`` from now on."""
 
-    def __init__(self, guest: MemoryGuest, say: Callable[[bytes], None], seed: int = 0) -> None:
+    def __init__(self, guest: MemoryGuest, say: Callable[[bytes], None], seed: int) -> None:
         self._guest = guest
         self._say = say
-        self._seed, self.steps = _BLOB.unpack(guest.blob) if guest.blob else (seed, 0)
+        self._before = guest.blob
+        self._seed = seed
+        self._since = 0
+        self.steps = sum(steps for _, steps in _BLOB.iter_unpack(guest.blob))
         self._keep()
 
     async def run(self) -> None:
@@ -76,8 +80,9 @@ class Workload:
 
     def step(self) -> None:
         """Write some pages, count, and say the count."""
-        words = self._writes(self.steps, 1)
+        words = _writes(self._seed, self._since, 1)
         self._guest.write(self._pages(words), _content(words))
+        self._since += 1
         self.steps += 1
         self._keep()
         self._say(b"%d\n" % (self.steps - 1))
@@ -86,8 +91,9 @@ class Workload:
         """Look at every page.  Raises GuestError with the first that is not as it has to be."""
         count = len(self._guest.memory)
         last: Words = np.zeros(count, np.uint64)
-        words = self._writes(0, self.steps)
-        last[self._pages(words)] = words  # of several writes to a page the last one counts
+        for seed, steps in _BLOB.iter_unpack(self._guest.blob):
+            words = _writes(seed, 0, steps)
+            last[self._pages(words)] = words  # of several writes to a page the last one counts
         for first in range(0, count, _VERIFIED_PAGES):
             some = last[first : first + _VERIFIED_PAGES]
             expected = np.where((some != 0)[:, np.newaxis], _content(some), np.uint8(0))
@@ -97,14 +103,15 @@ class Workload:
                 raise GuestError(f"page {page} is not as {self.steps} steps have left it")
 
     def _keep(self) -> None:
-        self._guest.blob = _BLOB.pack(self._seed, self.steps)
-
-    def _writes(self, step: int, steps: int) -> Words:
-        """One word for each write of some steps: it decides which page, and what goes into it."""
-        return mix(multiples(step * _STEP_PAGES + 1, steps * _STEP_PAGES, self._seed))
+        self._guest.blob = self._before + _BLOB.pack(self._seed, self._since)
 
     def _pages(self, words: Words) -> NDArray[np.int64]:
         return (words % np.uint64(len(self._guest.memory))).astype(np.int64)
+
+
+def _writes(seed: int, step: int, steps: int) -> Words:
+    """One word for each write of some steps: it decides which page, and what goes into it."""
+    return mix(multiples(step * _STEP_PAGES + 1, steps * _STEP_PAGES, seed))
 
 
 def _content(words: Words) -> Bytes:

@@ -3,7 +3,7 @@
 The primary needs to *suspend* it, *save* what changed, and *resume* it; the secondary needs to
 *load* a checkpoint and *run* it.  Nothing else in colo knows what a guest is.  Guests that come
 with colo: ``guest.memory`` (pages and a blob in this process, the worked example of
-docs/guests.md), ``store.source`` (a checkpoint store as the guest of a further secondary), and
+docs/guests.md), ``guest.stored`` (a checkpoint store as the guest of a further secondary), and
 ``node.waiting`` (a QEMU that waits to run what it loads).
 
 A guest is memory in blocks of 4096-byte pages, and a *device state*: whatever else it is made of,

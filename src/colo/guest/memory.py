@@ -49,6 +49,11 @@ class MemoryGuest:
         self.memory[numbers] = content
         self._dirty[numbers] = True
 
+    @property
+    def dirty(self) -> int:
+        """How many pages were written since the last ``save``."""
+        return int(np.count_nonzero(self._dirty))
+
     # -- of the primary -------------------------------------------------------------------
 
     @property

@@ -24,14 +24,18 @@ _RETURN_PATH_MAJOR: Final = 11
 _BANDWIDTH_MAX: Final = 1 << 40  # bytes per second: no limit
 #: Capabilities that may be as they are; any other that COLO does not need is off meanwhile.
 _HARMLESS: Final = frozenset({"auto-converge", "events"})
+#: What is set while a VM is protected.
+_PARAMETERS: Final = ("max-bandwidth", "x-checkpoint-delay")
+#: The secondary's reply to a request may be held back, so requests may come early.
+_SOON_MS: Final = 1
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What was set in QEMU before: the capabilities that were on, and max-bandwidth."""
+    """What was set in QEMU before: the capabilities that were on, and parameters."""
 
     capabilities: frozenset[str]
-    bandwidth: int
+    parameters: dict[str, Any]
 
 
 class ColoPrimary:
@@ -45,6 +49,7 @@ class ColoPrimary:
         self._allow_broken = allow_broken
         self._exits = EventListener("COLO_EXIT")
         self._version = (0, 0)
+        self._delay_ms = _SOON_MS
         self._found: _Found | None = None
         qemu.qmp.register_listener(self._exits)
 
@@ -63,11 +68,13 @@ class ColoPrimary:
         """Whether the secondary of this QEMU first speaks the return-path protocol."""
         return self._version[0] >= _RETURN_PATH_MAJOR
 
-    async def start(self, uri: str, delay_ms: int) -> None:
+    async def start(self, uri: str, delay_ms: int = _SOON_MS) -> None:
         """Migrate to the secondary at ``uri`` (``unix:PATH``, ``tcp:HOST:PORT``) and enter COLO.
 
-        ``delay_ms`` lies between two checkpoints.  Returns once COLO is on.  Raises GuestError.
+        ``delay_ms`` after a checkpoint QEMU requests the next.  Returns once COLO is on.
+        Raises GuestError.
         """
+        self._delay_ms = delay_ms
         await self.check()
         await self._look()
         await self._have(self._needed)
@@ -82,9 +89,9 @@ class ColoPrimary:
         await self._qemu.execute("migrate", uri=uri)
         await self._entered(uri)
 
-    async def checkpoint(self, delay_ms: int) -> None:
-        """Ask for a checkpoint now; the next comes by itself ``delay_ms`` after it."""
-        await self._qemu.execute("migrate-set-parameters", x_checkpoint_delay=delay_ms)
+    async def request(self) -> None:
+        """Have QEMU request a checkpoint now, and start its timer anew."""
+        await self._qemu.execute("migrate-set-parameters", x_checkpoint_delay=self._delay_ms)
 
     async def ended(self) -> str:
         """Wait until QEMU leaves COLO, or dies; return why, in QEMU's own words."""
@@ -130,13 +137,13 @@ class ColoPrimary:
             on = {name for name, state in (await self._capabilities()).items() if state}
             on -= {"x-ignore-shared"} | (self._needed if "x-colo" in on else set())
             parameters = await self._qemu.execute("query-migrate-parameters")
-            self._found = _Found(frozenset(on), parameters["max-bandwidth"])
+            self._found = _Found(frozenset(on), {name: parameters[name] for name in _PARAMETERS})
 
     async def _set_back(self) -> None:
         await self._look()
         assert self._found is not None
         await self._have(self._found.capabilities)
-        await self._qemu.execute("migrate-set-parameters", max_bandwidth=self._found.bandwidth)
+        await self._qemu.execute("migrate-set-parameters", **self._found.parameters)
         self._found = None
 
     async def _have(self, wanted: frozenset[str]) -> None:

@@ -21,7 +21,7 @@ async def obstacles(qemu: Monitor, netdevs: list[str], allow_disks: bool) -> lis
     if (await qemu.execute("query-migrate-parameters")).get("tls-creds"):
         found.append(
             "the migration parameter tls-creds is set, and QEMU migrates to colo's own socket: "
-            'set it to ""; the connection between the hosts is not QEMU\'s'
+            'set it to ""; between the hosts it is [tls] in the VM file that encrypts'
         )
     if await _property(qemu, "/machine", "suppress-vmdesc"):
         found.append("the machine has suppress-vmdesc=on: start QEMU without it")

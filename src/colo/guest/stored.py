@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from colo.guest.interface import Saved
 from colo.migration.ram import RamBlock
-from colo.migration.vmdesc import fit
+from colo.store.export import describe
 from colo.store.store import Checkpoint
 from colo.store.view import View
 
@@ -54,9 +54,7 @@ class StoredGuest:
         checkpoint = self._checkpoint
         assert checkpoint is not None and everything is not self._begun
         self._begun = True
-        description = checkpoint.description
-        if everything:
-            description = fit(description, checkpoint.device_state)
+        description = describe(checkpoint) if everything else checkpoint.description
         return Saved(self._view.pages(), checkpoint.device_state, description)
 
     async def resume(self) -> None:

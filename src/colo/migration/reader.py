@@ -141,7 +141,8 @@ class MigrationReader(_Incremental):
 
     ``on_blocks`` is called once with the block list, before any page; ``on_pages`` with each run
     of pages, whose arrays are valid only during the call; ``on_command`` with each command of
-    the primary and, for a ping, its number.
+    the primary and, for a ping, its number.  A migration without COLO is read too if it may be
+    ``plain``: a file is one.
     """
 
     def __init__(
@@ -151,10 +152,13 @@ class MigrationReader(_Incremental):
         on_blocks: Callable[[Header, tuple[RamBlock, ...]], None],
         on_pages: Callable[[PageRun], None],
         on_command: Callable[[Command, int | None], None],
+        *,
+        plain: bool = False,
     ) -> None:
         super().__init__(self._read())
         self._buffer = buffer
         self._limits = limits
+        self._plain = plain
         self._on_blocks = on_blocks
         self._on_pages = on_pages
         self._on_command = on_command
@@ -278,7 +282,7 @@ class MigrationReader(_Incremental):
             self._fail(f"ram section of version {version}, not {RAM_VERSION}")
         if self.ram.blocks:
             self._fail("a second ram section")
-        if not self._colo:
+        if not self._colo and not self._plain:
             raise UnsupportedFeature(
                 "a plain migration without COLO",
                 "switch on the capability x-colo and, from QEMU 11 on, return-path",

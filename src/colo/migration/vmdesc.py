@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from colo.errors import StreamError
 from colo.migration.format import PAGE_SIZE, Section
 
-__all__ = ["Device", "fit", "parse_description", "walk"]
+__all__ = ["Device", "Visitor", "parse_description", "walk", "walk_content"]
 
 _DEPTH_MAX = 64
 #: A field has a byte at least, mostly; so many may have none.
 _STEPS_FREE = 100_000
 _STEPS_PER_BYTE = 4
-#: Of a section: type, id, the length of its name; instance, version.
-_HEAD_BYTES = 6 + 8
-_EOF = bytes([Section.EOF])
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,19 @@ class Device:
     version: int
     start: int
     end: int
+
+
+class Visitor(Protocol):
+    """Told by a walk of all that it passes, in the order of the stream."""
+
+    def begin(self, name: str, description: dict[str, Any]) -> None:
+        """A device, an element of a struct, or a subsection begins."""
+
+    def field(self, description: dict[str, Any], data: bytes) -> None:
+        """A field that is no struct, with all of its elements, is passed."""
+
+    def end(self) -> None:
+        """What began last ends."""
 
 
 def parse_description(data: bytes) -> dict[str, Any] | None:
@@ -53,7 +64,12 @@ def parse_description(data: bytes) -> dict[str, Any] | None:
     return description
 
 
-def walk(description: dict[str, Any], data: memoryview, position: int = 0) -> list[Device]:
+def walk(
+    description: dict[str, Any],
+    data: memoryview,
+    position: int = 0,
+    visitor: Visitor | None = None,
+) -> list[Device]:
     """Walk the device sections in ``data``, which ends with the stream's EOF byte.
 
     ``position`` is the place of ``data[0]`` in the stream, for error texts.  Raises StreamError
@@ -61,64 +77,47 @@ def walk(description: dict[str, Any], data: memoryview, position: int = 0) -> li
     """
     if description.get("page_size", PAGE_SIZE) != PAGE_SIZE:
         raise StreamError(f"pages of {description['page_size']} bytes, not 4096", position)
+    with _malformed(position):
+        return _Walk(data, position, visitor).devices(description["devices"])
+
+
+def walk_content(
+    description: dict[str, Any], data: memoryview, visitor: Visitor | None = None
+) -> None:
+    """Walk what is between the header and the footer of one device, or a struct by itself.
+
+    Raises StreamError unless it is just as the description says.
+    """
+    with _malformed(0):
+        _Walk(data, 0, visitor).content(description)
+
+
+@contextmanager
+def _malformed(position: int) -> Iterator[None]:
     try:
-        return _Walk(data, position).devices(description["devices"])
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise StreamError(f"the device description is malformed: {error!r}", position) from error
 
 
-def fit(description: dict[str, Any], data: bytes) -> dict[str, Any]:
-    """Return a description that fits the device sections in ``data``, those of a later checkpoint.
+class _Nobody:
+    """A visitor that does not care."""
 
-    A VM's subsections come and go, and with them what was described once may not fit any more.
-    Then this tells the sections alone, without their fields.  Raises StreamError.
-    """
-    try:
-        walk(description, memoryview(data))
-    except StreamError:
-        return {"page_size": PAGE_SIZE, "devices": list(_sections(data))}
-    return description
+    def begin(self, name: str, description: dict[str, Any]) -> None:
+        pass
 
+    def field(self, description: dict[str, Any], data: bytes) -> None:
+        pass
 
-def _sections(data: bytes) -> Iterator[dict[str, Any]]:
-    """Describe each section as one piece: it ends at its footer, where the next one begins."""
-    at = 0
-    while data[at:] != _EOF:
-        name = _name_at(data, at)
-        if name is None:
-            raise StreamError("no device section begins here", at)
-        start = at + _HEAD_BYTES + len(name)
-        footer = bytes([Section.FOOTER]) + data[at + 1 : at + 5]
-        end = data.find(footer, start)
-        while end >= 0 and not _is_boundary(data, end + len(footer)):
-            end = data.find(footer, end + 1)
-        if end < 0:
-            raise StreamError(f"the section of device {name} has no end", at)
-        yield {
-            "name": name,
-            "instance_id": int.from_bytes(data[start - 8 : start - 4], "big"),
-            "version": int.from_bytes(data[start - 4 : start], "big"),
-            "fields": [{"name": "data", "type": "buffer", "size": end - start}],
-        }
-        at = end + len(footer)
-
-
-def _is_boundary(data: bytes, at: int) -> bool:
-    return data[at:] == _EOF or _name_at(data, at) is not None
-
-
-def _name_at(data: bytes, at: int) -> str | None:
-    """The name of the device whose section begins here, or None."""
-    if len(data) < at + _HEAD_BYTES or data[at] != Section.FULL:
-        return None
-    name = data[at + 6 : at + 6 + data[at + 5]]
-    return name.decode() if name.isascii() and name.decode().isprintable() and name else None
+    def end(self) -> None:
+        pass
 
 
 class _Walk:
-    def __init__(self, data: memoryview, position: int) -> None:
+    def __init__(self, data: memoryview, position: int, visitor: Visitor | None) -> None:
         self._data = data
         self._position = position
+        self._visitor = visitor or _Nobody()
         self._at = 0
         self._steps = _STEPS_FREE + _STEPS_PER_BYTE * len(data)
 
@@ -129,6 +128,11 @@ class _Walk:
             self._fail(f"{len(self._data) - self._at} bytes after the last device")
         return devices
 
+    def content(self, description: dict[str, Any]) -> None:
+        self._content(description, str(description.get("name", "")), 0)
+        if self._at != len(self._data):
+            self._fail(f"{len(self._data) - self._at} bytes after the last field")
+
     def _device(self, description: dict[str, Any]) -> Device:
         start, name, instance = self._at, description["name"], description["instance_id"]
         self._expect(bytes([Section.FULL]), f"the section of device {name}")
@@ -138,7 +142,9 @@ class _Walk:
         version = int.from_bytes(self._take(4, name), "big")
         if description.get("version", version) != version:
             self._fail(f"version {version} of device {name}, described {description['version']}")
+        self._visitor.begin(name, description)
         self._content(description, name, 0)
+        self._visitor.end()
         self._expect(bytes([Section.FOOTER]) + section_id, f"the footer of device {name}")
         return Device(name, instance, version, start, self._at)
 
@@ -154,11 +160,13 @@ class _Walk:
             if size < 0 or count < 0:
                 self._fail(f"{inner}: size {size}, array_len {count}")
             if "struct" not in field:
-                self._take(size * count, inner)
+                self._visitor.field(field, self._take(size * count, inner))
                 continue
             for _ in range(count if size else 0):
                 end = self._at + size
+                self._visitor.begin(field["name"], field)
                 self._content(field["struct"], inner, depth + 1)
+                self._visitor.end()
                 if self._at != end:
                     self._fail(f"{inner}: {size} bytes described, its parts end at {self._at}")
         for subsection in description.get("subsections", []):
@@ -166,7 +174,9 @@ class _Walk:
             self._expect(bytes([Section.SUBSECTION]), f"the subsection {name}")
             self._name(name)
             self._expect(_u32(subsection["version"]), f"the version of subsection {name}")
+            self._visitor.begin(name, subsection)
             self._content(subsection, name, depth + 1)
+            self._visitor.end()
 
     def _name(self, name: str) -> None:
         encoded = name.encode()

@@ -158,21 +158,25 @@ class RamWriter:
         """
         if not len(run):
             return 0
+        first, others = self.heads(run)
+        size, at = run.content.shape[1], len(first)
+        room[:at] = first
+        room[at : at + size] = run.content[0].data
+        records = np.ndarray((len(others), 8 + size), np.uint8, room, at + size)
+        headers = np.ndarray((len(others),), ">u8", room, at + size, (8 + size,))
+        headers[:] = others
+        records[:, 8:] = run.content[1:]
+        return int(at + size + records.nbytes)
+
+    def heads(self, run: PageRun) -> tuple[bytes, NDArray[np.uint64]]:
+        """What stands before the content of a run's first page; and 8 bytes for each other one."""
         kind = RamFlag.ZERO if run.is_fill else RamFlag.PAGE
-        at = 0
-        if run.block != self._current:
-            self._current = run.block
-            first = struct.pack(">Q", int(run.offsets[0]) | kind)
-            first += _name(run.block.name) + run.content[0].tobytes()
-            at = len(first)
-            room[:at] = first
-            run = PageRun(run.block, run.offsets[1:], run.content[1:])
-        size = run.content.shape[1]
-        records = np.ndarray((len(run), 8 + size), np.uint8, room, at)
-        headers = np.ndarray((len(run),), ">u8", room, at, (8 + size,))
-        headers[:] = run.offsets.astype(np.uint64) | np.uint64(kind | RamFlag.CONTINUE)
-        records[:, 8:] = run.content
-        return at + records.nbytes
+        headers = (run.offsets.astype(np.uint64) | np.uint64(kind | RamFlag.CONTINUE)).astype(">u8")
+        if run.block == self._current:
+            return headers[:1].tobytes(), headers[1:]
+        self._current = run.block
+        first = struct.pack(">Q", int(run.offsets[0]) | kind) + _name(run.block.name)
+        return first, headers[1:]
 
     def end(self) -> bytes:
         """The mark that ends an item's content."""

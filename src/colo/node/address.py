@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from colo.errors import UsageError
+from colo.node.tls import Tls
 
 __all__ = ["Address", "parse_address"]
 
@@ -19,11 +20,12 @@ _PORT_MAX = 65535
 
 @dataclass(frozen=True)
 class Address:
-    """A unix socket's ``path``, or a TCP ``host`` and ``port``."""
+    """A unix socket's ``path``, or a TCP ``host`` and ``port``, whose connections may be TLS."""
 
     path: str = ""
     host: str = ""
     port: int = 0
+    tls: Tls | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         if self.path:
@@ -40,7 +42,7 @@ class Address:
             raise UsageError(f"cannot listen on {self}: {error.strerror or error}") from error
 
     async def connect(self) -> socket.socket:
-        """Return a connected socket that does not block.  Raises OSError."""
+        """Return a connected socket that does not block.  Raises OSError or ChannelLost."""
         loop = asyncio.get_running_loop()
         if self.path:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -55,7 +57,7 @@ class Address:
         except BaseException:
             sock.close()
             raise
-        return sock
+        return sock if self.tls is None else await self.tls.connect(sock)
 
     def _listen_tcp(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
@@ -86,8 +88,8 @@ class Address:
                 Path(self.path).unlink(missing_ok=True)
 
 
-def parse_address(text: str) -> Address:
-    """Parse an address.  Raises UsageError with the two forms."""
+def parse_address(text: str, tls: Tls | None = None) -> Address:
+    """Parse an address; ``tls`` is for one over TCP.  Raises UsageError with the two forms."""
     kind, _, rest = text.partition(":")
     if kind == "unix" and rest:
         return Address(path=rest)
@@ -95,5 +97,5 @@ def parse_address(text: str) -> Address:
         host, _, port = rest.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if host and port.isascii() and port.isdigit() and int(port) <= _PORT_MAX:
-            return Address(host=host, port=int(port))
+            return Address(host=host, port=int(port), tls=tls)
     raise UsageError(f"{text!r} is no address: unix:PATH or tcp:HOST:PORT")

@@ -5,10 +5,10 @@ does between two of them is not seen: it is told to the machine as done when the
 proves it.  So the machine's table and its invariants hold here too, above all that packets are
 released by VMSTATE_RECEIVED and by nothing else.
 
-The way from a held packet to a stopped VM is kept short.  QEMU requests each checkpoint as soon as
-the last one has ended, the secondary replies, and the reply is held here until the checkpoint is
-due: the VM runs until QEMU has it.  So the asking (a QMP command, a message to the other host and
-one back) costs the packet nothing.
+The way from a held packet to a stopped VM is kept short.  QEMU requests each checkpoint soon after
+the last one has ended, by its own timer; the secondary replies; and the reply is held here until
+the checkpoint is due: the VM runs until QEMU has it.  So the asking (a message to the other host
+and one back, and no command to QEMU) costs the packet nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from colo.protocol.states import Do, PrimaryEvent, PrimaryState
 __all__ = ["Checkpointing"]
 
 _SAMPLES: Final = 1024
+#: A request that has not led to a reply by then is asked for; QEMU's timer is of the host's clock.
+_LATE_S: Final = 0.25
 
 
 class Checkpointing:
@@ -54,7 +56,7 @@ class Checkpointing:
         self._gate = gate
         self._on_protected = on_protected
         self._timer: asyncio.TimerHandle | None = None
-        self._asking: asyncio.Task[None] | None = None
+        self._nudging: asyncio.Task[None] | None = None
         self._stopped_at = 0.0
         self._resumed_at = 0.0
         self._stopped_s = 0.0
@@ -124,9 +126,9 @@ class Checkpointing:
 
     def schedule(self) -> None:
         """Have the next checkpoint taken, now or when it is due."""
-        self._cancel()
         if not self._replied:
             return
+        self._cancel()
         due = due_at(
             self._config.pace,
             self._gate.held_since,
@@ -166,9 +168,15 @@ class Checkpointing:
         stopped, and drops what is over 10,000 frames.
         """
         self._gate.flush()
-        self._asking = asyncio.create_task(self._ask())
+        if not self._replied:
+            self._cancel()
+            self._timer = asyncio.get_running_loop().call_later(_LATE_S, self._nudge)
+
+    def _nudge(self) -> None:
+        """No reply yet: either the secondary is still busy, or QEMU has not asked."""
+        self._nudging = asyncio.create_task(self._ask())
+        self._timer = asyncio.get_running_loop().call_later(_LATE_S, self._nudge)
 
     async def _ask(self) -> None:
-        """Have QEMU request the next checkpoint already; its own timer asks for it late."""
         with contextlib.suppress(GuestError):  # a dying QEMU is noticed where it dies
-            await self._colo.checkpoint(round(self._config.age_max_ms))
+            await self._colo.request()

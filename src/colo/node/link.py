@@ -126,12 +126,17 @@ async def call(address: Address, ours: Hello, limit_s: float) -> tuple[socket.so
                         if word.kind is WordKind.REFUSED:
                             raise _refusal(address, word)
                         return sock, Hello.of(word)
-                raise ChannelLost(f"{address} closed the connection: is it a colo secondary?")
+                raise ConnectionResetError
             except BaseException:
                 sock.close()
                 raise
     except TimeoutError:
         raise ChannelLost("no answer") from None
+    except ConnectionResetError:
+        raise ChannelLost(
+            f"{address} closed the connection: is it a colo secondary, with [tls] in both VM files "
+            "or in neither?"
+        ) from None
     except OSError as error:
         raise ChannelLost(str(error.strerror or error)) from error
 

@@ -21,6 +21,7 @@ from typing import Any, Final
 from colo.errors import GuestError
 from colo.guest.monitor import Monitor
 from colo.network.gate import Gate, GateState
+from colo.node.figures import summarise, summary
 
 __all__ = ["NetGate", "cards"]
 
@@ -72,6 +73,21 @@ class NetGate:
         """When the oldest held bytes came."""
         since = [door.gate.held_since for door in self._doors if door.gate.held_since is not None]
         return min(since, default=None)
+
+    def figures(self) -> dict[str, Any]:
+        """What the status file has of each netdev's gate."""
+        return {
+            netdev: {
+                "gate": gate.state.name,
+                "frames": gate.stats.frames,
+                "bytes": gate.stats.bytes,
+                "dropped": gate.stats.dropped,
+                "held_bytes": gate.held_bytes,
+                "held_max_bytes": gate.stats.held_max_bytes,
+                "held_ms": summary(summarise(gate.stats.held_s), 1e3),
+            }
+            for netdev, gate in self.gates.items()
+        }
 
     async def install(self, netdevs: list[str]) -> None:
         """Put a gate, open, before each netdev.  Raises GuestError and leaves nothing behind."""

@@ -27,7 +27,6 @@ from colo.guest.preflight import obstacles
 from colo.node.address import Address
 from colo.node.checkpointing import Checkpointing
 from colo.node.control import Answer, serve_orders
-from colo.node.figures import summarise, summary
 from colo.node.instance import instance
 from colo.node.link import Link, call
 from colo.node.netgate import NetGate, cards
@@ -44,7 +43,7 @@ _RETRY_MOST_S: Final = 60.0
 _STATUS_S: Final = 0.25
 _LAST_EVENTS_S: Final = 0.05
 _DYING_S: Final = 0.5
-_BYE_S: Final = 2.0
+_WHY_S: Final = 0.5
 
 
 class _End(Enum):
@@ -97,6 +96,7 @@ class PrimaryNode:
         self._end: asyncio.Future[_End] | None = None
         self._fate: _End | None = None  # what no later session can change
         self._fated = asyncio.Event()
+        self._refused = asyncio.Event()
         self._ordered = asyncio.Event()
         self._shutdown: str | None = None
         self._standing = Standing.STARTING
@@ -187,6 +187,7 @@ class PrimaryNode:
             assert self._fate is not None
             return self._fate
         self._session.begin()
+        self._refused.clear()
         self._was_protected, self._error = False, None
         try:
             await self._gate.install(self._netdevs)
@@ -247,8 +248,7 @@ class PrimaryNode:
             server.listen(1)
             server.setblocking(False)
             accepted = asyncio.ensure_future(loop.sock_accept(server))
-            delay = round(self._config.age_max_ms)
-            starting = asyncio.ensure_future(self._colo.start(f"unix:{path}", delay))
+            starting = asyncio.ensure_future(self._colo.start(f"unix:{path}"))
             assert self._end is not None
             first: set[asyncio.Future[Any]] = {accepted, starting, self._end}
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
@@ -301,6 +301,9 @@ class PrimaryNode:
     async def _ask(self) -> None:
         """The secondary is lost: ask for the right to run alone, and act on the answer."""
         self._standing = Standing.LOST
+        if self._session.machine.state is PrimaryState.MIGRATING and self._link is not None:
+            with contextlib.suppress(TimeoutError):  # the other connection may bring the reason
+                await asyncio.wait_for(self._refused.wait(), _WHY_S)
         if self._session.machine.can(PrimaryEvent.LOST):
             self._session.machine.handle(PrimaryEvent.LOST)
         if self._relay is not None:
@@ -394,7 +397,7 @@ class PrimaryNode:
     def _protected(self) -> None:
         self._standing, self._was_protected, self._pause_s = Standing.PROTECTED, True, _RETRY_S
         self._error = None
-        self._say(f"PROTECTED by {self._to}")
+        self._say(f"PROTECTED by {self._to}{', over TLS' if self._to.tls else ''}")
 
     def _lost(self, error: PeerError) -> None:
         if self._session.machine.state is PrimaryState.MIGRATING:
@@ -404,7 +407,9 @@ class PrimaryNode:
 
     def _hear(self, word: Word) -> None:
         if word.kind is WordKind.REFUSED:
-            self._lost(ChannelLost(f"{self._to} refuses: {word.content.get('why')}"))
+            self._error = f"{self._to} refuses: {word.content.get('why')}"
+            self._refused.set()
+            self._lost(ChannelLost(self._error))
 
     def _left_by_qemu(self, why: str) -> None:
         """QEMU ended its connection: mostly because it died, which is not the secondary's loss."""
@@ -484,17 +489,6 @@ class PrimaryNode:
             "error": self._error,
             "bytes_total": self._relay.bytes_sent if self._relay else None,
             "phases_ms": self._session.figures(),
-            "network": {
-                netdev: {
-                    "gate": gate.state.name,
-                    "frames": gate.stats.frames,
-                    "bytes": gate.stats.bytes,
-                    "dropped": gate.stats.dropped,
-                    "held_bytes": gate.held_bytes,
-                    "held_max_bytes": gate.stats.held_max_bytes,
-                    "held_ms": summary(summarise(gate.stats.held_s), 1e3),
-                }
-                for netdev, gate in self._gate.gates.items()
-            },
+            "network": self._gate.figures(),
             "qemu": {"pid": self._qemu.pid},
         }

@@ -1,7 +1,8 @@
 """Who is at the door: one address takes checkpoint channels and control links.
 
 They are told apart by their first four bytes, which are looked at and left where they are: «QEVM»
-begins a migration, «COLO» a control link.  Whoever says nothing is shown the door.
+begins a migration, «COLO» a control link.  Whoever says nothing is shown the door.  Where the VM
+file has [tls], nobody gets so far who has not proved who they are.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from colo.errors import ChannelLost
 from colo.failover.link import LINK_MAGIC
 from colo.migration.format import FILE_MAGIC, MULTIFD_MAGIC
+from colo.node.sockets import readable
+from colo.node.tls import Tls
 
 __all__ = ["Reception"]
 
 _FIRST_WORD_S: Final = 2.0
 _MAGIC_BYTES: Final = 4
+_TLS_MAGIC: Final = b"\x16\x03"
 
 
 class Reception:
@@ -34,11 +39,13 @@ class Reception:
         on_channel: Callable[[socket.socket, str], None],
         on_link: Callable[[socket.socket, str], None],
         on_stranger: Callable[[str, str], None],
+        tls: Tls | None = None,
     ) -> None:
         self._server = server
         self._on_channel = on_channel
         self._on_link = on_link
         self._on_stranger = on_stranger
+        self._tls = tls
         self._visits: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -56,6 +63,12 @@ class Reception:
                 visit.cancel()
 
     async def _receive(self, sock: socket.socket, peer: str) -> None:
+        if self._tls is not None:
+            try:
+                sock = await self._tls.accept(sock)
+            except ChannelLost as error:
+                self._on_stranger(peer, str(error))
+                return
         with contextlib.ExitStack() as stack:
             stack.callback(sock.close)
             try:
@@ -74,6 +87,8 @@ class Reception:
             elif magic == MULTIFD_MAGIC.to_bytes(4, "big"):
                 why = "it is a multifd channel: switch the capability multifd off"
                 self._on_stranger(peer, why)
+            elif magic.startswith(_TLS_MAGIC):
+                self._on_stranger(peer, "it speaks TLS: both VM files need [tls], or neither")
             else:
                 self._on_stranger(peer, "it is neither a QEMU migration nor a colo")
 
@@ -83,23 +98,13 @@ async def _peek(sock: socket.socket, count: int) -> bytes:
     sock.setblocking(False)
     before = -1
     while True:
-        await _readable(sock)
+        await readable(sock)
         data = sock.recv(count, socket.MSG_PEEK)
         if len(data) >= count or not data:
             return data
         if len(data) == before:  # readable stays readable: give the rest time to arrive
             await asyncio.sleep(0.01)
         before = len(data)
-
-
-async def _readable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(sock, readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(sock)
 
 
 def _name(peer: Any) -> str:

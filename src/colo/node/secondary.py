@@ -127,7 +127,7 @@ class SecondaryNode:
                     f"(QEMU {self._waiting.qemu.pid} is ready to take over)"
                 )
                 self._write_status()
-                door = Reception(server, self._begin, self._greet, self._strange)
+                door = Reception(server, self._begin, self._greet, self._strange, self._listen.tls)
                 work = (door.serve(), self._watch(), self._end())
                 tasks = [asyncio.create_task(each) for each in work]
                 if self._forwarding is not None:

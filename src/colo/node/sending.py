@@ -7,8 +7,7 @@ may be asked for between any two steps, also while one is under way in another t
 connection is closed, which ends that step, and then the guest is resumed.
 
 What is written is gathered, and goes out when an answer is waited for, so a small checkpoint is
-one write.  Pages go out by a thread of their own, a run at a time through the same piece of
-memory, which stays in the processor's cache.
+one write.  Many pages go out by a thread of their own, from where they lie: see ``vectored``.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from colo.migration.ram import PageRun
 from colo.migration.reader import Header
 from colo.migration.returnpath import ReturnPathDecoder
 from colo.migration.writer import (
-    RUN_PAGES,
     RamWriter,
     command,
     description,
@@ -37,7 +35,8 @@ from colo.migration.writer import (
     ram_item,
     ram_section,
 )
-from colo.node.sockets import quick_ack, tune
+from colo.node.sockets import limit_sends, quick_ack, tune
+from colo.node.vectored import VECTOR_PAGES, Vector
 from colo.protocol.messages import Message, MessageDecoder, encode
 from colo.protocol.primary import Primary
 from colo.protocol.states import Do, Effect, PrimaryEvent, PrimaryState
@@ -81,14 +80,13 @@ class Sending:
         self._decoder = MessageDecoder()
         self._messages: list[Message] = []
         self._ram = RamWriter()
-        self._room = memoryview(bytearray(RamWriter.room(RUN_PAGES)))
         self._out = bytearray()
         self._saved: Saved | None = None
         self._under_way = False
         self._steering = asyncio.Lock()  # one at a time suspends or resumes the guest
         tune(sock)
-        self._bulk = sock.dup()  # the same connection, for the thread, with a time limit
-        self._bulk.settimeout(limit_s)
+        limit_sends(sock, limit_s)
+        self._bulk = sock.dup()  # the same connection, for the thread
 
     @property
     def state(self) -> PrimaryState:
@@ -242,15 +240,17 @@ class Sending:
         """Write all pages and their end mark: few at once, many by the thread."""
         runs = (piece for run in saved.pages for piece in _cut(run))
         for run in runs:
-            if len(self._out) > _INLINE_BYTES:
-                await self._flush()
+            if len(self._out) + run.content.nbytes > _INLINE_BYTES:
                 await self._in_thread(chain([run], runs))
                 break
-            self._out += self._room[: self._ram.write(run, self._room)]
+            self._out += self._ram.pages(run)
         self._out += self._ram.end()
 
     async def _in_thread(self, runs: Iterator[PageRun]) -> None:
-        work = asyncio.get_running_loop().run_in_executor(None, self._send_pages, runs)
+        """Send what is gathered, and then the pages."""
+        before, self._out = self._out, bytearray()
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(None, self._send_pages, before, runs)
         try:
             self.bytes_sent += await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -258,12 +258,21 @@ class Sending:
             await asyncio.wait({work})
             raise
 
-    def _send_pages(self, runs: Iterator[PageRun]) -> int:
+    def _send_pages(self, before: bytearray, runs: Iterator[PageRun]) -> int:
+        """The socket blocks meanwhile: the kernel wakes us sooner than a poll would."""
         total = 0
-        for run in runs:
-            size = self._ram.write(run, self._room)
-            self._bulk.sendall(self._room[:size])
-            total += size
+        self._bulk.setblocking(True)
+        try:
+            for run in runs:
+                vector = Vector(self._ram, run, before)
+                before.clear()
+                total += vector.size
+                while vector.left:
+                    vector.write(self._bulk.fileno())
+        except BlockingIOError:
+            raise TimeoutError from None
+        finally:
+            self._bulk.setblocking(False)
         return total
 
     async def _write(self, data: bytes) -> None:
@@ -326,7 +335,7 @@ class Sending:
 
 
 def _cut(run: PageRun) -> Iterator[PageRun]:
-    """Cut a run into such as fit the memory."""
-    for start in range(0, len(run), RUN_PAGES):
-        end = start + RUN_PAGES
+    """Cut a run into such as fit a vector."""
+    for start in range(0, len(run), VECTOR_PAGES):
+        end = start + VECTOR_PAGES
         yield PageRun(run.block, run.offsets[start:end], run.content[start:end])

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import struct
 from typing import Final
 
-__all__ = ["quick_ack", "tune"]
+__all__ = ["limit_sends", "quick_ack", "readable", "tune", "writable"]
 
 #: A TCP peer whose host is gone is noticed within about so many seconds, also when idle.
 _KEEPALIVE_IDLE_S: Final = 1
 _KEEPALIVE_INTERVAL_S: Final = 1
 _KEEPALIVE_PROBES: Final = 3
+#: With less room between them the two ends wait for each other by turns.  The kernel may allow
+#: less; TCP finds its own size.
+_UNIX_BUFFER_BYTES: Final = 2 << 20
 
 
 def tune(sock: socket.socket) -> None:
     """Make a connection non-blocking; over TCP send at once, and notice a dead host."""
     sock.setblocking(False)
     if sock.family == socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_BUFFER_BYTES)
         return
     for option, value in (
         (socket.TCP_NODELAY, 1),
@@ -33,3 +39,30 @@ def quick_ack(sock: socket.socket) -> None:
     """Acknowledge what was just read at once; the kernel forgets this after a while."""
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+async def readable(sock: socket.socket) -> None:
+    """Wait until there is something to read, or the end."""
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sock, event.set)
+    try:
+        await event.wait()
+    finally:
+        loop.remove_reader(sock)
+
+
+async def writable(sock: socket.socket) -> None:
+    """Wait until there is room to write."""
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_writer(sock, event.set)
+    try:
+        await event.wait()
+    finally:
+        loop.remove_writer(sock)
+
+
+def limit_sends(sock: socket.socket, limit_s: float) -> None:
+    """Have a send that blocks for so long fail with EAGAIN."""
+    whole_s = int(limit_s)
+    limit = struct.pack("@ll", whole_s, int((limit_s - whole_s) * 1e6))  # struct timeval
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

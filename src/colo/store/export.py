@@ -7,16 +7,20 @@ import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any, Final
 
-from colo.errors import StoreError
+from colo.errors import StoreError, StreamError
 from colo.migration.format import IGNORE_SHARED, PAGE_SIZE
 from colo.migration.ram import PageRun
 from colo.migration.reader import Header
+from colo.migration.redescribe import redescribe
 from colo.migration.writer import RamWriter, migration, page_runs
 from colo.store.store import Checkpoint, Store
 from colo.store.view import View
 
-__all__ = ["export_stream", "migration_stream", "write_file"]
+__all__ = ["describe", "export_stream", "migration_stream", "write_file"]
+
+_UNDESCRIBED: Final[dict[str, Any]] = {"page_size": PAGE_SIZE, "devices": []}
 
 
 def migration_stream(store: Store, mapped: Collection[str] = ()) -> Iterator[bytes]:
@@ -29,7 +33,7 @@ def migration_stream(store: Store, mapped: Collection[str] = ()) -> Iterator[byt
     checkpoint = store.checkpoint
     assert checkpoint is not None and store.is_applied
     capabilities = (IGNORE_SHARED,) if mapped else ()
-    return _stream(checkpoint, _pages(store, checkpoint, mapped), capabilities)
+    return _stream(checkpoint, _pages(store, checkpoint, mapped), capabilities, _UNDESCRIBED)
 
 
 def export_stream(view: View) -> Iterator[bytes]:
@@ -41,7 +45,8 @@ def export_stream(view: View) -> Iterator[bytes]:
 
     def stream() -> Iterator[bytes]:
         with contextlib.closing(view):
-            yield from _stream(checkpoint, view.pages(), ())
+            described = describe(checkpoint)
+            yield from _stream(checkpoint, view.pages(), (), described)
 
     return stream()
 
@@ -52,8 +57,19 @@ def _pages(store: Store, checkpoint: Checkpoint, mapped: Collection[str]) -> Ite
             yield from page_runs(block, store.images[block.name].pages)
 
 
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A description of the devices; an empty one, with which QEMU loads them too, if need be."""
+    try:
+        return redescribe(checkpoint.description, checkpoint.device_state)
+    except StreamError:
+        return _UNDESCRIBED
+
+
 def _stream(
-    checkpoint: Checkpoint, pages: Iterator[PageRun], capabilities: tuple[str, ...]
+    checkpoint: Checkpoint,
+    pages: Iterator[PageRun],
+    capabilities: tuple[str, ...],
+    described: dict[str, Any],
 ) -> Iterator[bytes]:
     return migration(
         RamWriter(),
@@ -61,7 +77,7 @@ def _stream(
         checkpoint.ram_section,
         checkpoint.blocks,
         pages,
-        (checkpoint.device_state, {"page_size": PAGE_SIZE, "devices": []}),
+        (checkpoint.device_state, described),
     )
 
 

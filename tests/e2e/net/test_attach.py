@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.e2e.net.stage import WAIT_S, Stage, Vm, alive, at, execute, left_in_q
 
 pytestmark = pytest.mark.e2e
 
+BARE = Vm(guest=False, memory_mib=32)
 TWO_CARDS = Vm(nics=("virtio-net-pci", "e1000"))
 
 
@@ -48,7 +50,7 @@ def test_protection_ends_by_order_and_begins_again(stage: Stage, vm: Vm) -> None
     client.check()
 
 
-@pytest.mark.parametrize("vm", [Vm(guest=False, memory_mib=32)], ids=["bare"])
+@pytest.mark.parametrize("vm", [BARE], ids=["bare"])
 def test_what_an_earlier_migration_left_is_off_and_then_set_back(stage: Stage, vm: Vm) -> None:
     by_hand = stage.qemu("q")
     own, other = by_hand.state / "qmp.sock", by_hand.state / "second.sock"
@@ -75,6 +77,36 @@ def switched_on(path: Path) -> set[str]:
     """The migration capabilities that are on."""
     found = execute(path, "query-migrate-capabilities")
     return {each["capability"] for each in found if each["state"]}
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (replace(BARE, memory_mib=48), "make -m the same on both sides"),
+        (replace(BARE, args=("-machine", "q35")), "the primary's machine is pc-q35-"),
+    ],
+    ids=["another -m", "another machine"],
+)
+def test_first_copy_is_refused(stage: Stage, other: Vm, reason: str) -> None:
+    """The QEMU is not the one of the VM file.  QEMU 7.2 is in COLO before it hears of that."""
+    stage.vm = other
+    by_hand = stage.qemu("q")
+    qmp = by_hand.state / "second.sock"
+    stage.vm = BARE
+    secondary = stage.secondary()
+    primary = stage.protect("a", Place.HOST_A, by_hand.state / "qmp.sock")
+    primary.wait_said("trying again in")
+    assert reason in primary.said("the secondary is lost")[0]
+    assert reason in secondary.said("no first copy")[0]
+    assert primary.status()["state"] == "UNPROTECTED"
+    assert execute(qmp, "query-status")["running"]
+    assert (left_in_qemu(qmp), switched_on(qmp)) == ([], set())
+
+    primary.signal(signal.SIGINT)
+    assert primary.wait_exit() == 0
+    assert not primary.said("PROTECTED by")
+    assert secondary.state_name() == "LISTENING"
+    assert execute(qmp, "query-status")["running"]
 
 
 def test_colo_is_killed_and_comes_back(stage: Stage) -> None:

@@ -7,6 +7,7 @@ have to find it out.
 from __future__ import annotations
 
 import random
+import signal
 import time
 
 import pytest
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.e2e
 NEVER_MS = 3_600_000
 SEEN = 20
 RARE = Vm(options=f"[checkpoints]\nage_max_ms = {NEVER_MS}\n")
-ENTRIES = {"whole": ("-m", "colo"), "broken": (str(HERE / "broken_gate.py"),)}
+ENTRIES = {"whole": ("-m", "colo"), "broken": (str(HERE / "broken_gate.py"), "leaky")}
 
 
 @pytest.mark.parametrize("vm", [RARE], ids=["rare checkpoints"])
@@ -30,7 +31,8 @@ def test_broken_gate_is_noticed(stage: Stage, draw: random.Random, vm: Vm, gate:
     primary, secondary = stage.protected(entry=ENTRIES[gate])
     clients = [stage.client(kind, "--silence", "8") for kind in ("stream", "echo")]
     number = primary.checkpoint()
-    primary.qmp("migrate-set-parameters", x_checkpoint_delay=NEVER_MS)  # one now
+    if gate == "broken":
+        primary.signal(signal.SIGUSR1)  # one now
     wait(lambda: primary.checkpoint() > number, "a checkpoint with the connections in it")
     number = primary.checkpoint()
     for client in clients:
@@ -51,3 +53,23 @@ def test_broken_gate_is_noticed(stage: Stage, draw: random.Random, vm: Vm, gate:
     verdicts = [client.verdict() for client in clients]
     print(verdicts)
     assert not any(verdict["ok"] for verdict in verdicts), verdicts
+
+
+@pytest.mark.parametrize("gate", ["whole", "early"])
+def test_gate_that_opens_a_moment_early_is_noticed(stage: Stage, gate: str) -> None:
+    """The host dies between CHECKPOINT_REPLY and VMSTATE_RECEIVED, where the one differs."""
+    primary, secondary = stage.protected(entry=(str(HERE / "broken_gate.py"), gate))
+    client = stage.client("echo", "--size", "1400", "--pause-ms", "60", "--silence", "8")
+    client.wait_heard()
+    primary.signal(signal.SIGUSR1)
+
+    secondary.wait_state("RUNNING")
+    assert primary.has_ended()
+    if gate == "whole":
+        client.wait_heard()
+        client.check()
+        return
+    wait(client.ended, "the client to notice", WAIT_S)
+    verdict = client.verdict()
+    print(verdict)
+    assert not verdict["ok"], verdict

@@ -1,0 +1,1 @@
+"""What a migration stream or a store holds, and how two of them differ."""

@@ -1,0 +1,44 @@
+"""The command line: wrong usage is one line and exit code 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from colo.cli import main
+from tests.certificates import Authority
+
+
+def tls_file(folder: Path) -> Path:
+    """A VM file with TLS."""
+    files = Authority.make(folder / "ca").issue("a")
+    path = folder / "web1.toml"
+    path.write_text(
+        f'name = "web1"\n[tls]\nca = "{files.ca}"\n'
+        f'certificate = "{files.certificate}"\nkey = "{files.key}"\n'
+    )
+    return path
+
+
+def test_a_stock_secondary_has_no_tls(tmp_path: Path) -> None:
+    command = ["primary", str(tls_file(tmp_path)), "--qmp", "unix:/q", "--stock"]
+    command += ["--to", "tcp:127.0.0.1:9", "--state-dir", str(tmp_path / "state")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    assert len(result.output.splitlines()) == 1
+    assert "--stock and [tls]: " in result.output
+
+
+@pytest.mark.parametrize("command", ["secondary", "run"])
+def test_a_certificate_that_is_missing_is_told_at_once(command: str, tmp_path: Path) -> None:
+    path = tls_file(tmp_path)
+    (tmp_path / "ca" / "a.crt").unlink()
+    where = "--listen" if command == "secondary" else "--to"
+    arguments = [command, str(path), where, "tcp:127.0.0.1:0"]
+    result = CliRunner().invoke(main, [*arguments, "--state-dir", str(tmp_path / "state")])
+    assert result.exit_code == 2
+    assert len(result.output.splitlines()) == 1
+    assert f"[tls] certificate = {tmp_path / 'ca' / 'a.crt'}" in result.output
+    assert not (tmp_path / "state").exists()
