@@ -9,7 +9,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test qemu11 demo test check lint types bench docs clean
+.PHONY: help setup setup-test qemu11 demo test check lint types pairs bench docs clean
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ types: setup-test ## check types, strictly
 	$(PYTHON) -m mypy --strict $(CODE)
 
 check: lint types test ## style, types and every test: run it before a commit
+
+pairs: qemu11 ## have all pairs of QEMU and colo play, and write docs/compatibility.md
+	COLO_WRITE_PAIRS=1 $(PYTEST) --e2e=require tests/e2e/test_pairs.py
 
 bench: setup ## measure on this machine, into build/bench.json
 	@mkdir -p build

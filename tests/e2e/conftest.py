@@ -24,22 +24,42 @@ SEED = "COLO_E2E_SEED"
 @pytest.fixture(params=QEMUS)
 def qemu(request: pytest.FixtureRequest) -> str:
     """The QEMU to run on, of each version in turn."""
-    binary, major = QEMUS[request.param]
+    return find(request.param)
+
+
+@pytest.fixture(scope="session")
+def qemus() -> dict[str, str]:
+    """All versions, each with its QEMU."""
+    return {version: find(version) for version in QEMUS}
+
+
+def find(version: str) -> str:
+    """The QEMU of that version; without it the test is skipped."""
+    binary, major = QEMUS[version]
     if shutil.which(binary) is None:
-        pytest.skip(f"no QEMU {request.param}: install it, or `make qemu11`")
+        pytest.skip(f"no QEMU {version}: install it, or `make qemu11`")
     try:
         found, minor = version_of(binary)
     except ColoError as error:
-        pytest.skip(f"no QEMU {request.param}: {error}")
+        pytest.skip(f"no QEMU {version}: {error}")
     if found < major or (found > major and major < 11):
-        pytest.skip(f"no QEMU {request.param}: {binary} is {found}.{minor}")
+        pytest.skip(f"no QEMU {version}: {binary} is {found}.{minor}")
     return binary
 
 
 @pytest.fixture
 def scene(qemu: str, request: pytest.FixtureRequest) -> Iterator[Scene]:
     """A scene; its logs are in the report where the test fails."""
-    scene = Scene(qemu)
+    yield from play(Scene(qemu), request)
+
+
+@pytest.fixture
+def both(qemus: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Scene]:
+    """A scene in which each VM file names its QEMU."""
+    yield from play(Scene("none"), request)
+
+
+def play(scene: Scene, request: pytest.FixtureRequest) -> Iterator[Scene]:
     request.node.stash[_SCENE] = scene
     yield scene
     scene.close()

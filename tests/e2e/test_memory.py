@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from tests.e2e.harness import Host, PrimaryVm, Scene, VmFile, wait
+from tests.e2e.harness import Scene, VmFile, wait
+from tests.e2e.memory import Pages, differing, primary_memory, store_memory, wait_equal
 from tests.e2e.wire import Phase
 
 pytestmark = pytest.mark.e2e
 
 CHECKPOINTS = 20
-COMPARED_S = 20.0
 MANY = 800
 MANY_S = 120.0
-PAGE = 4096
-#: There the processor sees graphics memory, not the memory that the block holds.
-VGA_WINDOW = slice(0xA0000 // PAGE, 0xC0000 // PAGE)
-
-Pages = NDArray[np.uint8]
 
 
 def test_memory_is_equal_at_twenty_checkpoints(scene: Scene) -> None:
@@ -122,40 +114,3 @@ def test_takeover_that_qemu_refuses_does_not_touch_memory(scene: Scene) -> None:
     assert again.stderr.count("\n") == 1
     assert differing(truth, store_memory(host)) == []
     assert host.console.text() == ""
-
-
-def primary_memory(primary: PrimaryVm, folder: Path, vm: VmFile) -> Pages:
-    """The memory of the primary's VM, as QEMU sees it."""
-    path = folder / "memory"
-    primary.execute("pmemsave", val=0, size=vm.memory_mib << 20, filename=str(path))
-    pages = np.fromfile(path, np.uint8).reshape(-1, PAGE)
-    path.unlink()
-    return pages
-
-
-def store_memory(host: Host) -> Pages:
-    """What the secondary's store holds."""
-    return np.fromfile(host.state / "store" / "pc.ram", np.uint8).reshape(-1, PAGE)
-
-
-def wait_equal(truth: Pages, host: Host, what: str) -> None:
-    """Wait until the store has applied the checkpoint, and its memory is the VM's."""
-    found: list[int] = []
-
-    def is_equal() -> bool:
-        found[:] = differing(truth, store_memory(host))
-        return not found
-
-    try:
-        wait(is_equal, "equal memory", COMPARED_S)
-    except AssertionError:
-        pages = ", ".join(f"{number:#x}" for number in found[:20])
-        pytest.fail(f"{what}: {len(found)} pages differ: {pages}")
-
-
-def differing(one: Pages, other: Pages) -> list[int]:
-    """The numbers of the pages that differ."""
-    assert one.shape == other.shape
-    unequal = (one.view(np.uint64) != other.view(np.uint64)).any(axis=1)
-    unequal[VGA_WINDOW] = False
-    return [int(number) for number in np.flatnonzero(unequal)]

@@ -106,6 +106,13 @@ def test_a_device_of_one_field_keeps_its_name() -> None:
     assert of_one(first, later) == {"virtio": bytes(31)}
 
 
+def test_a_device_without_a_vmsd_may_change_its_size() -> None:
+    """QEMU describes a device of the old style as one field; the demo's guest is one too."""
+    old, new = (device(1, "old", 1, plain("data", bytes(size))) for size in (9, 31))
+    del old.described["vmsd_name"]
+    assert fitted((old,), (new,)) == {"old 0": {"data": bytes(31)}}
+
+
 def test_a_device_comes_and_goes() -> None:
     a, b, c = (device(n, name, 1, X) for n, name in ((1, "a"), (2, "b"), (3, "c")))
     every = (a, b, c, device(4, "c", 1, X, instance=1))

@@ -302,6 +302,26 @@ def test_failover_while_nothing_is_due(kind: str, tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_session_is_cancelled_also_while_its_connection_ends(tmp_path: Path) -> None:
+    async def run() -> None:
+        for turns in range(20):
+            async with paired(Watched(4), tmp_path) as pair:
+                await pair.sending.migrate()
+                idle = asyncio.create_task(pair.sending.run(asyncio.Event().wait))
+                await asyncio.sleep(0)
+                pair.receiving.close()
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                was_cancelled = idle.cancel()
+                await asyncio.wait({idle}, timeout=5)
+                assert idle.cancelled() is was_cancelled
+                if not was_cancelled:
+                    with pytest.raises(PeerError):
+                        idle.result()
+
+    asyncio.run(run())
+
+
 def test_what_runs_alone_can_be_protected_again(tmp_path: Path) -> None:
     guest = Watched(512)
 

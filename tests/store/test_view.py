@@ -194,6 +194,10 @@ def test_it_ends_with_its_checkpoint(store: Store) -> None:
     store.give_up()
     with pytest.raises(StoreError, match="its VM runs"):
         other.open()
+    with pytest.raises(StoreError, match="its VM runs"):
+        View(store)
+    store.take_back()
+    assert View(store).open().number == 0
 
 
 def test_there_is_none_before_the_first_checkpoint(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from colo.guest.interface import Saved
 from colo.migration.ram import RamBlock
+from colo.store.export import describe
 from colo.store.store import Checkpoint
 from colo.store.view import View
 
@@ -38,6 +39,11 @@ class StoredGuest:
         """The VM's memory."""
         return self._view.blocks
 
+    @property
+    def number(self) -> int | None:
+        """Which checkpoint is looked at, or was last."""
+        return self._checkpoint.number if self._checkpoint is not None else None
+
     async def suspend(self) -> None:
         """Look at the newest whole checkpoint."""
         await self._settled()
@@ -48,7 +54,8 @@ class StoredGuest:
         checkpoint = self._checkpoint
         assert checkpoint is not None and everything is not self._begun
         self._begun = True
-        return Saved(self._view.pages(), checkpoint.device_state, checkpoint.description)
+        description = describe(checkpoint) if everything else checkpoint.description
+        return Saved(self._view.pages(), checkpoint.device_state, description)
 
     async def resume(self) -> None:
         """Nothing stands still."""

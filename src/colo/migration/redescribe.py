@@ -128,13 +128,14 @@ def _fit(device: dict[str, Any], content: bytes) -> dict[str, Any]:
     """Describe the content of a device's section."""
     if _fits(device, content):
         return device
-    try:
-        refitted = _Refit(content).part(device, 0)
-    except _Misfit:
-        pass
-    else:
-        if _fits(refitted, content):
-            return refitted
+    if "vmsd_name" in device:  # one of the old style has no parts that could come and go
+        try:
+            refitted = _Refit(content).part(device, 0)
+        except _Misfit:
+            pass
+        else:
+            if _fits(refitted, content):
+                return refitted
     return _replaced(device, [_one_field(device, len(content))], [])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from colo.errors import ColoError
+from colo.errors import ColoError, PeerError
 from colo.guest.stored import StoredGuest
 from colo.node.address import Address
 from colo.node.sending import Sending
@@ -56,19 +56,25 @@ class Forwarding:
         self._limit_s = limit_s
         self._say = say
         self._session: Sending | None = None
+        self._held: int | None = None
         self._error: str | None = None
         self.fresh = asyncio.Event()
 
     async def run(self) -> None:
-        """Hand on until cancelled; a session that ends is begun anew."""
+        """Hand on whatever the store holds until cancelled; a session that ends is begun anew."""
         while True:
-            await self.fresh.wait()
+            while self._store.checkpoint is None:
+                await self._due()
             try:
                 await self._hand_on()
             except (ColoError, OSError) as error:
-                if str(error) != self._error:
-                    self._error = str(error)
-                    self._say(f"nothing is handed on to {self._to}: {error}")
+                why = str(error) or "no answer"
+                if why != self._error:
+                    self._error = why
+                    self._say(
+                        f"nothing is handed on to {self._to}: {why}; "
+                        f"trying again every {_AGAIN_S:.0f} s"
+                    )
             await asyncio.sleep(_AGAIN_S)
 
     def status(self) -> dict[str, Any]:
@@ -77,6 +83,7 @@ class Forwarding:
         return {
             "to": str(self._to),
             "state": session.state.name if session is not None else "CONNECTING",
+            "checkpoint": self._held,
             "checkpoints": session.machine.number if session is not None else 0,
             "bytes": session.bytes_sent if session is not None else 0,
             "error": self._error,
@@ -85,12 +92,19 @@ class Forwarding:
     async def _hand_on(self) -> None:
         view = View(self._store)
         try:
-            sock = await self._to.connect()
+            async with asyncio.timeout(self._limit_s):
+                sock = await self._to.connect()
+            self._held = None
             guest = StoredGuest(view, self._settled)
             path = view.return_path if self._return_path is None else self._return_path
-            self._session = Sending(self._vm_name, guest, sock, self._limit_s, return_path=path)
+
+            def held() -> None:
+                self._held = guest.number
+
+            self._session = Sending(self._vm_name, guest, sock, self._limit_s, held, path)
             try:
-                await self._session.migrate()
+                await self._first_copy(self._session)
+                held()
                 self._error = None
                 self._say(f"checkpoints are handed on to {self._to}")
                 await self._session.run(self._due)
@@ -99,6 +113,14 @@ class Forwarding:
                 self._session = None
         finally:
             view.close()
+
+    async def _first_copy(self, session: Sending) -> None:
+        try:
+            await session.migrate()
+        except PeerError as error:
+            raise PeerError(
+                f"it did not take the first copy: {error}; its own log may say why"
+            ) from error
 
     async def _due(self) -> None:
         await self.fresh.wait()

@@ -83,6 +83,8 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "store" in content:
         guest, store = mib(content["guest_bytes"]), mib(content["store_bytes"])
         yield "memory", f"guest {guest}, store {store} in {content['store']}"
+    if content.get("forward"):
+        yield "handed on", _forward(content["forward"])
     for netdev, gate in content.get("network", {}).items():
         yield "network", f"{netdev}: {_gate(gate)}"
     if content["qemu"] is not None:
@@ -99,6 +101,13 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
     if content["error"]:
         yield "last error", content["error"]
+
+
+def _forward(forward: dict[str, Any]) -> str:
+    held = forward["checkpoint"]
+    there = "no whole checkpoint is there" if held is None else f"checkpoint {held} is there"
+    trouble = f"; not now: {forward['error']}" if forward["error"] else ""
+    return f"to {forward['to']}: {there}, {mib(forward['bytes'])} sent{trouble}"
 
 
 def _gate(gate: dict[str, Any]) -> str:

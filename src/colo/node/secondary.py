@@ -372,7 +372,6 @@ class SecondaryNode:
         session.handle(SecondaryEvent.FAILOVER)
         session.close()
         await session.applied()
-        self._store.give_up()
         try:
             facts = await self._takeover.start()
         except ColoError as error:

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import chain
 from typing import Final, NoReturn
 
-from colo.errors import ChannelLost, ColoError, PeerError
+from colo.errors import ChannelLost, PeerError
 from colo.guest.interface import PrimaryGuest, Saved
 from colo.migration.format import Command, Section
 from colo.migration.ram import PageRun
@@ -49,6 +49,8 @@ _PING: Final = 1
 #: So much is written without a thread.
 _INLINE_BYTES: Final = 128 << 10
 _ANSWER_BYTES: Final = 4096
+#: However we learn of it: whoever tries again says it once.
+_ENDED: Final = "the secondary ended the connection"
 
 
 class Sending:
@@ -160,7 +162,7 @@ class Sending:
     def _why(self, error: OSError) -> str:
         if isinstance(error, TimeoutError):
             return f"the secondary was silent for {self._limit_s:.1f} s ({self.state.name})"
-        return f"the secondary ended the connection: {error.strerror}"
+        return _ENDED
 
     async def _until_running(self) -> None:
         while self.state is not PrimaryState.RUNNING:
@@ -299,7 +301,7 @@ class Sending:
         data = await asyncio.get_running_loop().sock_recv(self._sock, _ANSWER_BYTES)
         if not data:
             self._decoder.close()
-            raise ChannelLost("the secondary closed the connection")
+            raise ChannelLost(_ENDED)
         quick_ack(self._sock)
         return data
 
@@ -326,8 +328,10 @@ class Sending:
             finally:
                 for task in (heard, waited):
                     task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, OSError, ColoError):
-                        await task
+                await asyncio.wait({heard, waited})  # it lets a cancellation of ourselves through
+                for task in (heard, waited):
+                    if not task.cancelled():
+                        task.exception()
 
 
 def _cut(run: PageRun) -> Iterator[PageRun]:

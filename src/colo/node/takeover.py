@@ -54,9 +54,11 @@ class Takeover:
     async def start(self) -> dict[str, Any]:
         """Start the VM; return the facts.  Raises GuestError after three tries.
 
-        The checkpoint is not touched by a try that fails.  The store has to be applied.
+        The checkpoint is not touched by a try that fails.  The store has to be applied; from here
+        on no view of it is opened, unless all has failed.
         """
         assert self._store.checkpoint is not None
+        self._store.give_up()
         failures = []
         for _ in range(_TRIES):
             try:
@@ -74,4 +76,5 @@ class Takeover:
                     "loading_ms": (now - began) * 1e3,
                     "running_at": time.time(),
                 }
+        self._store.take_back()
         raise GuestError(f"the takeover failed {_TRIES} times", failures[-1])

@@ -18,7 +18,7 @@ from colo.migration.writer import RamWriter, migration, page_runs
 from colo.store.store import Checkpoint, Store
 from colo.store.view import View
 
-__all__ = ["export_stream", "migration_stream", "write_file"]
+__all__ = ["describe", "export_stream", "migration_stream", "write_file"]
 
 _UNDESCRIBED: Final[dict[str, Any]] = {"page_size": PAGE_SIZE, "devices": []}
 
@@ -45,7 +45,7 @@ def export_stream(view: View) -> Iterator[bytes]:
 
     def stream() -> Iterator[bytes]:
         with contextlib.closing(view):
-            described = _described(checkpoint)
+            described = describe(checkpoint)
             yield from _stream(checkpoint, view.pages(), (), described)
 
     return stream()
@@ -57,7 +57,7 @@ def _pages(store: Store, checkpoint: Checkpoint, mapped: Collection[str]) -> Ite
             yield from page_runs(block, store.images[block.name].pages)
 
 
-def _described(checkpoint: Checkpoint) -> dict[str, Any]:
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """A description of the devices; an empty one, with which QEMU loads them too, if need be."""
     try:
         return redescribe(checkpoint.description, checkpoint.device_state)

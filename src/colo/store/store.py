@@ -49,7 +49,8 @@ class Store:
 
     ``main``: the block that the waiting QEMU maps; its image is there from the start.  ``limits``
     hold for all blocks together.  ``epoch`` changes whenever the images are given to something
-    else than the next checkpoint: a new primary, or the VM that was taken over.  Raises StoreError.
+    else than the next checkpoint: a new primary, or the VM that was taken over.  ``given_up``:
+    it is the VM that has them.  Raises StoreError.
     """
 
     def __init__(self, folder: Path, main: RamBlock, limits: Limits) -> None:
@@ -58,6 +59,7 @@ class Store:
         self.limits = limits
         self.checkpoint: Checkpoint | None = None
         self.epoch = 0
+        self.given_up = False
         self._committed: list[PageRun] = []
         try:
             folder.mkdir(mode=0o700, parents=True)
@@ -145,6 +147,11 @@ class Store:
     def give_up(self) -> None:
         """The images belong to the VM now: no view of them shows a checkpoint any more."""
         self.epoch += 1
+        self.given_up = True
+
+    def take_back(self) -> None:
+        """The VM did not start: the images still equal the last whole checkpoint."""
+        self.given_up = False
 
     @property
     def size(self) -> int:

@@ -40,6 +40,8 @@ class View:
     def __init__(self, store: Store) -> None:
         if store.checkpoint is None:
             raise StoreError("there is no whole checkpoint yet")
+        if store.given_up:
+            raise StoreError("there is no checkpoint any more: its VM runs")
         self._store = store
         self._epoch = store.epoch
         self.machine = store.checkpoint.header.machine

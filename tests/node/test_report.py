@@ -1,0 +1,54 @@
+"""What people see of a status."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from colo.node.report import render
+
+STATUS: dict[str, Any] = {
+    "pid": os.getpid(),
+    "written_at": time.time(),
+    "role": "secondary",
+    "vm": "web1",
+    "state": "READY",
+    "meaning": "protected",
+    "checkpoint": None,
+    "qemu": None,
+    "arbiter": "none",
+    "grant": 0,
+    "error": None,
+}
+FORWARD = {"to": "tcp:c:9000", "state": "RUNNING", "checkpoint": 12, "bytes": 3 << 20}
+
+
+def shown(**changes: Any) -> str:
+    text = io.StringIO()
+    render({**STATUS, **changes}, Console(file=text, highlight=False, soft_wrap=True))
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "to tcp:c:9000: checkpoint 12 is there, 3 MiB sent"),
+        ({"checkpoint": None}, "to tcp:c:9000: no whole checkpoint is there, 3 MiB sent"),
+        (
+            {"bytes": 0, "error": "no answer"},
+            "to tcp:c:9000: checkpoint 12 is there, 0 MiB sent; not now: no answer",
+        ),
+    ],
+)
+def test_what_is_handed_on(changes: dict[str, Any], line: str) -> None:
+    text = shown(forward={"error": None, **FORWARD, **changes})
+    assert f"  handed on    {line}\n" in text
+
+
+def test_a_secondary_that_hands_nothing_on_says_nothing_of_it() -> None:
+    assert "handed on" not in shown(forward=None)
