@@ -46,8 +46,10 @@ __all__ = ["Sending"]
 #: Any number that is not a device's will do; QEMU's own is 2 or 3.
 _RAM_SECTION_ID: Final = 2
 _PING: Final = 1
-#: So much is written without a thread.
-_INLINE_BYTES: Final = 128 << 10
+#: So much is gathered into one write.
+_GATHERED_BYTES: Final = 128 << 10
+#: After so many bytes in one go the event loop gets its turn.
+_AT_ONCE_BYTES: Final = 8 << 20
 _ANSWER_BYTES: Final = 4096
 #: However we learn of it: whoever tries again says it once.
 _ENDED: Final = "the secondary ended the connection"
@@ -237,47 +239,68 @@ class Sending:
         self._out += footer(_RAM_SECTION_ID) + end_of_items()
 
     async def _write_pages(self, saved: Saved) -> None:
-        """Write all pages and their end mark: few at once, many by the thread."""
+        """Write all pages and their end mark."""
         runs = (piece for run in saved.pages for piece in _cut(run))
         for run in runs:
-            if len(self._out) + run.content.nbytes > _INLINE_BYTES:
-                await self._in_thread(chain([run], runs))
+            if len(self._out) + run.content.nbytes > _GATHERED_BYTES:
+                await self._write_many(chain([run], runs))
                 break
             self._out += self._ram.pages(run)
         self._out += self._ram.end()
 
-    async def _in_thread(self, runs: Iterator[PageRun]) -> None:
-        """Send what is gathered, and then the pages."""
-        before, self._out = self._out, bytearray()
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(None, self._send_pages, before, runs)
+    async def _write_many(self, runs: Iterator[PageRun]) -> None:
+        """Send what is gathered, and then the pages: the rest by a thread, once it would block."""
+        vectors = self._vectors(self._out, runs)
+        self._out = bytearray()
+        rest = self._send_now(vectors)
+        if rest is None:
+            return
+        work = asyncio.get_running_loop().run_in_executor(
+            None, self._send_all, chain([rest], vectors)
+        )
         try:
-            self.bytes_sent += await asyncio.shield(work)
+            await asyncio.shield(work)
         except asyncio.CancelledError:
             self.close()
             await asyncio.wait({work})
             raise
 
-    def _send_pages(self, before: bytearray, runs: Iterator[PageRun]) -> int:
+    def _vectors(self, before: bytes | bytearray, runs: Iterator[PageRun]) -> Iterator[Vector]:
+        for run in runs:
+            vector = Vector(self._ram, run, before)
+            before = b""
+            self.bytes_sent += vector.size
+            yield vector
+
+    def _send_now(self, vectors: Iterator[Vector]) -> Vector | None:
+        """Send as much as the connection takes at once; return what is to be sent next, if any."""
+        at_once = 0
+        for vector in vectors:
+            try:
+                while vector.left:
+                    vector.write(self._bulk.fileno())
+            except BlockingIOError:
+                return vector
+            at_once += vector.size
+            if at_once > _AT_ONCE_BYTES:
+                return next(vectors, None)
+        return None
+
+    def _send_all(self, vectors: Iterator[Vector]) -> None:
         """The socket blocks meanwhile: the kernel wakes us sooner than a poll would."""
-        total = 0
         self._bulk.setblocking(True)
         try:
-            for run in runs:
-                vector = Vector(self._ram, run, before)
-                before.clear()
-                total += vector.size
+            for vector in vectors:
                 while vector.left:
                     vector.write(self._bulk.fileno())
         except BlockingIOError:
             raise TimeoutError from None
         finally:
             self._bulk.setblocking(False)
-        return total
 
     async def _write(self, data: bytes) -> None:
         self._out += data
-        if len(self._out) > _INLINE_BYTES:
+        if len(self._out) > _GATHERED_BYTES:
             await self._flush()
 
     async def _flush(self) -> None:

@@ -317,7 +317,7 @@ class Stage:
             )
         self.processes.append(process)
         (made.state / "qemu.pid").write_text(f"{process.pid}\n")
-        wait(lambda: sockets[1].exists() or process.poll() is not None, "QEMU to start")
+        wait(lambda: _listens(sockets[1]) or process.poll() is not None, "QEMU to start")
         assert process.poll() is None, (made.state / "qemu.log").read_text()
         if ready and self.vm.guest:
             self.wait_booted(made)
@@ -340,7 +340,7 @@ class Stage:
             )
         self.processes.append(process)
         (made.state / "qemu.pid").write_text(f"{process.pid}\n")
-        wait(lambda: path.exists() or process.poll() is not None, "QEMU to start")
+        wait(lambda: _listens(path) or process.poll() is not None, "QEMU to start")
         assert process.poll() is None, (made.state / "qemu.log").read_text()
         names = ["x-colo", *(["return-path"] if launch.version >= (11, 0) else [])]
         capabilities = [{"capability": each, "state": True} for each in names]
@@ -451,6 +451,12 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody listens at a socket: one that is bound may not do so yet."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
 
 
 def left_in_qemu(path: Path) -> list[str]:
