@@ -26,6 +26,7 @@ from colo.migration.ram import Limits, RamBlock
 from colo.node.figures import Figures
 from colo.node.receiving import Receiving
 from colo.node.sending import Sending
+from colo.node.sockets import tune
 from colo.store.store import Store
 
 __all__ = ["measure"]
@@ -53,6 +54,9 @@ def _measure_case(pages: int, stride: int, rounds: int) -> dict[str, Any]:
     size = pages * (8 + PAGE_SIZE)
     colo, theirs = socket.socketpair()
     bare, theirs_bare = socket.socketpair()
+    for end in (bare, theirs_bare):  # as colo's own are
+        tune(end)
+        end.setblocking(True)
     block = MemoryGuest(pages * stride).block
     with tempfile.TemporaryDirectory(prefix="colo-bench-", dir="/dev/shm") as folder:
         store = Path(folder) / "store"

@@ -7,8 +7,8 @@ may be asked for between any two steps, also while one is under way in another t
 connection is closed, which ends that step, and then the guest is resumed.
 
 What is written is gathered, and goes out when an answer is waited for, so a small checkpoint is
-one write.  Many pages go out from where they lie (see ``vectored``), and by a thread once that would
-block.
+one write.  Many pages go out from where they lie (see ``vectored``), and by a thread once that
+would block.
 """
 
 from __future__ import annotations
