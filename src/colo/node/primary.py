@@ -346,6 +346,8 @@ class PrimaryNode:
 
     async def _granted(self) -> Grant | None:
         """Ask the arbiter, until it can be reached or an operator decides."""
+        if self._refused.is_set() and not self._was_protected:
+            return self._grant  # whoever refused the first copy has nothing to take over
         told = False
         while True:
             if self._ordered.is_set():

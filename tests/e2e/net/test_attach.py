@@ -80,19 +80,20 @@ def switched_on(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("other", "reason"),
+    ("other", "reason", "arbiter"),
     [
-        (replace(BARE, memory_mib=48), "make -m the same on both sides"),
-        (replace(BARE, args=("-machine", "q35")), "the primary's machine is pc-q35-"),
+        (replace(BARE, memory_mib=48), "make -m the same on both sides", ""),
+        (replace(BARE, memory_mib=48), "make -m the same on both sides", "manual"),
+        (replace(BARE, args=("-machine", "q35")), "the primary's machine is pc-q35-", ""),
     ],
-    ids=["another -m", "another machine"],
+    ids=["another -m", "another -m, no operator", "another machine"],
 )
-def test_first_copy_is_refused(stage: Stage, other: Vm, reason: str) -> None:
+def test_first_copy_is_refused(stage: Stage, other: Vm, reason: str, arbiter: str) -> None:
     """The QEMU is not the one of the VM file.  QEMU 7.2 is in COLO before it hears of that."""
     stage.vm = other
     by_hand = stage.qemu("q")
     qmp = by_hand.state / "second.sock"
-    stage.vm = BARE
+    stage.vm = replace(BARE, arbiter=arbiter)
     secondary = stage.secondary()
     primary = stage.protect("a", Place.HOST_A, by_hand.state / "qmp.sock")
     primary.wait_said("trying again in")
