@@ -33,6 +33,8 @@ from colo.migration.reader import Header
 __all__ = [
     "RUN_PAGES",
     "RamWriter",
+    "after_pages",
+    "before_pages",
     "by_kind",
     "command",
     "description",
@@ -50,7 +52,6 @@ __all__ = [
 
 #: A run of so many pages stays in the processor's cache.
 RUN_PAGES: Final = 256
-_NAME_MAX: Final = 1 + 255
 
 
 def header(content: Header) -> bytes:
@@ -143,30 +144,13 @@ class RamWriter:
 
     def pages(self, run: PageRun) -> bytes:
         """The pages of a run; empty for an empty run."""
-        room = bytearray(self.room(len(run)))
-        return bytes(memoryview(room)[: self.write(run, memoryview(room))])
-
-    @staticmethod
-    def room(pages: int) -> int:
-        """How many bytes a run of so many pages takes at most."""
-        return pages * (8 + PAGE_SIZE) + _NAME_MAX
-
-    def write(self, run: PageRun, room: memoryview) -> int:
-        """Write the pages of a run into ``room``; return how many bytes that took.
-
-        For the hot path: the memory can be used again, and stays in the processor's cache.
-        """
         if not len(run):
-            return 0
+            return b""
         first, others = self.heads(run)
-        size, at = run.content.shape[1], len(first)
-        room[:at] = first
-        room[at : at + size] = run.content[0].data
-        records = np.ndarray((len(others), 8 + size), np.uint8, room, at + size)
-        headers = np.ndarray((len(others),), ">u8", room, at + size, (8 + size,))
-        headers[:] = others
+        records = np.empty((len(others), 8 + run.content.shape[1]), np.uint8)
+        records[:, :8] = others.view(np.uint8).reshape(-1, 8)
         records[:, 8:] = run.content[1:]
-        return int(at + size + records.nbytes)
+        return b"".join((first, run.content[0].tobytes(), records.tobytes()))
 
     def heads(self, run: PageRun) -> tuple[bytes, NDArray[np.uint64]]:
         """What stands before the content of a run's first page; and 8 bytes for each other one."""
@@ -190,22 +174,34 @@ def migration(
     blocks: Sequence[RamBlock],
     runs: Iterable[PageRun],
     devices: tuple[bytes, dict[str, Any]],
-    commands: bytes = b"",
 ) -> Iterator[bytes]:
     """Yield a full migration, from magic to description.
 
     ``devices``: the device sections with their EOF byte, and what describes them.
     """
-    yield header(content) + commands
-    addresses: dict[str, int] | None = {} if IGNORE_SHARED in content.capabilities else None
-    yield ram_section(Section.START, section_id, ram.blocks(blocks, addresses))
-    yield ram_item(Section.PART, section_id)
+    yield before_pages(ram, content, section_id, blocks)
     for run in runs:
         yield ram.pages(run)
-    yield ram.end() + footer(section_id)
-    yield ram_section(Section.END, section_id, ram.end())
-    yield devices[0]
-    yield description(devices[1])
+    yield after_pages(ram, section_id, devices)
+
+
+def before_pages(
+    ram: RamWriter,
+    content: Header,
+    section_id: int,
+    blocks: Sequence[RamBlock],
+    commands: bytes = b"",
+) -> bytes:
+    """What of a full migration comes before its pages: from magic to the head of a PART item."""
+    addresses: dict[str, int] | None = {} if IGNORE_SHARED in content.capabilities else None
+    start = ram_section(Section.START, section_id, ram.blocks(blocks, addresses))
+    return header(content) + commands + start + ram_item(Section.PART, section_id)
+
+
+def after_pages(ram: RamWriter, section_id: int, devices: tuple[bytes, dict[str, Any]]) -> bytes:
+    """What comes after its pages: from their end mark to the description."""
+    data = ram.end() + footer(section_id) + ram_section(Section.END, section_id, ram.end())
+    return data + devices[0] + description(devices[1])
 
 
 def page_runs(block: RamBlock, image: NDArray[np.uint8]) -> Iterator[PageRun]:

@@ -28,13 +28,12 @@ from colo.migration.reader import Header
 from colo.migration.returnpath import ReturnPathDecoder
 from colo.migration.writer import (
     RamWriter,
+    after_pages,
+    before_pages,
     command,
-    description,
     end_of_items,
     footer,
-    header,
     ram_item,
-    ram_section,
 )
 from colo.node.sockets import limit_sends, quick_ack, tune
 from colo.node.vectored import VECTOR_PAGES, Vector
@@ -221,33 +220,28 @@ class Sending:
     # -- out ------------------------------------------------------------------------------
 
     async def _write_migration(self, saved: Saved) -> None:
-        ram, blocks = self._ram, self._guest.blocks
-        self._out += header(Header(self._guest.machine))
-        if self._return_path is None:
-            self._out += command(Command.ENABLE_COLO)
-        else:
-            self._out += command(Command.OPEN_RETURN_PATH) + command(Command.PING, _PING)
-        self._out += ram_section(Section.START, _RAM_SECTION_ID, ram.blocks(blocks))
-        self._out += ram_item(Section.PART, _RAM_SECTION_ID)
+        content, blocks = Header(self._guest.machine), self._guest.blocks
+        commands = command(Command.ENABLE_COLO)
+        if self._return_path is not None:
+            commands = command(Command.OPEN_RETURN_PATH) + command(Command.PING, _PING)
+        self._out += before_pages(self._ram, content, _RAM_SECTION_ID, blocks, commands)
         await self._write_pages(saved)
-        self._out += footer(_RAM_SECTION_ID)
-        self._out += ram_section(Section.END, _RAM_SECTION_ID, ram.end())
-        self._out += saved.device_state + description(saved.description)
+        devices = saved.device_state, saved.description
+        self._out += after_pages(self._ram, _RAM_SECTION_ID, devices)
 
     async def _write_ram(self, saved: Saved) -> None:
         self._out += ram_item(Section.END, _RAM_SECTION_ID)
         await self._write_pages(saved)
-        self._out += footer(_RAM_SECTION_ID) + end_of_items()
+        self._out += self._ram.end() + footer(_RAM_SECTION_ID) + end_of_items()
 
     async def _write_pages(self, saved: Saved) -> None:
-        """Write all pages and their end mark."""
+        """Write all pages."""
         runs = (piece for run in saved.pages for piece in _cut(run))
         for run in runs:
             if len(self._out) + run.content.nbytes > _GATHERED_BYTES:
                 await self._write_many(chain([run], runs))
                 break
             self._out += self._ram.pages(run)
-        self._out += self._ram.end()
 
     async def _write_many(self, runs: Iterator[PageRun]) -> None:
         """Send what is gathered, and then the pages: the rest by a thread, once it would block."""
