@@ -15,7 +15,6 @@ from colo.migration.ram import Limits
 from colo.migration.reader import Header, Migration
 from colo.store.export import export_stream, migration_stream, write_file
 from colo.store.store import Store
-from colo.store.view import View
 from tests.streams import (
     DEVICES_72,
     RAM,
@@ -173,7 +172,7 @@ def exported(store: Store, description: dict[str, Any], devices: bytes) -> bytes
     store.commit(1, devices)
     store.apply()
     store.applied()
-    return b"".join(export_stream(View(store)))
+    return b"".join(export_stream(store))
 
 
 def test_an_export_describes_the_devices_as_they_are_now(store: Store) -> None:

@@ -214,7 +214,7 @@ def test_a_closed_view_costs_the_store_nothing(store: Store) -> None:
 
 
 def test_an_export_is_of_its_moment_and_closes_its_view(store: Store) -> None:
-    stream = export_stream(View(store))
+    stream = export_stream(store)
     before = held(store)
     checkpoint(store, full(RAM, range(16), 70))
     found = naive(b"".join(stream))

@@ -36,7 +36,6 @@ from colo.node.waiting import WaitingQemu
 from colo.protocol.states import SecondaryEvent, SecondaryState
 from colo.store.export import export_stream
 from colo.store.store import Store
-from colo.store.view import View
 
 __all__ = ["OnLoss", "SecondaryNode"]
 
@@ -454,9 +453,8 @@ class SecondaryNode:
         if self._state in _HERE:
             return Answer(False, "the VM runs here: its QEMU can `migrate` to a file", iter(()))
         try:
-            view = View(self._store)
             await self._settled()
-            return Answer(True, "", export_stream(view))
+            return Answer(True, "", export_stream(self._store))
         except StoreError as error:
             return Answer(False, str(error), iter(()))
 

@@ -36,11 +36,12 @@ def migration_stream(store: Store, mapped: Collection[str] = ()) -> Iterator[byt
     return _stream(checkpoint, _pages(store, checkpoint, mapped), capabilities, _UNDESCRIBED)
 
 
-def export_stream(view: View) -> Iterator[bytes]:
+def export_stream(store: Store) -> Iterator[bytes]:
     """Return the same of the checkpoint that the store holds now, while it goes on.
 
-    The store must be applied.  At its end, or when it is closed, the view is.  Raises StoreError.
+    The store must be applied.  Raises StoreError.
     """
+    view = View(store)
     checkpoint = view.open()
 
     def stream() -> Iterator[bytes]:

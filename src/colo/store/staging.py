@@ -14,15 +14,13 @@ import mmap
 from collections import deque
 from typing import Final
 
-from colo.errors import StoreError
 from colo.migration.buffer import ReceiveBuffer
 from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import Limits, PageRun
-from colo.store.image import mib
+from colo.store.image import reserve
 
 __all__ = ["StagingArea"]
 
-_MAP_NORESERVE: Final = 0x4000  # Linux; Python's mmap module names it only in later versions
 _KEPT_MIN: Final = 4 << 20
 #: Memory that was given back has to be cleared again, and that with the VM stopped.
 _KEPT_CHECKPOINTS: Final = 64
@@ -35,11 +33,7 @@ class StagingArea:
     def __init__(self, limits: Limits) -> None:
         size = limits.ram_bytes // PAGE_SIZE * (PAGE_SIZE + 8)
         size += limits.device_bytes + limits.description_bytes + _NAMES_AND_MESSAGES
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        try:
-            self._map = mmap.mmap(-1, size, flags=flags)
-        except (OSError, ValueError) as error:
-            raise StoreError(f"cannot reserve {mib(size)} of address space: {error}") from error
+        self._map = reserve(size)
         self.buffer = ReceiveBuffer(memoryview(self._map), "a checkpoint")
         self.runs: list[PageRun] = []
         self._filled: deque[int] = deque(maxlen=_KEPT_CHECKPOINTS)

@@ -10,11 +10,8 @@ reads a series of checkpoints, each time only what changed.
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections.abc import Iterator
-from functools import partial
-from typing import Final
 
 import numpy as np
 
@@ -22,12 +19,10 @@ from colo.errors import StoreError
 from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import Bytes, Offsets, PageRun
 from colo.migration.writer import RUN_PAGES, by_kind
-from colo.store.image import Image
+from colo.store.image import Image, reserve
 from colo.store.store import Checkpoint, Store
 
 __all__ = ["View"]
-
-_MAP_NORESERVE: Final = 0x4000  # Linux
 
 
 class View:
@@ -48,9 +43,7 @@ class View:
         self.return_path = store.checkpoint.return_path
         self.blocks = store.checkpoint.blocks
         self._lock = threading.Lock()
-        self._blocks = {block.name: _Block(store.images[block.name]) for block in self.blocks}
-        for name, block in self._blocks.items():
-            store.images[name].watchers.append(partial(self._before, block))
+        self._blocks = [_Block(store.images[ram.name], self._lock) for ram in self.blocks]
 
     def open(self) -> Checkpoint:
         """Show the checkpoint that the store holds now, and is applied, until it is opened again.
@@ -60,7 +53,7 @@ class View:
         self._check()
         assert self._store.checkpoint is not None and self._store.is_applied
         with self._lock:
-            for block in self._blocks.values():
+            for block in self._blocks:
                 block.open()
         return self._store.checkpoint
 
@@ -70,7 +63,7 @@ class View:
         Zero pages come before the others of their block.  The runs hold copies.  Raises
         StoreError where the checkpoint is no more.
         """
-        for block in self._blocks.values():
+        for block in self._blocks:
             numbers = np.flatnonzero(block.wanted)
             for start in range(0, len(numbers), RUN_PAGES):
                 some = numbers[start : start + RUN_PAGES]
@@ -81,16 +74,8 @@ class View:
 
     def close(self) -> None:
         """End the view: the store does not know it any more."""
-        for block in self._blocks.values():
-            block.image.watchers = [
-                each
-                for each in block.image.watchers
-                if not (isinstance(each, partial) and each.args == (block,))
-            ]
-
-    def _before(self, block: _Block, numbers: Offsets) -> None:
-        with self._lock:
-            block.before(numbers)
+        for block in self._blocks:
+            block.close()
 
     def _check(self) -> None:
         if self._store.epoch != self._epoch:
@@ -98,16 +83,25 @@ class View:
 
 
 class _Block:
-    """One block of a view.  ``wanted``: pages still to be read; ``changed``: written since."""
+    """One block of a view.  ``wanted``: pages still to be read; ``changed``: written since.
 
-    def __init__(self, image: Image) -> None:
-        self.image = image
+    Whoever calls ``open`` or ``take`` holds ``lock``.
+    """
+
+    def __init__(self, image: Image, lock: threading.Lock) -> None:
         self.ram = image.block
+        self._image = image
+        self._lock = lock
         count = image.block.pages
         self.wanted = np.zeros(count, np.bool_)
         self._changed = np.ones(count, np.bool_)
         self._is_aside = np.zeros(count, np.bool_)
         self._aside: Bytes | None = None
+        image.watchers.append(self._before)
+
+    def close(self) -> None:
+        # a new list: the store's thread may be going through the old one
+        self._image.watchers = [each for each in self._image.watchers if each != self._before]
 
     def open(self) -> None:
         self.wanted |= self._changed  # what was not read the last time is still to be read
@@ -115,20 +109,20 @@ class _Block:
         self._is_aside[:] = False
         self._aside = None
 
-    def before(self, numbers: Offsets) -> None:
-        self._changed[numbers] = True
-        lost = numbers[self.wanted[numbers] & ~self._is_aside[numbers]]
-        if len(lost):
-            if self._aside is None:
-                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-                room = mmap.mmap(-1, self.ram.length, flags=flags)
-                self._aside = np.frombuffer(room, np.uint8).reshape(-1, PAGE_SIZE)
-            self._aside[lost] = self.image.pages[lost]
-            self._is_aside[lost] = True
+    def _before(self, numbers: Offsets) -> None:
+        with self._lock:
+            self._changed[numbers] = True
+            lost = numbers[self.wanted[numbers] & ~self._is_aside[numbers]]
+            if len(lost):
+                if self._aside is None:
+                    room = reserve(self.ram.length)
+                    self._aside = np.frombuffer(room, np.uint8).reshape(-1, PAGE_SIZE)
+                self._aside[lost] = self._image.pages[lost]
+                self._is_aside[lost] = True
 
     def take(self, numbers: Offsets) -> Bytes:
         """Read these pages, which are wanted; they are not any more."""
-        content = self.image.pages[numbers]
+        content = self._image.pages[numbers]
         aside = self._is_aside[numbers]
         if aside.any():
             assert self._aside is not None
