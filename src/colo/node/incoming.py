@@ -56,7 +56,6 @@ class Incoming:
         self._buffer = store.staging.buffer
         self._buffer.start = self._buffer.end = 0
         self._out = bytearray()
-        self._return_path = False
         self._device_size = 0
         self._asked = self._sent = self._ram_done = 0.0
         self._began = 0
@@ -141,7 +140,8 @@ class Incoming:
         return True
 
     def _migrated(self) -> bool:
-        if self._return_path:
+        assert self._first.migration is not None
+        if self._first.migration.return_path:
             self._out += shut()
         self.handle(SecondaryEvent.MIGRATED)
         self._buffer.rewind()
@@ -214,7 +214,5 @@ class Incoming:
         self._store.write(run)
 
     def _on_command(self, command: Command, value: int | None) -> None:
-        if command is Command.OPEN_RETURN_PATH:
-            self._return_path = True
-        elif command is Command.PING and value is not None:
+        if command is Command.PING and value is not None:
             self._out += pong(value)

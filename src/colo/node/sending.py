@@ -214,7 +214,7 @@ class Sending:
         async with self._steering:
             if self.state is state:
                 await self._guest.resume()
-        if self.machine.can(PrimaryEvent.RESUMED) and self.state is state:
+        if self.state is state:
             self.machine.handle(PrimaryEvent.RESUMED)
 
     # -- out ------------------------------------------------------------------------------
