@@ -98,7 +98,21 @@ def secondary(scene: Scene, qemus: dict[str, str], kind: str, other: str) -> Sec
     """The secondary; behind ours waits a QEMU of the version that the primary is not."""
     if kind == OURS:
         return OurSecondary(scene, qemus[OTHER.get(other, NEW)])
+    return stock_secondary(scene, qemus, kind)
+
+
+def stock_secondary(scene: Scene, qemus: dict[str, str], kind: str) -> StockSecondary:
     return StockSecondary(scene, on(qemus[kind]), return_path=kind == NEW)
+
+
+def strangers(
+    scene: Scene, qemus: dict[str, str], first: str, second: str
+) -> tuple[QemuPrimary, StockSecondary]:
+    """Two stock QEMUs of different versions, the one's guest running, the other one waiting."""
+    one, other = QemuPrimary(scene, qemus[first]), stock_secondary(scene, qemus, second)
+    other.start()
+    one.console.wait_count(3)
+    return one, other
 
 
 def check_cut(pair: Pair, draw: random.Random) -> None:
@@ -140,12 +154,7 @@ def check_goes_on(pair: Pair, draw: random.Random) -> None:
 
 def test_old_to_new(both: Scene, qemus: dict[str, str], verdicts: Verdicts) -> None:
     """QEMU 7.2 says ENABLE_COLO, and QEMU 11 does not know that any more."""
-    one, other = (
-        QemuPrimary(both, qemus[OLD]),
-        StockSecondary(both, on(qemus[NEW]), return_path=True),
-    )
-    other.start()
-    one.console.wait_count(3)
+    one, other = strangers(both, qemus, OLD, NEW)
     with pytest.raises(GuestError, match="did not start"):
         one.protect(other.socket)
     words = "MIG_CMD 0x8 deprecated"
@@ -156,12 +165,7 @@ def test_old_to_new(both: Scene, qemus: dict[str, str], verdicts: Verdicts) -> N
 
 def test_new_to_old(both: Scene, qemus: dict[str, str], verdicts: Verdicts) -> None:
     """QEMU 11 does not say ENABLE_COLO, so for QEMU 7.2 this is a plain migration."""
-    one, other = (
-        QemuPrimary(both, qemus[NEW]),
-        StockSecondary(both, on(qemus[OLD]), return_path=False),
-    )
-    other.start()
-    one.console.wait_count(3)
+    one, other = strangers(both, qemus, NEW, OLD)
     one.protect(other.socket)
     wait(lambda: other.execute("query-migrate").get("status") == "completed", "its end")
     words = "The feature 'colo' is not enabled"
