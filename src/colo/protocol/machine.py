@@ -15,7 +15,7 @@ from typing import Generic
 
 from colo.errors import LocalProtocolError, UnexpectedMessage
 from colo.protocol.messages import COLOMessage, Message
-from colo.protocol.states import Do, Effect, Event, PrimaryEvent, S, SecondaryEvent, Table
+from colo.protocol.states import Do, Effect, Event, PrimaryEvent, S, SecondaryEvent, Step, Table
 
 __all__ = ["Machine", "VMState"]
 
@@ -28,6 +28,9 @@ class VMState(Enum):
     NONE = "none"
     RUN = "run"
     STOP = "stop"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class Machine(Generic[S]):
@@ -68,11 +71,12 @@ class Machine(Generic[S]):
 
         The value of VMSTATE_SIZE goes into the effect RECEIVE_DEVICES.
         """
-        if (self._state, message.kind) not in self._table:
+        step = self._table.get((self._state, message.kind))
+        if step is None:
             raise UnexpectedMessage(message.kind, self.expected, self._state.name)
         self._count(message.kind)
         self._say("received %s", message)
-        return self._step(message.kind, message.value)
+        return self._take(step, message.kind, message.value)
 
     def handle(
         self, event: PrimaryEvent | SecondaryEvent, value: int | None = None
@@ -81,25 +85,27 @@ class Machine(Generic[S]):
 
         Raises LocalProtocolError and leaves the state as it was.
         """
-        if (self._state, event) not in self._table:
+        step = self._table.get((self._state, event))
+        if step is None:
             raise LocalProtocolError(f"{self.role}: {event.name} is illegal in {self._state.name}")
         self._count(event)
-        return self._step(event, value)
+        return self._take(step, event, value)
 
     def _count(self, event: Event) -> None:
         """A checkpoint begins where one is due, or asked for."""
-        if event in (PrimaryEvent.CHECKPOINT_DUE, COLOMessage.CHECKPOINT_REQUEST):
+        if event is PrimaryEvent.CHECKPOINT_DUE or event is COLOMessage.CHECKPOINT_REQUEST:
             self.number += 1
 
     def can(self, event: Event) -> bool:
         """Whether the table has a row for this event in this state."""
         return (self._state, event) in self._table
 
-    def _step(self, event: Event, value: int | None) -> tuple[Effect, ...]:
-        step = self._table[self._state, event]
-        effects = tuple(
-            Effect(e.do, e.message, value) if _takes_value(e) else e for e in step.effects
-        )
+    def _take(self, step: Step[S], event: Event, value: int | None) -> tuple[Effect, ...]:
+        effects = step.effects
+        if value is not None:
+            effects = tuple(
+                Effect(e.do, e.message, value) if _takes_value(e) else e for e in effects
+            )
         self._follow(event, effects)
         self._change(step.to, event)
         for effect in effects:
@@ -113,13 +119,13 @@ class Machine(Generic[S]):
     def _change(self, to: S, event: Event) -> None:
         """The only place where the state changes."""
         if to is not self._state:
-            self._say("%s → %s (%s)", self._state.name, to.name, event.name)
+            self._say("%s → %s (%s)", self._state, to, event.name)
             self._state = to
 
     def _change_vm(self, to: VMState) -> None:
         """The only place where the VM's state changes."""
         if to is not self._vm:
-            self._say("VM %s → %s", self._vm.value, to.value)
+            self._say("VM %s → %s", self._vm, to)
             self._vm = to
 
     def _say(self, text: str, *args: object) -> None:

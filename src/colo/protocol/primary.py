@@ -30,8 +30,8 @@ class Primary(Machine[PrimaryState]):
             self._change_vm(VMState.STOP)
         elif event is PrimaryEvent.RESUMED:
             self._change_vm(VMState.RUN)
-        done = {effect.do for effect in effects}
-        if Do.RELEASE in done:
-            assert event in (COLOMessage.VMSTATE_RECEIVED, PrimaryEvent.FAILOVER)
-        if done & _SAVES:
-            assert self.vm is VMState.STOP
+        for effect in effects:
+            if effect.do is Do.RELEASE:
+                assert event is COLOMessage.VMSTATE_RECEIVED or event is PrimaryEvent.FAILOVER
+            elif effect.do in _SAVES:
+                assert self.vm is VMState.STOP

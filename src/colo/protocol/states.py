@@ -43,7 +43,16 @@ __all__ = [
 ]
 
 
-class PrimaryState(Enum):
+class _Named(Enum):
+    """Its members are looked up at every step: by what they are, which is quicker than by name."""
+
+    __hash__ = object.__hash__
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class PrimaryState(_Named):
     """Where the primary stands."""
 
     MIGRATING = "the first, full migration is being sent"
@@ -61,7 +70,7 @@ class PrimaryState(Enum):
     SOLO = "the VM runs alone, unprotected"
 
 
-class PrimaryEvent(Enum):
+class PrimaryEvent(_Named):
     """What can happen on the primary besides a message."""
 
     MIGRATED = "the first migration is sent whole"
@@ -74,7 +83,7 @@ class PrimaryEvent(Enum):
     FAILOVER = "the right to run alone is granted"
 
 
-class SecondaryState(Enum):
+class SecondaryState(_Named):
     """Where the secondary stands."""
 
     INCOMING = "the first, full migration is being received"
@@ -94,7 +103,7 @@ class SecondaryState(Enum):
     FAILED = "the primary is gone before anything was whole: there is nothing to run"
 
 
-class SecondaryEvent(Enum):
+class SecondaryEvent(_Named):
     """What can happen on the secondary besides a message."""
 
     MIGRATED = "the first migration is here whole"
@@ -109,7 +118,7 @@ class SecondaryEvent(Enum):
     NOT_STARTED = "the takeover failed and can be tried again"
 
 
-class Do(Enum):
+class Do(_Named):
     """What a machine asks its surroundings to do."""
 
     SEND = "send a message"
