@@ -17,6 +17,8 @@ from colo.node.incoming import Incoming
 class FakeIncoming:
     """Takes bytes, answers each with ``answer``, and fails where it is told to."""
 
+    vm_waits = False
+
     def __init__(self, answer: bytes = b"") -> None:
         self.data = bytearray()
         self.answer = answer
@@ -39,6 +41,12 @@ class FakeIncoming:
 
     def closed(self) -> ColoError | None:
         return ShortRead("a checkpoint", 3) if len(self.data) % 2 else None
+
+
+@pytest.fixture(autouse=True, params=["vm runs", "vm waits"])
+def vm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However soon something is to come, the same is done with it."""
+    monkeypatch.setattr(FakeIncoming, "vm_waits", request.param == "vm waits")
 
 
 class Scene:

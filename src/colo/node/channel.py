@@ -15,7 +15,7 @@ from typing import Final
 
 from colo.errors import ChannelLost, ColoError
 from colo.node.incoming import Incoming
-from colo.node.sockets import quick_ack, tune
+from colo.node.sockets import quick_ack, soon, tune
 
 __all__ = ["Channel"]
 
@@ -82,7 +82,8 @@ class Channel:
         taken = 0
         try:
             while self._open and taken < _TURN_BYTES:
-                count = self._receive()
+                waits = self._incoming.vm_waits
+                count = soon(self._receive) if waits else self._receive()
                 if not count:
                     cut = self._incoming.closed()
                     self._lose(ChannelLost("the primary closed the connection"), cut)

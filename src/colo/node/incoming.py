@@ -74,6 +74,11 @@ class Incoming:
         """How many bytes of the stream have been read."""
         return self._buffer.position
 
+    @property
+    def vm_waits(self) -> bool:
+        """Whether the primary's VM stands still for what comes next."""
+        return self.state in _RECEIVING
+
     def writable(self, at_most: int) -> memoryview:
         """Where to receive the next bytes into.  Raises LimitExceeded."""
         return self._buffer.writable(at_most)
