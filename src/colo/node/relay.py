@@ -1,8 +1,9 @@
 """The relay between a primary QEMU and the secondary: bytes one way, messages the other.
 
-What QEMU sends goes to the secondary byte for byte, unparsed.  What the secondary answers is a
-handful of messages; each is shown to ``on_message`` before it is passed on, so that packets
-are released, and the gate's socket drained, while the VM is certainly still stopped.
+What QEMU sends goes to the secondary byte for byte, unparsed and not even seen: the kernel moves
+it from one socket to the other, by way of a pipe.  What the secondary answers is a handful of
+messages; each is shown to ``on_message`` before it is passed on, so that packets are released, and
+the gate's socket drained, while the VM is certainly still stopped.
 
 QEMU does not set TCP_NODELAY, so over plain TCP every turn of its conversation with a secondary
 meets delayed acknowledgements.  QEMU's end of this relay is a unix socket, and the relay's own
@@ -12,6 +13,9 @@ connection sends at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import os
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -52,8 +56,10 @@ class Relay:
         self._on_qemu_lost = on_qemu_lost
         self._loop = asyncio.get_running_loop()
         self._decoder = MessageDecoder()
-        self._buffer = memoryview(bytearray(_CHUNK))
-        self._unsent = memoryview(b"")
+        self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # a smaller one does too
+            fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _CHUNK)
+        self._unsent = 0  # the bytes in the pipe
         self._open = True
         self.bytes_sent = 0
         tune(qemu)
@@ -70,6 +76,8 @@ class Relay:
             self._loop.remove_writer(self._secondary)
             self._qemu.close()
             self._secondary.close()
+            for end in self._pipe:
+                os.close(end)
 
     def send(self, message: Message) -> None:
         """Pass a message of the secondary on to QEMU."""
@@ -83,7 +91,7 @@ class Relay:
         taken = 0
         while self._open and taken < _TURN:
             try:
-                count = self._qemu.recv_into(self._buffer)
+                count = os.splice(self._qemu.fileno(), self._pipe[1], _CHUNK)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -93,21 +101,21 @@ class Relay:
                 self._lose_qemu("QEMU ended COLO's connection")
                 return
             taken += count
-            self._unsent = self._buffer[:count]
+            self._unsent = count
             if not self._send():
                 return
 
     def _send(self) -> bool:
         """Pass on what is unsent; False, and QEMU is not read, until all of it is gone."""
         try:
-            sent = self._secondary.send(self._unsent)
+            sent = os.splice(self._pipe[0], self._secondary.fileno(), self._unsent)
         except BlockingIOError:
             sent = 0
         except OSError as error:
             self._lose(f"the secondary ended the connection: {error.strerror}")
             return False
         self.bytes_sent += sent
-        self._unsent = self._unsent[sent:]
+        self._unsent -= sent
         if self._unsent:
             self._loop.remove_reader(self._qemu)
             self._loop.add_writer(self._secondary, self._writable)
