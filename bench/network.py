@@ -48,32 +48,25 @@ def measure_costs(
 ) -> dict[str, Any]:
     """Round trips of one byte, and bulk out of the guest, protected and not, in turns.
 
-    Times in milliseconds, rates in MiB/s; ``ratios`` and ``added`` are of each round.
+    Times in milliseconds, rates in MiB/s; ``ratios`` and ``added`` are of each round.  ``lean``:
+    the round trips of a VM whose devices have little state.
     """
-    bare: list[float] = []
-    protected: list[float] = []
-    added: list[float] = []
     rates: dict[str, list[float]] = {"open": [], "protected": []}
-    with _scene(binary) as scene, scene.secondary("b"), scene.qemu():
-        for _ in range(rounds):
-            without = scene.echo(requests)
-            rates["open"].append(scene.bulk_with_open_gate(mib))
-            with scene.primary("a"):
-                with_it = scene.echo(requests)
-                rates["protected"].append(scene.bulk(mib))
-            bare += without
-            protected += with_it
-            added.append(summarise(with_it).median - summarise(without).median)
-            say(
-                f"  round trip {summarise(without).median:.2f} → {summarise(with_it).median:.2f} "
-                f"ms, bulk {rates['open'][-1]:.0f} → {rates['protected'][-1]:.0f} MiB/s"
-            )
+    with _protected_by_turns(binary, rounds, lean=False) as turns:
+        trips = _RoundTrips(requests)
+        for scene, protected in turns:
+            trips.take(scene, protected)
+            kind = "protected" if protected else "open"
+            rates[kind].append(scene.bulk(mib) if protected else scene.bulk_with_open_gate(mib))
+            say(f"  round trip {trips.last:.2f} ms, bulk {rates[kind][-1]:.0f} MiB/s ({kind})")
+    with _protected_by_turns(binary, rounds, lean=True) as turns:
+        lean = _RoundTrips(requests)
+        for scene, protected in turns:
+            lean.take(scene, protected)
+            say(f"  lean: round trip {lean.last:.2f} ms{' protected' if protected else ''}")
     return {
-        "round_trip": {
-            "unprotected": asdict(summarise(bare)),
-            "protected": asdict(summarise(protected)),
-            "added": [round(value, 3) for value in added],
-        },
+        "round_trip": trips.row(),
+        "lean": lean.row(),
         "bulk": {
             **{name: asdict(summarise(values)) for name, values in rates.items()},
             "ratios": [
@@ -81,6 +74,47 @@ def measure_costs(
             ],
         },
     }
+
+
+@contextlib.contextmanager
+def _protected_by_turns(
+    binary: str, rounds: int, lean: bool
+) -> Iterator[Iterator[tuple[_Scene, bool]]]:
+    """One VM, for each round first unprotected and then protected."""
+
+    def turns(scene: _Scene) -> Iterator[tuple[_Scene, bool]]:
+        for _ in range(rounds):
+            yield scene, False
+            with scene.primary("a"):
+                yield scene, True
+
+    with _scene(binary, lean) as scene, scene.secondary("b"), scene.qemu():
+        yield turns(scene)
+
+
+class _RoundTrips:
+    """Series of round trips, by turns unprotected and protected."""
+
+    def __init__(self, requests: int) -> None:
+        self._requests = requests
+        self._taken: dict[bool, list[list[float]]] = {False: [], True: []}
+        self.last = 0.0  # the last series' median, in ms
+
+    def take(self, scene: _Scene, protected: bool) -> None:
+        series = scene.echo(self._requests)
+        self._taken[protected].append(series)
+        self.last = summarise(series).median
+
+    def row(self) -> dict[str, Any]:
+        bare, protected = self._taken[False], self._taken[True]
+        return {
+            "unprotected": asdict(summarise([each for series in bare for each in series])),
+            "protected": asdict(summarise([each for series in protected for each in series])),
+            "added": [
+                round(summarise(with_it).median - summarise(without).median, 3)
+                for without, with_it in zip(bare, protected, strict=True)
+            ],
+        }
 
 
 def measure_gaps(binary: str, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -108,15 +142,15 @@ def _one_gap(binary: str, kind: str, offset: float) -> float:
 
 
 @contextlib.contextmanager
-def _scene(binary: str) -> Iterator[_Scene]:
+def _scene(binary: str, lean: bool = False) -> Iterator[_Scene]:
     with Lab() as lab, tempfile.TemporaryDirectory(prefix="colo-bench-") as name:
-        yield _Scene(lab, Path(name), binary)
+        yield _Scene(lab, Path(name), binary, lean)
 
 
 class _Scene:
     """A VM on host A, and who protects it."""
 
-    def __init__(self, lab: Lab, folder: Path, binary: str) -> None:
+    def __init__(self, lab: Lab, folder: Path, binary: str, lean: bool) -> None:
         self.lab = lab
         self._folder = folder
         self._qmp = folder / "colo.qmp"
@@ -129,7 +163,12 @@ class _Scene:
         mode = f"colo.mode=serve colo.ip={_GUEST}/{LAN_PREFIX} colo.line-ms={_LINE_MS}"
         args += ["-append", f"{KERNEL_WORDS} {mode}"]
         args += ["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"]
-        args += ["-device", "virtio-net-pci,netdev=n0,mac=52:54:00:c0:10:06"]
+        card = "virtio-net-pci,netdev=n0,mac=52:54:00:c0:10:06"
+        if lean:
+            card += ",disable-modern=on,disable-legacy=off"
+            for option in ("acpi-root-pci-hotplug", "acpi-pci-hotplug-with-bridge-support"):
+                args += ["-global", f"PIIX4_PM.{option}=off"]
+        args += ["-device", card]
         roles = [
             f'[qemu.{role}]\nargs = ["-serial", "file:{folder / role}.console"]\n'
             for role in ("primary", "secondary")

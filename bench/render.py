@@ -82,11 +82,12 @@ def _costs(rows: Sequence[_Row]) -> str:
 
 
 def _cost(row: _Row) -> Iterable[list[str]]:
-    trip, bulk = row["round_trip"], row["bulk"]
-    for name in ("unprotected", "protected"):
-        last = f"**{_spread(trip['added'])} ms added**" if name == "protected" else ""
-        values = [_ms(trip[name][key]) for key in ("median", "p99", "max")]
-        yield [row["qemu"], f"round trip, {name}, ms", *values, last]
+    bulk = row["bulk"]
+    for trip, devices in ((row["round_trip"], ""), (row["lean"], "lean devices, ")):
+        for name in ("unprotected", "protected"):
+            last = f"**{_spread(trip['added'])} ms added**" if name == "protected" else ""
+            values = [_ms(trip[name][key]) for key in ("median", "p99", "max")]
+            yield [row["qemu"], f"round trip, {devices}{name}, ms", *values, last]
     for name, text in (("open", "gate open"), ("protected", "protected")):
         last = f"**{_spread(bulk['ratios'])} ×**" if name == "protected" else ""
         yield [row["qemu"], f"bulk, {text}, MiB/s", f"{bulk[name]['median']:.0f}", "", "", last]
