@@ -24,9 +24,9 @@ def early() -> None:
     """Output goes when its checkpoint is on its way, and not when it is safe."""
     write_ram = Sending._write_ram
 
-    async def write(self: Sending, saved: Any) -> None:
+    def write(self: Sending, saved: Any) -> None:
         self._release()
-        await write_ram(self, saved)
+        write_ram(self, saved)
 
     Sending._write_ram = write  # type: ignore[method-assign]
 

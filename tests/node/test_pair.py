@@ -236,6 +236,20 @@ def test_a_secondary_that_takes_nothing_is_lost() -> None:
     asyncio.run(run())
 
 
+def test_a_secondary_may_be_silent_while_nothing_is_due(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with paired(Watched(4), tmp_path) as pair:
+            await pair.sending.migrate()
+            pair.sending._limit_s = 0.01
+            session = asyncio.create_task(pair.sending.run(asyncio.Event().wait))
+            await asyncio.wait({session}, timeout=0.2)
+            assert not session.done() and pair.sending.state is PrimaryState.RUNNING
+            session.cancel()
+            await asyncio.wait({session})
+
+    asyncio.run(run())
+
+
 # -- the decision to run alone -------------------------------------------------------------
 
 

@@ -12,21 +12,30 @@ import pytest
 
 from colo.migration.ram import PageRun, RamBlock
 from colo.migration.writer import RamWriter
-from colo.node.vectored import VECTOR_PAGES, Vector
+from colo.node.vectored import VECTOR_PAGES, Gathered, Vector
 from tests.streams import RAM, RSDP, fill, full
 
-BIG = RamBlock("big", 4 << 20)
-STRIDED = PageRun(BIG, np.arange(4) * 4096, full(BIG, range(8)).content[::2])
-RUNS = [
-    full(RAM, [3]),
-    full(RAM, [4, 5, 9]),
-    fill(RAM, [1, 2], 7),
-    fill(RAM, [6]),
-    full(RSDP, [0]),
-    full(RAM, [1, 0]),
-    full(BIG, range(VECTOR_PAGES)),
-    STRIDED,
-]
+BIG = RamBlock("big", 2 * VECTOR_PAGES * 4096)
+EIGHT = full(BIG, range(8))
+STRIDED = PageRun(BIG, np.arange(4) * 4096, EIGHT.content[::2])
+ROWS = PageRun(BIG, np.arange(5) * 4096, EIGHT.content, np.array([7, 0, 3, 4, 1]))
+WHOLE = full(BIG, range(VECTOR_PAGES))
+LONG = PageRun(BIG, np.arange(2 * VECTOR_PAGES) * 4096, EIGHT.content, np.arange(8192) % 8)
+GATHERED: dict[str, Gathered] = {
+    "nothing": [],
+    "no page": [b"bytes", [], b"", b"more"],
+    "one page": [[full(RAM, [3])]],
+    "bytes on both sides": [b"before", b" it", [full(RAM, [3])], b"after", b" it"],
+    "runs": [b"b", [full(RAM, [3]), full(RAM, [4, 5, 9])], b"m", [full(RAM, [1, 0])], b"a"],
+    "fills": [[fill(RAM, [1, 2], 7), fill(RAM, [6])], b"after"],
+    "fills between pages": [[full(RAM, [3]), fill(RAM, [6]), full(RAM, [7])], b"after"],
+    "blocks": [[full(RAM, [3]), full(RSDP, [0]), full(RAM, [5])]],
+    "rows": [[STRIDED, ROWS], b"after"],
+    "a full one": [b"before", [WHOLE], b"after", [full(RAM, [1])]],
+    "a longer one": [b"before", [LONG], b"after"],
+    "many bytes": [bytes(1 << 20), [full(RAM, [1])], bytes(range(256)) * 1000],
+}
+WAYS = pytest.mark.parametrize("blocking", [True, False])
 
 
 @pytest.fixture
@@ -43,26 +52,65 @@ def received(sock: socket.socket) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("before", [b"", b"before"])
-@pytest.mark.parametrize("blocking", [True, False])
+def together(ram: RamWriter, gathered: Gathered) -> bytes:
+    """What is to arrive."""
+    pieces = ([each] if isinstance(each, bytes) else map(ram.pages, each) for each in gathered)
+    return b"".join(data for piece in pieces for data in piece)
+
+
+def send(here: socket.socket, vector: Vector, gathered: Gathered) -> int:
+    """Send it all and count the bytes."""
+    size = 0
+    for filled in vector.fillings(gathered):
+        assert filled.left == filled.size > 0
+        size += filled.size
+        while filled.left:
+            try:
+                filled.write(here.fileno())
+            except BlockingIOError:
+                assert not here.getblocking()
+    return size
+
+
+def test_rows_of_a_larger_array() -> None:
+    assert ROWS.content.tobytes() == EIGHT.content[[7, 0, 3, 4, 1]].tobytes()
+    part = ROWS.cut(1, 3)
+    assert part.content.tobytes() == EIGHT.content[[0, 3]].tobytes()
+    assert list(part.offsets) == [4096, 8192] and np.shares_memory(part.source, EIGHT.source)
+    assert STRIDED.cut(1, 9).content.tobytes() == EIGHT.content[2::2].tobytes()
+
+
+@pytest.mark.parametrize("gathered", GATHERED.values(), ids=GATHERED.keys())
+@WAYS
 def test_the_same_bytes_as_the_writers(
-    blocking: bool, before: bytes, ends: tuple[socket.socket, socket.socket]
+    blocking: bool, gathered: Gathered, ends: tuple[socket.socket, socket.socket]
 ) -> None:
     here, there = ends
     got: list[bytes] = []
     reader = threading.Thread(target=lambda: got.append(received(there)))
     reader.start()
     here.setblocking(blocking)
-    expected, ram, reference = b"", RamWriter(), RamWriter()
-    for run in RUNS:
-        expected += before + reference.pages(run)
-        vector = Vector(ram, run, before)
-        assert vector.left == vector.size
-        while vector.left:
-            try:
-                vector.write(here.fileno())
-            except BlockingIOError:
-                assert not blocking
+    expected = together(RamWriter(), gathered)
+    assert send(here, Vector(RamWriter()), gathered) == len(expected)
+    here.shutdown(socket.SHUT_WR)
+    reader.join()
+    assert got == [expected]
+
+
+@WAYS
+def test_filled_again_and_again(blocking: bool, ends: tuple[socket.socket, socket.socket]) -> None:
+    """Nothing of one filling is left in the next one, in whatever order."""
+    here, there = ends
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(received(there)))
+    reader.start()
+    here.setblocking(blocking)
+    vector, reference, expected = Vector(RamWriter()), RamWriter(), b""
+    names = np.random.default_rng(1).permutation(list(GATHERED) * 3)
+    for name in names:
+        if name != "a longer one":
+            send(here, vector, GATHERED[name])
+            expected += together(reference, GATHERED[name])
     here.shutdown(socket.SHUT_WR)
     reader.join()
     assert got == [expected]
@@ -70,11 +118,11 @@ def test_the_same_bytes_as_the_writers(
 
 def test_cut_at_every_piece(ends: tuple[socket.socket, socket.socket]) -> None:
     """A pipe's room decides where a write stops."""
-    run, ram = full(BIG, range(40)), RamWriter()
-    expected = RamWriter().pages(run)
+    gathered: Gathered = [b"before", [full(BIG, range(40))], b"after" * 2000]
+    expected = together(RamWriter(), gathered)
     out, into = os.pipe2(os.O_NONBLOCK)
     got, stops = b"", set()
-    vector = Vector(ram, run)
+    (vector,) = Vector(RamWriter()).fillings(gathered)
     for size in [*range(1, 5000, 701), *([1 << 20] * 100)]:
         try:
             vector.write(into)
@@ -94,4 +142,4 @@ def test_a_peer_that_is_gone(ends: tuple[socket.socket, socket.socket]) -> None:
     here, there = ends
     there.close()
     with pytest.raises(BrokenPipeError):
-        Vector(RamWriter(), full(RAM, [1])).write(here.fileno())
+        send(here, Vector(RamWriter()), [[full(RAM, [1])]])

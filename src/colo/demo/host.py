@@ -148,14 +148,14 @@ class _Dying(Sending):
     last = 0
     fraction = 0.0
 
-    async def _write_pages(self, saved: Saved) -> None:
+    def _write_ram(self, saved: Saved) -> None:
+        super()._write_ram(saved)
         if self.machine.number != self.last:
-            await super()._write_pages(saved)
             return
+        *before, _, _ = self._out
         memory = b"".join(self._ram.pages(run) for run in saved.pages)
         sent = int(self.fraction * len(memory))
-        self._out += memory[:sent]
-        await self._flush()
+        self._send_all(self._vector.fillings([*before, memory[:sent]]))
         _tell("dying", checkpoint=self.last, sent=sent, size=len(memory))
         while True:
             signal.pause()

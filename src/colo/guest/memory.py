@@ -8,7 +8,6 @@ the dirty pages, and only while it is ``running``; all else that it is goes into
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -18,7 +17,7 @@ from colo.errors import GuestError
 from colo.guest.interface import Saved
 from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import Bytes, PageRun, RamBlock
-from colo.migration.writer import RUN_PAGES, device_state, page_runs
+from colo.migration.writer import device_state, page_runs
 from colo.store.store import Store
 
 __all__ = ["MemoryGuest"]
@@ -71,7 +70,7 @@ class MemoryGuest:
         self.running.clear()
 
     async def save(self, everything: bool) -> Saved:
-        """Return its pages: runs that point into the memory, where they are neighbours."""
+        """Return its pages: runs that point into the memory."""
         pages = page_runs(self.block, self.memory) if everything else self._changed()
         self._dirty[:] = False
         return Saved(pages, *device_state([(_DEVICE, self.blob)]))
@@ -80,19 +79,12 @@ class MemoryGuest:
         """Have it run."""
         self.running.set()
 
-    def _changed(self) -> Iterator[PageRun]:
-        """What was written, in runs of 256 pages; found at once, read when it is asked for."""
-        numbers = np.flatnonzero(self._dirty)
-        return (
-            self._run(numbers[start : start + RUN_PAGES])
-            for start in range(0, len(numbers), RUN_PAGES)
-        )
-
-    def _run(self, numbers: NDArray[np.int64]) -> PageRun:
-        first, last = int(numbers[0]), int(numbers[-1])
-        neighbours = last - first + 1 == len(numbers)
-        content = self.memory[first : last + 1] if neighbours else self.memory[numbers]
-        return PageRun(self.block, numbers * PAGE_SIZE, content)
+    def _changed(self) -> list[PageRun]:
+        """What was written, as rows of the memory."""
+        (numbers,) = self._dirty.nonzero()
+        if not len(numbers):
+            return []
+        return [PageRun(self.block, numbers * PAGE_SIZE, self.memory, numbers)]
 
     # -- of the secondary -----------------------------------------------------------------
 

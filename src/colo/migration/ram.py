@@ -84,18 +84,32 @@ class PageRun:
     """n pages of one block and one kind.
 
     ``offsets``: (n,) int64, in bytes from the start of the block, below its length and
-    page-aligned.  ``content``: (n, 4096) uint8 where the pages came in full, (n, 1) uint8 where
-    only their fill byte came; it may point into a receive buffer.
+    page-aligned.  ``source``: (n, 4096) uint8 where the pages came in full, (n, 1) uint8 where
+    only their fill byte came; it may point into a receive buffer.  With ``rows``, (n,) int64, the
+    pages are these rows of a larger ``source``.
     """
 
     block: RamBlock
     offsets: Offsets
-    content: Bytes
+    source: Bytes
+    rows: Offsets | None = None
+
+    @property
+    def content(self) -> Bytes:
+        """The pages, of the shape (n, 4096) or (n, 1); a copy where ``rows`` are given."""
+        return self.source if self.rows is None else self.source[self.rows]
 
     @property
     def is_fill(self) -> bool:
         """Whether each page is one byte repeated: a ZERO page."""
-        return bool(self.content.shape[1] == 1)
+        return bool(self.source.shape[1] == 1)
+
+    def cut(self, start: int, end: int) -> PageRun:
+        """Those of its pages that come from ``start`` on, and before ``end``."""
+        part = slice(start, end)
+        if self.rows is None:
+            return PageRun(self.block, self.offsets[part], self.source[part])
+        return PageRun(self.block, self.offsets[part], self.source, self.rows[part])
 
     def __len__(self) -> int:
         return len(self.offsets)

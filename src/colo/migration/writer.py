@@ -54,6 +54,12 @@ __all__ = [
 RUN_PAGES: Final = 256
 
 
+#: Plain numbers: an operation on an enumeration takes microseconds.
+_PAGE: Final = int(RamFlag.PAGE)
+_ZERO: Final = int(RamFlag.ZERO)
+_CONTINUE: Final = int(RamFlag.CONTINUE)
+
+
 def header(content: Header) -> bytes:
     """The magic, the version and the configuration section."""
     machine = content.machine.encode()
@@ -147,15 +153,16 @@ class RamWriter:
         if not len(run):
             return b""
         first, others = self.heads(run)
-        records = np.empty((len(others), 8 + run.content.shape[1]), np.uint8)
+        content = run.content
+        records = np.empty((len(others), 8 + content.shape[1]), np.uint8)
         records[:, :8] = others.view(np.uint8).reshape(-1, 8)
-        records[:, 8:] = run.content[1:]
-        return b"".join((first, run.content[0].tobytes(), records.tobytes()))
+        records[:, 8:] = content[1:]
+        return b"".join((first, content[0].tobytes(), records.tobytes()))
 
-    def heads(self, run: PageRun) -> tuple[bytes, NDArray[np.uint64]]:
-        """What stands before the content of a run's first page; and 8 bytes for each other one."""
-        kind = RamFlag.ZERO if run.is_fill else RamFlag.PAGE
-        headers = (run.offsets.astype(np.uint64) | np.uint64(kind | RamFlag.CONTINUE)).astype(">u8")
+    def heads(self, run: PageRun) -> tuple[bytes, Offsets]:
+        """What stands before a run's first page; and for each other one 8 bytes, as a number."""
+        kind = _ZERO if run.is_fill else _PAGE
+        headers = (run.offsets | (kind | _CONTINUE)).byteswap()
         if run.block == self._current:
             return headers[:1].tobytes(), headers[1:]
         self._current = run.block

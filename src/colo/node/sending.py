@@ -6,9 +6,9 @@ was stopped, and its output stays held, until the decision: ``failover`` has it 
 may be asked for between any two steps, also while one is under way in another task: the
 connection is closed, which ends that step, and then the guest is resumed.
 
-What is written is gathered, and goes out when an answer is waited for, so a small checkpoint is
-one write.  Many pages go out from where they lie (see ``vectored``), and by a thread once that
-would block.
+What is to be sent is gathered, and goes out when an answer is waited for, so a small checkpoint
+is one write.  Pages go out from where they lie (see ``vectored``), and by a thread once that would
+block.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from itertools import chain
 from typing import Final, NoReturn
 
@@ -35,8 +35,9 @@ from colo.migration.writer import (
     footer,
     ram_item,
 )
-from colo.node.sockets import limit_sends, quick_ack, tune
-from colo.node.vectored import VECTOR_PAGES, Vector
+from colo.node.sockets import limit_sends, quick_ack, soon, tune
+from colo.node.vectored import Vector
+from colo.protocol.machine import VMState
 from colo.protocol.messages import Message, MessageDecoder, encode
 from colo.protocol.primary import Primary
 from colo.protocol.states import Do, Effect, PrimaryEvent, PrimaryState
@@ -46,8 +47,6 @@ __all__ = ["Sending"]
 #: Any number that is not a device's will do; QEMU's own is 2 or 3.
 _RAM_SECTION_ID: Final = 2
 _PING: Final = 1
-#: So much is gathered into one write.
-_GATHERED_BYTES: Final = 128 << 10
 #: After so many bytes in one go the event loop gets its turn.
 _AT_ONCE_BYTES: Final = 8 << 20
 _ANSWER_BYTES: Final = 4096
@@ -82,7 +81,8 @@ class Sending:
         self._decoder = MessageDecoder()
         self._messages: list[Message] = []
         self._ram = RamWriter()
-        self._out = bytearray()
+        self._vector = Vector(self._ram)
+        self._out: list[bytes | Iterable[PageRun]] = []
         self._saved: Saved | None = None
         self._under_way = False
         self._steering = asyncio.Lock()  # one at a time suspends or resumes the guest
@@ -113,7 +113,7 @@ class Sending:
         async with self._step(PrimaryState.MIGRATING):
             await self._suspend()
             self._saved = await self._guest.save(everything=True)
-            await self._write_migration(self._saved)
+            self._write_migration(self._saved)
             await self._handle(PrimaryEvent.MIGRATED)
             if self._return_path is not None:
                 await self._confirmed(self._return_path)
@@ -181,20 +181,20 @@ class Sending:
             match effect.do:
                 case Do.SEND:
                     assert effect.message is not None
-                    self._out += encode(Message(effect.message, effect.value))
+                    self._out.append(encode(Message(effect.message, effect.value)))
                 case Do.SUSPEND:
                     await self._suspend()
                     await self._handle(PrimaryEvent.SUSPENDED)
                 case Do.SAVE_RAM:
                     self._saved = await self._guest.save(everything=False)
-                    await self._write_ram(self._saved)
+                    self._write_ram(self._saved)
                     await self._handle(PrimaryEvent.RAM_SAVED)
                 case Do.SAVE_DEVICES:
                     assert self._saved is not None
                     await self._handle(PrimaryEvent.DEVICES_SAVED, len(self._saved.device_state))
                 case Do.SEND_DEVICES:
                     assert self._saved is not None
-                    await self._write(self._saved.device_state)
+                    self._out.append(self._saved.device_state)
                 case Do.RELEASE:
                     self._release()
                 case Do.RESUME:
@@ -219,39 +219,30 @@ class Sending:
 
     # -- out ------------------------------------------------------------------------------
 
-    async def _write_migration(self, saved: Saved) -> None:
+    def _write_migration(self, saved: Saved) -> None:
         content, blocks = Header(self._guest.machine), self._guest.blocks
         commands = command(Command.ENABLE_COLO)
         if self._return_path is not None:
             commands = command(Command.OPEN_RETURN_PATH) + command(Command.PING, _PING)
-        self._out += before_pages(self._ram, content, _RAM_SECTION_ID, blocks, commands)
-        await self._write_pages(saved)
+        before = before_pages(self._ram, content, _RAM_SECTION_ID, blocks, commands)
         devices = saved.device_state, saved.description
-        self._out += after_pages(self._ram, _RAM_SECTION_ID, devices)
+        self._out += before, saved.pages, after_pages(self._ram, _RAM_SECTION_ID, devices)
 
-    async def _write_ram(self, saved: Saved) -> None:
-        self._out += ram_item(Section.END, _RAM_SECTION_ID)
-        await self._write_pages(saved)
-        self._out += self._ram.end() + footer(_RAM_SECTION_ID) + end_of_items()
+    def _write_ram(self, saved: Saved) -> None:
+        after = self._ram.end() + footer(_RAM_SECTION_ID) + end_of_items()
+        self._out += ram_item(Section.END, _RAM_SECTION_ID), saved.pages, after
 
-    async def _write_pages(self, saved: Saved) -> None:
-        """Write all pages."""
-        runs = (piece for run in saved.pages for piece in _cut(run))
-        for run in runs:
-            if len(self._out) + run.content.nbytes > _GATHERED_BYTES:
-                await self._write_many(chain([run], runs))
-                break
-            self._out += self._ram.pages(run)
-
-    async def _write_many(self, runs: Iterator[PageRun]) -> None:
-        """Send what is gathered, and then the pages: the rest by a thread, once it would block."""
-        vectors = self._vectors(self._out, runs)
-        self._out = bytearray()
-        rest = self._send_now(vectors)
+    async def _flush(self) -> None:
+        """Send what is gathered: the rest of it by a thread, once that would block."""
+        out, self._out = self._out, []
+        if not out:
+            return
+        outgoing = self._counted(self._vector.fillings(out))
+        rest = self._send_now(outgoing)
         if rest is None:
             return
         work = asyncio.get_running_loop().run_in_executor(
-            None, self._send_all, chain([rest], vectors)
+            None, self._send_all, chain([rest], outgoing)
         )
         try:
             await asyncio.shield(work)
@@ -260,17 +251,15 @@ class Sending:
             await asyncio.wait({work})
             raise
 
-    def _vectors(self, before: bytes | bytearray, runs: Iterator[PageRun]) -> Iterator[Vector]:
-        for run in runs:
-            vector = Vector(self._ram, run, before)
-            before = b""
+    def _counted(self, outgoing: Iterator[Vector]) -> Iterator[Vector]:
+        for vector in outgoing:
             self.bytes_sent += vector.size
             yield vector
 
-    def _send_now(self, vectors: Iterator[Vector]) -> Vector | None:
+    def _send_now(self, outgoing: Iterator[Vector]) -> Vector | None:
         """Send as much as the connection takes at once; return what is to be sent next, if any."""
         at_once = 0
-        for vector in vectors:
+        for vector in outgoing:
             try:
                 while vector.left:
                     vector.write(self._bulk.fileno())
@@ -278,14 +267,14 @@ class Sending:
                 return vector
             at_once += vector.size
             if at_once > _AT_ONCE_BYTES:
-                return next(vectors, None)
+                return next(outgoing, None)
         return None
 
-    def _send_all(self, vectors: Iterator[Vector]) -> None:
+    def _send_all(self, outgoing: Iterator[Vector]) -> None:
         """The socket blocks meanwhile: the kernel wakes us sooner than a poll would."""
         self._bulk.setblocking(True)
         try:
-            for vector in vectors:
+            for vector in outgoing:
                 while vector.left:
                     vector.write(self._bulk.fileno())
         except BlockingIOError:
@@ -293,42 +282,35 @@ class Sending:
         finally:
             self._bulk.setblocking(False)
 
-    async def _write(self, data: bytes) -> None:
-        self._out += data
-        if len(self._out) > _GATHERED_BYTES:
-            await self._flush()
-
-    async def _flush(self) -> None:
-        data, self._out = self._out, bytearray()
-        self.bytes_sent += len(data)
-        async with asyncio.timeout(self._limit_s):
-            await asyncio.get_running_loop().sock_sendall(self._sock, data)
-
     # -- in -------------------------------------------------------------------------------
 
     async def _message(self) -> Message:
         """The secondary's next message.  Raises PeerError, or OSError at the time limit."""
         await self._flush()
         while not self._messages:
-            async with asyncio.timeout(self._limit_s):
-                data = await self._receive()
-            self._messages.extend(self._decoder.feed(data))
+            self._messages.extend(self._decoder.feed(await self._receive(self._limit_s)))
         return self._messages.pop(0)
 
-    async def _receive(self) -> bytes:
-        data = await asyncio.get_running_loop().sock_recv(self._sock, _ANSWER_BYTES)
+    async def _receive(self, limit_s: float | None) -> bytes:
+        try:
+            data = soon(self._take) if self.machine.vm is VMState.STOP else self._take()
+        except BlockingIOError:
+            async with asyncio.timeout(limit_s):
+                data = await asyncio.get_running_loop().sock_recv(self._sock, _ANSWER_BYTES)
         if not data:
             self._decoder.close()
             raise ChannelLost(_ENDED)
         quick_ack(self._sock)
         return data
 
+    def _take(self) -> bytes:
+        return self._sock.recv(_ANSWER_BYTES)
+
     async def _confirmed(self, path: ReturnPathDecoder) -> None:
         """Wait until the secondary has confirmed the migration."""
         await self._flush()
         while path.status is None:
-            async with asyncio.timeout(self._limit_s):
-                _, rest = path.feed(await self._receive())
+            _, rest = path.feed(await self._receive(self._limit_s))
             self._messages.extend(self._decoder.feed(rest))
         if path.status:
             raise PeerError(f"the secondary could not load the first migration ({path.status})")
@@ -336,7 +318,7 @@ class Sending:
     async def _idle(self, due: Callable[[], Awaitable[object]]) -> None:
         """Wait until a checkpoint is due; meanwhile nothing may come but the connection's end."""
         async with self._step(PrimaryState.RUNNING):
-            heard = asyncio.ensure_future(self._receive())
+            heard = asyncio.ensure_future(self._receive(None))
             waited = asyncio.ensure_future(due())
             try:
                 await asyncio.wait({heard, waited}, return_when=asyncio.FIRST_COMPLETED)
@@ -350,10 +332,3 @@ class Sending:
                 for task in (heard, waited):
                     if not task.cancelled():
                         task.exception()
-
-
-def _cut(run: PageRun) -> Iterator[PageRun]:
-    """Cut a run into such as fit a vector."""
-    for start in range(0, len(run), VECTOR_PAGES):
-        end = start + VECTOR_PAGES
-        yield PageRun(run.block, run.offsets[start:end], run.content[start:end])
