@@ -55,15 +55,15 @@ def measure_costs(
     with _protected_by_turns(binary, rounds, lean=False) as turns:
         trips = _RoundTrips(requests)
         for scene, protected in turns:
-            trips.take(scene, protected)
+            trip = trips.take(scene, protected)
             kind = "protected" if protected else "open"
             rates[kind].append(scene.bulk(mib) if protected else scene.bulk_with_open_gate(mib))
-            say(f"  round trip {trips.last:.2f} ms, bulk {rates[kind][-1]:.0f} MiB/s ({kind})")
+            say(f"  round trip {trip:.2f} ms, bulk {rates[kind][-1]:.0f} MiB/s ({kind})")
     with _protected_by_turns(binary, rounds, lean=True) as turns:
         lean = _RoundTrips(requests)
         for scene, protected in turns:
-            lean.take(scene, protected)
-            say(f"  lean: round trip {lean.last:.2f} ms{' protected' if protected else ''}")
+            trip = lean.take(scene, protected)
+            say(f"  lean: round trip {trip:.2f} ms{' protected' if protected else ''}")
     return {
         "round_trip": trips.row(),
         "lean": lean.row(),
@@ -98,12 +98,12 @@ class _RoundTrips:
     def __init__(self, requests: int) -> None:
         self._requests = requests
         self._taken: dict[bool, list[list[float]]] = {False: [], True: []}
-        self.last = 0.0  # the last series' median, in ms
 
-    def take(self, scene: _Scene, protected: bool) -> None:
+    def take(self, scene: _Scene, protected: bool) -> float:
+        """Take a series; return its median, in ms."""
         series = scene.echo(self._requests)
         self._taken[protected].append(series)
-        self.last = summarise(series).median
+        return summarise(series).median
 
     def row(self) -> dict[str, Any]:
         bare, protected = self._taken[False], self._taken[True]

@@ -23,13 +23,17 @@ from typing import Final
 
 __all__ = [
     "CAPABILITIES_SUBSECTION",
+    "CONTINUE",
+    "EOS",
     "FILE_MAGIC",
     "FILE_VERSION",
     "IGNORE_SHARED",
     "MULTIFD_MAGIC",
+    "PAGE",
     "PAGE_SIZE",
     "RAM_SECTION",
     "RAM_VERSION",
+    "ZERO",
     "Command",
     "RamFlag",
     "ReturnPath",
@@ -102,3 +106,10 @@ class RamFlag(IntFlag):
     HOOK = 0x80
     COMPRESS_PAGE = 0x100
     MULTIFD_FLUSH = 0x200
+
+
+#: Plain numbers, for inner loops: an operation on an enumeration takes microseconds.
+ZERO: Final = int(RamFlag.ZERO)
+PAGE: Final = int(RamFlag.PAGE)
+EOS: Final = int(RamFlag.EOS)
+CONTINUE: Final = int(RamFlag.CONTINUE)

@@ -26,19 +26,14 @@ from numpy.typing import NDArray
 
 from colo.errors import LimitExceeded, StreamError, UnsupportedFeature
 from colo.migration.buffer import Parser, ReceiveBuffer, name, need, u64
-from colo.migration.format import PAGE_SIZE, RamFlag
+from colo.migration.format import CONTINUE, EOS, PAGE, PAGE_SIZE, ZERO, RamFlag
 
 __all__ = ["Bytes", "Limits", "Offsets", "PageRun", "RamBlock", "RamReader"]
 
 _FLAGS: Final = PAGE_SIZE - 1
 _OFFSET: Final = np.uint64(0xFFFFFFFFFFFFFFFF & ~_FLAGS)
 _LOW_HALF: Final = 6  # the flags are in a header's last two bytes
-#: Plain numbers, for the inner loop: an operation on an enumeration takes microseconds.
-_PAGE: Final = int(RamFlag.PAGE)
-_ZERO: Final = int(RamFlag.ZERO)
-_CONTINUE: Final = int(RamFlag.CONTINUE)
-_EOS: Final = int(RamFlag.EOS)
-_STRIDE: Final = {_PAGE | _CONTINUE: 8 + PAGE_SIZE, _ZERO | _CONTINUE: 8 + 1}
+_STRIDE: Final = {PAGE | CONTINUE: 8 + PAGE_SIZE, ZERO | CONTINUE: 8 + 1}
 
 #: How many headers are compared at once: at first, when a run may be short, and how much more
 #: each time that it goes on.
@@ -155,9 +150,9 @@ class RamReader:
                     self._fail("a page that continues a block before any was named")
                 yield from need(buffer, _STRIDE[flags])
                 self._take_run(flags, on_pages)
-            elif flags in (_PAGE, _ZERO):
+            elif flags in (PAGE, ZERO):
                 yield from self._first_page(header, flags, on_pages)
-            elif flags == _EOS:
+            elif flags == EOS:
                 buffer.start += 8
                 return
             else:
@@ -167,7 +162,7 @@ class RamReader:
         self, header: int, kind: int, on_pages: Callable[[PageRun], None]
     ) -> Parser[None]:
         """Read a page that names its block."""
-        buffer, size = self._buffer, PAGE_SIZE if kind == _PAGE else 1
+        buffer, size = self._buffer, PAGE_SIZE if kind == PAGE else 1
         buffer.start += 8
         block_name = yield from name(buffer)
         block = self.blocks.get(block_name)

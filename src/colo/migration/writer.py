@@ -9,19 +9,22 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from colo.migration.format import (
     CAPABILITIES_SUBSECTION,
+    CONTINUE,
     FILE_MAGIC,
     FILE_VERSION,
     IGNORE_SHARED,
+    PAGE,
     PAGE_SIZE,
     RAM_SECTION,
     RAM_VERSION,
+    ZERO,
     Command,
     RamFlag,
     ReturnPath,
@@ -32,6 +35,7 @@ from colo.migration.reader import Header
 
 __all__ = [
     "RUN_PAGES",
+    "Heads",
     "RamWriter",
     "after_pages",
     "before_pages",
@@ -53,11 +57,8 @@ __all__ = [
 #: A run of so many pages stays in the processor's cache.
 RUN_PAGES: Final = 256
 
-
-#: Plain numbers: an operation on an enumeration takes microseconds.
-_PAGE: Final = int(RamFlag.PAGE)
-_ZERO: Final = int(RamFlag.ZERO)
-_CONTINUE: Final = int(RamFlag.CONTINUE)
+#: Headers of pages, as they are on the wire: (n,) big-endian u64.
+Heads: TypeAlias = NDArray[np.uint64]
 
 
 def header(content: Header) -> bytes:
@@ -159,10 +160,10 @@ class RamWriter:
         records[:, 8:] = content[1:]
         return b"".join((first, content[0].tobytes(), records.tobytes()))
 
-    def heads(self, run: PageRun) -> tuple[bytes, Offsets]:
-        """What stands before a run's first page; and for each other one 8 bytes, as a number."""
-        kind = _ZERO if run.is_fill else _PAGE
-        headers = (run.offsets | (kind | _CONTINUE)).byteswap()
+    def heads(self, run: PageRun) -> tuple[bytes, Heads]:
+        """What stands before the content of a run's first page, and the others' headers."""
+        kind = ZERO if run.is_fill else PAGE
+        headers = (run.offsets | (kind | CONTINUE)).astype(">u8")
         if run.block == self._current:
             return headers[:1].tobytes(), headers[1:]
         self._current = run.block

@@ -26,6 +26,7 @@ from colo.guest.outgoing import ColoPrimary
 from colo.network.pace import due_at
 from colo.node.figures import summarise, summary
 from colo.node.netgate import NetGate
+from colo.protocol.machine import VMState
 from colo.protocol.messages import COLOMessage, Message
 from colo.protocol.primary import Primary
 from colo.protocol.states import Do, PrimaryEvent, PrimaryState
@@ -150,7 +151,7 @@ class Checkpointing:
         """Whether a checkpoint has been waited for longer than ``limit_s``."""
         limit = time.monotonic() - limit_s
         if self.machine.state is not PrimaryState.RUNNING:
-            return self.machine.vm.value == "stop" and self._stopped_at < limit
+            return self.machine.vm is VMState.STOP and self._stopped_at < limit
         held_since = self._gate.held_since
         return held_since is not None and max(held_since, self._resumed_at) < limit
 

@@ -116,8 +116,7 @@ class Incoming:
             except PeerError as error:
                 return error
         elif self.state is not SecondaryState.READY:
-            here = self.state in _RECEIVING
-            got = self._buffer.end - self._began if here else self._buffer.available
+            got = self._buffer.end - self._began if self.vm_waits else self._buffer.available
             return ShortRead(f"checkpoint {self.machine.number} ({self.state.name})", got)
         elif self._buffer.available:
             return ShortRead("a COLO message", self._buffer.available)

@@ -16,8 +16,8 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from colo.migration.format import PAGE_SIZE
-from colo.migration.ram import Offsets, PageRun
-from colo.migration.writer import RamWriter
+from colo.migration.ram import PageRun
+from colo.migration.writer import Heads, RamWriter
 
 __all__ = ["VECTOR_PAGES", "Gathered", "Vector"]
 
@@ -43,13 +43,12 @@ class Vector:
     def __init__(self, ram: RamWriter) -> None:
         self.size = self.left = 0
         self._ram = ram
-        self._heads = np.empty(VECTOR_PAGES + 1, np.int64)
-        # Of each page its header, a row of ``_usual``, and its content.
-        self._usual = np.empty((VECTOR_PAGES + 1, 2), np.uint64)
-        self._usual[:, 0] = self._heads.ctypes.data + _HEAD * np.arange(VECTOR_PAGES + 1)
-        self._usual[:, 1] = _HEAD
+        self._heads = np.empty(VECTOR_PAGES + 1, ">u8")
+        self._heads_address = self._heads.ctypes.data
+        # By turns a page's header and its content; the bytes around them take a header's place.
         self._table = np.empty((2 * VECTOR_PAGES + 1, 2), np.uint64)
-        self._table[0::2] = self._usual
+        self._table[0::2, 0] = self._heads_address + _HEAD * np.arange(VECTOR_PAGES + 1)
+        self._table[0::2, 1] = _HEAD
         self._table[1::2, 1] = PAGE_SIZE
         self._address = self._table.ctypes.data
         self._rows = 0  # so many are in use
@@ -111,11 +110,11 @@ class Vector:
                 for start in range(0, len(run), VECTOR_PAGES):
                     yield run.cut(start, start + VECTOR_PAGES)
 
-    def _fill(self, before: bytes, pages: tuple[PageRun, Offsets] | None, after: bytes) -> Vector:
+    def _fill(self, before: bytes, pages: tuple[PageRun, Heads] | None, after: bytes) -> Vector:
         """``before`` ends with the first page's header; the others' come with the run."""
         table, rows = self._table, self._rows
-        if rows % 2:
-            table[rows - 1] = self._usual[rows // 2]  # where the bytes after the pages were
+        if rows % 2:  # there were bytes after the pages: it is a header's place again
+            table[rows - 1] = self._heads_address + _HEAD * (rows // 2), _HEAD
         if pages is None:
             before, after, rows = before + after, b"", 1
             self._pages, self.size = 0, len(before)
