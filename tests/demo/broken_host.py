@@ -22,13 +22,13 @@ def unheld() -> None:
 
 def early() -> None:
     """Output goes when its checkpoint is on its way, and not when it is safe."""
-    write_ram = Sending._write_ram
+    save_ram = Sending._save_ram
 
-    def write(self: Sending, saved: Any) -> None:
+    async def save(self: Sending) -> None:
         self._release()
-        write_ram(self, saved)
+        await save_ram(self)
 
-    Sending._write_ram = write  # type: ignore[method-assign]
+    Sending._save_ram = save  # type: ignore[method-assign]
 
 
 def unmarked() -> None:

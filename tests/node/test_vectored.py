@@ -12,28 +12,27 @@ import pytest
 
 from colo.migration.ram import PageRun, RamBlock
 from colo.migration.writer import RamWriter
-from colo.node.vectored import VECTOR_PAGES, Gathered, Vector
+from colo.node.vectored import VECTOR_PAGES, Outgoing, Text, Vector
 from tests.streams import RAM, RSDP, fill, full
 
 BIG = RamBlock("big", 2 * VECTOR_PAGES * 4096)
+LONGEST = RamBlock("n" * 255, 2 * 4096)
 EIGHT = full(BIG, range(8))
 STRIDED = PageRun(BIG, np.arange(4) * 4096, EIGHT.content[::2])
 ROWS = PageRun(BIG, np.arange(5) * 4096, EIGHT.content, np.array([7, 0, 3, 4, 1]))
 WHOLE = full(BIG, range(VECTOR_PAGES))
 LONG = PageRun(BIG, np.arange(2 * VECTOR_PAGES) * 4096, EIGHT.content, np.arange(8192) % 8)
-GATHERED: dict[str, Gathered] = {
+RUNS: dict[str, list[PageRun]] = {
     "nothing": [],
-    "no page": [b"bytes", [], b"", b"more"],
-    "one page": [[full(RAM, [3])]],
-    "bytes on both sides": [b"before", b" it", [full(RAM, [3])], b"after", b" it"],
-    "runs": [b"b", [full(RAM, [3]), full(RAM, [4, 5, 9])], b"m", [full(RAM, [1, 0])], b"a"],
-    "fills": [[fill(RAM, [1, 2], 7), fill(RAM, [6])], b"after"],
-    "fills between pages": [[full(RAM, [3]), fill(RAM, [6]), full(RAM, [7])], b"after"],
-    "blocks": [[full(RAM, [3]), full(RSDP, [0]), full(RAM, [5])]],
-    "rows": [[STRIDED, ROWS], b"after"],
-    "a full one": [b"before", [WHOLE], b"after", [full(RAM, [1])]],
-    "a longer one": [b"before", [LONG], b"after"],
-    "many bytes": [bytes(1 << 20), [full(RAM, [1])], bytes(range(256)) * 1000],
+    "one page": [full(RAM, [3])],
+    "several": [full(RAM, [3]), full(RAM, [4, 5, 9]), full(RAM, [1, 0])],
+    "fills": [fill(RAM, [1, 2], 7), fill(RAM, [6])],
+    "fills between pages": [full(RAM, [3]), fill(RAM, [6]), full(RAM, [7])],
+    "blocks": [full(RAM, [3]), full(RSDP, [0]), full(RAM, [5])],
+    "a block of the longest name": [full(LONGEST, [1, 0]), full(RAM, [2])],
+    "rows": [STRIDED, ROWS],
+    "a full one": [WHOLE, full(RAM, [1])],
+    "a longer one": [LONG],
 }
 WAYS = pytest.mark.parametrize("blocking", [True, False])
 
@@ -52,24 +51,27 @@ def received(sock: socket.socket) -> bytes:
     return data
 
 
-def together(ram: RamWriter, gathered: Gathered) -> bytes:
+def together(ram: RamWriter, runs: list[PageRun]) -> bytes:
     """What is to arrive."""
-    pieces = ([each] if isinstance(each, bytes) else map(ram.pages, each) for each in gathered)
-    return b"".join(data for piece in pieces for data in piece)
+    return b"".join(map(ram.pages, runs))
 
 
-def send(here: socket.socket, vector: Vector, gathered: Gathered) -> int:
+def send(here: socket.socket, vector: Vector, runs: list[PageRun]) -> int:
     """Send it all and count the bytes."""
     size = 0
-    for filled in vector.fillings(gathered):
-        assert filled.left == filled.size > 0
-        size += filled.size
-        while filled.left:
-            try:
-                filled.write(here.fileno())
-            except BlockingIOError:
-                assert not here.getblocking()
+    for each in vector.outgoing(runs):
+        assert each.left == each.size > 0
+        size += each.size
+        write(here, each)
     return size
+
+
+def write(here: socket.socket, what: Outgoing) -> None:
+    while what.left:
+        try:
+            what.write(here.fileno())
+        except BlockingIOError:
+            assert not here.getblocking()
 
 
 def test_rows_of_a_larger_array() -> None:
@@ -80,18 +82,18 @@ def test_rows_of_a_larger_array() -> None:
     assert STRIDED.cut(1, 9).content.tobytes() == EIGHT.content[2::2].tobytes()
 
 
-@pytest.mark.parametrize("gathered", GATHERED.values(), ids=GATHERED.keys())
+@pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS.keys())
 @WAYS
 def test_the_same_bytes_as_the_writers(
-    blocking: bool, gathered: Gathered, ends: tuple[socket.socket, socket.socket]
+    blocking: bool, runs: list[PageRun], ends: tuple[socket.socket, socket.socket]
 ) -> None:
     here, there = ends
     got: list[bytes] = []
     reader = threading.Thread(target=lambda: got.append(received(there)))
     reader.start()
     here.setblocking(blocking)
-    expected = together(RamWriter(), gathered)
-    assert send(here, Vector(RamWriter()), gathered) == len(expected)
+    expected = together(RamWriter(), runs)
+    assert send(here, Vector(RamWriter()), runs) == len(expected)
     here.shutdown(socket.SHUT_WR)
     reader.join()
     assert got == [expected]
@@ -106,11 +108,11 @@ def test_filled_again_and_again(blocking: bool, ends: tuple[socket.socket, socke
     reader.start()
     here.setblocking(blocking)
     vector, reference, expected = Vector(RamWriter()), RamWriter(), b""
-    names = np.random.default_rng(1).permutation(list(GATHERED) * 3)
+    names = np.random.default_rng(1).permutation(list(RUNS) * 3)
     for name in names:
         if name != "a longer one":
-            send(here, vector, GATHERED[name])
-            expected += together(reference, GATHERED[name])
+            send(here, vector, RUNS[name])
+            expected += together(reference, RUNS[name])
     here.shutdown(socket.SHUT_WR)
     reader.join()
     assert got == [expected]
@@ -118,11 +120,11 @@ def test_filled_again_and_again(blocking: bool, ends: tuple[socket.socket, socke
 
 def test_cut_at_every_piece(ends: tuple[socket.socket, socket.socket]) -> None:
     """A pipe's room decides where a write stops."""
-    gathered: Gathered = [b"before", [full(BIG, range(40))], b"after" * 2000]
-    expected = together(RamWriter(), gathered)
+    runs = [full(BIG, range(40))]
+    expected = together(RamWriter(), runs)
     out, into = os.pipe2(os.O_NONBLOCK)
     got, stops = b"", set()
-    (vector,) = Vector(RamWriter()).fillings(gathered)
+    (vector,) = Vector(RamWriter()).outgoing(runs)
     for size in [*range(1, 5000, 701), *([1 << 20] * 100)]:
         try:
             vector.write(into)
@@ -142,4 +144,20 @@ def test_a_peer_that_is_gone(ends: tuple[socket.socket, socket.socket]) -> None:
     here, there = ends
     there.close()
     with pytest.raises(BrokenPipeError):
-        send(here, Vector(RamWriter()), [[full(RAM, [1])]])
+        send(here, Vector(RamWriter()), [full(RAM, [1])])
+
+
+@WAYS
+def test_text(blocking: bool, ends: tuple[socket.socket, socket.socket]) -> None:
+    here, there = ends
+    data = bytes(range(256)) * 5000
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(received(there)))
+    reader.start()
+    here.setblocking(blocking)
+    text = Text(data)
+    assert text.left == text.size == len(data)
+    write(here, text)
+    here.shutdown(socket.SHUT_WR)
+    reader.join()
+    assert got == [data]

@@ -16,14 +16,14 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from colo.demo.workload import Outlet, Workload
 from colo.errors import ColoError
-from colo.guest.interface import Saved
 from colo.guest.memory import MemoryGuest
-from colo.migration.ram import Limits
+from colo.migration.ram import Limits, PageRun
 from colo.node.address import parse_address
 from colo.node.figures import Figures
 from colo.node.receiving import Receiving
@@ -148,14 +148,14 @@ class _Dying(Sending):
     last = 0
     fraction = 0.0
 
-    def _write_ram(self, saved: Saved) -> None:
-        super()._write_ram(saved)
+    async def _send_pages(self, pages: Iterable[PageRun]) -> None:
         if self.machine.number != self.last:
+            await super()._send_pages(pages)
             return
-        *before, _, _ = self._out
-        memory = b"".join(self._ram.pages(run) for run in saved.pages)
+        memory = b"".join(self._ram.pages(run) for run in pages)
         sent = int(self.fraction * len(memory))
-        self._send_all(self._vector.fillings([*before, memory[:sent]]))
+        self._out += memory[:sent]
+        await self._flush()
         _tell("dying", checkpoint=self.last, sent=sent, size=len(memory))
         while True:
             signal.pause()

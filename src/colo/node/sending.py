@@ -6,9 +6,9 @@ was stopped, and its output stays held, until the decision: ``failover`` has it 
 may be asked for between any two steps, also while one is under way in another task: the
 connection is closed, which ends that step, and then the guest is resumed.
 
-What is to be sent is gathered, and goes out when an answer is waited for, so a small checkpoint
-is one write.  Pages go out from where they lie (see ``vectored``), and by a thread once that would
-block.
+What is to be sent is gathered until an answer is waited for, so that pages and all that is said
+around them go out in one go: pages from where they lie (see ``vectored``), and all of it by a thread
+once that would block.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from colo.migration.writer import (
     ram_item,
 )
 from colo.node.sockets import limit_sends, quick_ack, soon, tune
-from colo.node.vectored import Vector
+from colo.node.vectored import Outgoing, Text, Vector
 from colo.protocol.machine import VMState
 from colo.protocol.messages import Message, MessageDecoder, encode
 from colo.protocol.primary import Primary
@@ -186,8 +186,7 @@ class Sending:
                     await self._suspend()
                     await self._handle(PrimaryEvent.SUSPENDED)
                 case Do.SAVE_RAM:
-                    self._saved = await self._guest.save(everything=False)
-                    self._write_ram(self._saved)
+                    await self._save_ram()
                     await self._handle(PrimaryEvent.RAM_SAVED)
                 case Do.SAVE_DEVICES:
                     assert self._saved is not None
@@ -228,16 +227,20 @@ class Sending:
         devices = saved.device_state, saved.description
         self._out += before, saved.pages, after_pages(self._ram, _RAM_SECTION_ID, devices)
 
-    def _write_ram(self, saved: Saved) -> None:
+    async def _save_ram(self) -> None:
+        """The secondary hears first that pages come: it wakes up while they are saved."""
+        self._out.append(ram_item(Section.END, _RAM_SECTION_ID))
+        await self._flush()
+        self._saved = await self._guest.save(everything=False)
         after = self._ram.end() + footer(_RAM_SECTION_ID) + end_of_items()
-        self._out += ram_item(Section.END, _RAM_SECTION_ID), saved.pages, after
+        self._out += self._saved.pages, after
 
     async def _flush(self) -> None:
         """Send what is gathered: the rest of it by a thread, once that would block."""
         out, self._out = self._out, []
         if not out:
             return
-        outgoing = self._counted(self._vector.fillings(out))
+        outgoing = self._counted(self._vector.outgoing(out))
         rest = self._send_now(outgoing)
         if rest is None:
             return
@@ -251,32 +254,32 @@ class Sending:
             await asyncio.wait({work})
             raise
 
-    def _counted(self, outgoing: Iterator[Vector]) -> Iterator[Vector]:
-        for vector in outgoing:
-            self.bytes_sent += vector.size
-            yield vector
+    def _counted(self, outgoing: Iterator[Outgoing]) -> Iterator[Outgoing]:
+        for each in outgoing:
+            self.bytes_sent += each.size
+            yield each
 
-    def _send_now(self, outgoing: Iterator[Vector]) -> Vector | None:
+    def _send_now(self, outgoing: Iterator[Outgoing]) -> Outgoing | None:
         """Send as much as the connection takes at once; return what is to be sent next, if any."""
-        at_once = 0
-        for vector in outgoing:
+        at_once, file = 0, self._bulk.fileno()
+        for each in outgoing:
             try:
-                while vector.left:
-                    vector.write(self._bulk.fileno())
+                while each.left:
+                    each.write(file)
             except BlockingIOError:
-                return vector
-            at_once += vector.size
+                return each
+            at_once += each.size
             if at_once > _AT_ONCE_BYTES:
                 return next(outgoing, None)
         return None
 
-    def _send_all(self, outgoing: Iterator[Vector]) -> None:
+    def _send_all(self, outgoing: Iterator[Outgoing]) -> None:
         """The socket blocks meanwhile: the kernel wakes us sooner than a poll would."""
         self._bulk.setblocking(True)
         try:
-            for vector in outgoing:
-                while vector.left:
-                    vector.write(self._bulk.fileno())
+            for each in outgoing:
+                while each.left:
+                    each.write(self._bulk.fileno())
         except BlockingIOError:
             raise TimeoutError from None
         finally:
