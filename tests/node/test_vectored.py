@@ -12,7 +12,7 @@ import pytest
 
 from colo.migration.ram import PageRun, RamBlock
 from colo.migration.writer import RamWriter
-from colo.node.vectored import VECTOR_PAGES, Outgoing, Text, Vector
+from colo.node.vectored import VECTOR_PAGES, Gathered, Outgoing, Text, Vector
 from tests.streams import RAM, RSDP, fill, full
 
 BIG = RamBlock("big", 2 * VECTOR_PAGES * 4096)
@@ -22,17 +22,21 @@ STRIDED = PageRun(BIG, np.arange(4) * 4096, EIGHT.content[::2])
 ROWS = PageRun(BIG, np.arange(5) * 4096, EIGHT.content, np.array([7, 0, 3, 4, 1]))
 WHOLE = full(BIG, range(VECTOR_PAGES))
 LONG = PageRun(BIG, np.arange(2 * VECTOR_PAGES) * 4096, EIGHT.content, np.arange(8192) % 8)
-RUNS: dict[str, list[PageRun]] = {
+GATHERED: dict[str, Gathered] = {
     "nothing": [],
-    "one page": [full(RAM, [3])],
-    "several": [full(RAM, [3]), full(RAM, [4, 5, 9]), full(RAM, [1, 0])],
-    "fills": [fill(RAM, [1, 2], 7), fill(RAM, [6])],
-    "fills between pages": [full(RAM, [3]), fill(RAM, [6]), full(RAM, [7])],
-    "blocks": [full(RAM, [3]), full(RSDP, [0]), full(RAM, [5])],
-    "a block of the longest name": [full(LONGEST, [1, 0]), full(RAM, [2])],
-    "rows": [STRIDED, ROWS],
-    "a full one": [WHOLE, full(RAM, [1])],
-    "a longer one": [LONG],
+    "no page": [b"bytes", [], b"", b"more"],
+    "one page": [[full(RAM, [3])]],
+    "bytes on both sides": [b"before", b" it", [full(RAM, [3])], b"after", b" it"],
+    "runs": [b"b", [full(RAM, [3]), full(RAM, [4, 5, 9])], b"m", [full(RAM, [1, 0])], b"a"],
+    "fills": [[fill(RAM, [1, 2], 7), fill(RAM, [6])], b"after"],
+    "fills between pages": [[full(RAM, [3]), fill(RAM, [6]), full(RAM, [7])], b"after"],
+    "blocks": [[full(RAM, [3]), full(RSDP, [0]), full(RAM, [5])]],
+    "a block of the longest name": [[full(LONGEST, [1, 0]), full(RAM, [2])]],
+    "rows": [[STRIDED, ROWS], b"after"],
+    "a full one": [b"before", [WHOLE], b"after", [full(RAM, [1])]],
+    "a longer one": [b"before", [LONG], b"after"],
+    "many fills": [[fill(RAM, range(256))] * 100, b"after"],
+    "many bytes": [bytes(1 << 20), [full(RAM, [1])], bytes(range(256)) * 1000],
 }
 WAYS = pytest.mark.parametrize("blocking", [True, False])
 
@@ -51,15 +55,16 @@ def received(sock: socket.socket) -> bytes:
     return data
 
 
-def together(ram: RamWriter, runs: list[PageRun]) -> bytes:
+def together(ram: RamWriter, gathered: Gathered) -> bytes:
     """What is to arrive."""
-    return b"".join(map(ram.pages, runs))
+    pieces = ([each] if isinstance(each, bytes) else map(ram.pages, each) for each in gathered)
+    return b"".join(data for piece in pieces for data in piece)
 
 
-def send(here: socket.socket, vector: Vector, runs: list[PageRun]) -> int:
+def send(here: socket.socket, vector: Vector, gathered: Gathered) -> int:
     """Send it all and count the bytes."""
     size = 0
-    for each in vector.outgoing(runs):
+    for each in vector.outgoing(gathered):
         assert each.left == each.size > 0
         size += each.size
         write(here, each)
@@ -82,18 +87,18 @@ def test_rows_of_a_larger_array() -> None:
     assert STRIDED.cut(1, 9).content.tobytes() == EIGHT.content[2::2].tobytes()
 
 
-@pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS.keys())
+@pytest.mark.parametrize("gathered", GATHERED.values(), ids=GATHERED.keys())
 @WAYS
 def test_the_same_bytes_as_the_writers(
-    blocking: bool, runs: list[PageRun], ends: tuple[socket.socket, socket.socket]
+    blocking: bool, gathered: Gathered, ends: tuple[socket.socket, socket.socket]
 ) -> None:
     here, there = ends
     got: list[bytes] = []
     reader = threading.Thread(target=lambda: got.append(received(there)))
     reader.start()
     here.setblocking(blocking)
-    expected = together(RamWriter(), runs)
-    assert send(here, Vector(RamWriter()), runs) == len(expected)
+    expected = together(RamWriter(), gathered)
+    assert send(here, Vector(RamWriter()), gathered) == len(expected)
     here.shutdown(socket.SHUT_WR)
     reader.join()
     assert got == [expected]
@@ -108,11 +113,11 @@ def test_filled_again_and_again(blocking: bool, ends: tuple[socket.socket, socke
     reader.start()
     here.setblocking(blocking)
     vector, reference, expected = Vector(RamWriter()), RamWriter(), b""
-    names = np.random.default_rng(1).permutation(list(RUNS) * 3)
+    names = np.random.default_rng(1).permutation(list(GATHERED) * 3)
     for name in names:
         if name != "a longer one":
-            send(here, vector, RUNS[name])
-            expected += together(reference, RUNS[name])
+            send(here, vector, GATHERED[name])
+            expected += together(reference, GATHERED[name])
     here.shutdown(socket.SHUT_WR)
     reader.join()
     assert got == [expected]
@@ -120,11 +125,11 @@ def test_filled_again_and_again(blocking: bool, ends: tuple[socket.socket, socke
 
 def test_cut_at_every_piece(ends: tuple[socket.socket, socket.socket]) -> None:
     """A pipe's room decides where a write stops."""
-    runs = [full(BIG, range(40))]
-    expected = together(RamWriter(), runs)
+    gathered: Gathered = [[full(BIG, range(40))]]
+    expected = together(RamWriter(), gathered)
     out, into = os.pipe2(os.O_NONBLOCK)
     got, stops = b"", set()
-    (vector,) = Vector(RamWriter()).outgoing(runs)
+    (vector,) = Vector(RamWriter()).outgoing(gathered)
     for size in [*range(1, 5000, 701), *([1 << 20] * 100)]:
         try:
             vector.write(into)
@@ -144,7 +149,7 @@ def test_a_peer_that_is_gone(ends: tuple[socket.socket, socket.socket]) -> None:
     here, there = ends
     there.close()
     with pytest.raises(BrokenPipeError):
-        send(here, Vector(RamWriter()), [full(RAM, [1])])
+        send(here, Vector(RamWriter()), [[full(RAM, [1])]])
 
 
 @WAYS
@@ -161,3 +166,10 @@ def test_text(blocking: bool, ends: tuple[socket.socket, socket.socket]) -> None
     here.shutdown(socket.SHUT_WR)
     reader.join()
     assert got == [data]
+
+
+def test_text_is_bounded() -> None:
+    """However many fills there are: no more than a piece beyond the bound lies in memory."""
+    fills = [fill(RAM, range(256))] * 1000
+    sizes = [each.size for each in Vector(RamWriter()).outgoing([fills])]
+    assert sum(sizes) == len(together(RamWriter(), [fills])) and len(sizes) > 10

@@ -16,14 +16,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from colo.demo.workload import Outlet, Workload
 from colo.errors import ColoError
 from colo.guest.memory import MemoryGuest
-from colo.migration.ram import Limits, PageRun
+from colo.migration.ram import Limits
 from colo.node.address import parse_address
 from colo.node.figures import Figures
 from colo.node.receiving import Receiving
@@ -148,13 +147,15 @@ class _Dying(Sending):
     last = 0
     fraction = 0.0
 
-    async def _send_pages(self, pages: Iterable[PageRun]) -> None:
+    async def _save_ram(self) -> None:
+        await super()._save_ram()
         if self.machine.number != self.last:
-            await super()._send_pages(pages)
             return
+        pages, _ = self._out
+        assert not isinstance(pages, bytes)
         memory = b"".join(self._ram.pages(run) for run in pages)
         sent = int(self.fraction * len(memory))
-        self._out += memory[:sent]
+        self._out = [memory[:sent]]
         await self._flush()
         _tell("dying", checkpoint=self.last, sent=sent, size=len(memory))
         while True:

@@ -88,10 +88,10 @@ class Channel:
                     cut = self._incoming.closed()
                     self._lose(ChannelLost("the primary closed the connection"), cut)
                     return
-                quick_ack(self._sock)
                 taken += count
                 self._incoming.received(count)
                 self.flush()
+                quick_ack(self._sock)
         except BlockingIOError:
             if self._deaf is not None:
                 self._lose(self._deaf, self._deaf.__cause__)

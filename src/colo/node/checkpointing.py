@@ -109,10 +109,10 @@ class Checkpointing:
         reply = Message(COLOMessage.CHECKPOINT_REPLY)
         self.machine.handle(PrimaryEvent.CHECKPOINT_DUE)
         self.machine.receive(reply)
+        self.pass_on(reply)
         for event in (PrimaryEvent.SUSPENDED, PrimaryEvent.RAM_SAVED):
             self.machine.handle(event)
         self.machine.handle(PrimaryEvent.DEVICES_SAVED, 0)
-        self.pass_on(reply)
 
     def _resumed(self, after: COLOMessage, now: float) -> None:
         if after is COLOMessage.CHECKPOINT_READY:

@@ -60,6 +60,8 @@ class Relay:
         with contextlib.suppress(OSError):  # a smaller one does too
             fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _CHUNK)
         self._unsent = 0  # the bytes in the pipe
+        self._answers = bytearray()  # for QEMU
+        self._hearing = False
         self._open = True
         self.bytes_sent = 0
         tune(qemu)
@@ -80,10 +82,17 @@ class Relay:
                 os.close(end)
 
     def send(self, message: Message) -> None:
-        """Pass a message of the secondary on to QEMU."""
-        if self._open:
+        """Pass a message of the secondary on to QEMU; those that came together go together."""
+        self._answers += encode(message)
+        if not self._hearing:
+            self._answer()
+
+    def _answer(self) -> None:
+        """Send what QEMU is to have."""
+        answers, self._answers = self._answers, bytearray()
+        if answers and self._open:
             try:
-                self._qemu.send(encode(message))
+                self._qemu.send(answers)
             except OSError as error:
                 self._lose_qemu(f"QEMU ended COLO's connection: {error.strerror}")
 
@@ -130,7 +139,6 @@ class Relay:
     def _from_secondary(self) -> None:
         try:
             data = self._secondary.recv(_CHUNK)
-            quick_ack(self._secondary)
         except BlockingIOError:
             return
         except OSError as error:
@@ -139,19 +147,21 @@ class Relay:
         if not data:
             self._lose("the secondary ended the connection")
             return
+        self._hearing = True
         try:
             if self._return_path is not None and self._return_path.status is None:
                 path, data = self._return_path.feed(data)
-                self._qemu.send(path)
+                self._answers += path
             for message in self._decoder.feed(data):
                 if self._on_message(message):
                     self.send(message)
-                if not self._open:
-                    return
         except PeerError as error:
             self._end(error)
-        except OSError as error:
-            self._lose_qemu(f"QEMU ended COLO's connection: {error.strerror}")
+        finally:
+            self._hearing = False
+        self._answer()
+        if self._open:
+            quick_ack(self._secondary)
 
     def _lose(self, why: str) -> None:
         self._end(ChannelLost(why))

@@ -7,8 +7,8 @@ may be asked for between any two steps, also while one is under way in another t
 connection is closed, which ends that step, and then the guest is resumed.
 
 What is to be sent is gathered until an answer is waited for, so that pages and all that is said
-around them go out in one go: pages from where they lie (see ``vectored``), and all of it by a thread
-once that would block.
+around them go out in one go: pages from where they lie (see ``vectored``), and by a thread once
+that would block.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from colo.migration.writer import (
     ram_item,
 )
 from colo.node.sockets import limit_sends, quick_ack, soon, tune
-from colo.node.vectored import Outgoing, Text, Vector
+from colo.node.vectored import Outgoing, Vector
 from colo.protocol.machine import VMState
 from colo.protocol.messages import Message, MessageDecoder, encode
 from colo.protocol.primary import Primary

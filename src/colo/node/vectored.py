@@ -26,6 +26,7 @@ __all__ = ["VECTOR_PAGES", "Gathered", "Outgoing", "Text", "Vector"]
 Gathered: TypeAlias = Iterable[bytes | Iterable[PageRun]]
 
 VECTOR_PAGES: Final = 4096
+_TEXT_BYTES: Final = 128 << 10  # gathered to at least so many, where no pages come between
 _HEAD: Final = 8
 _FIRST_HEAD: Final = _HEAD + 1 + 255  # the first page may name its block
 _PIECES_MAX: Final = 1024  # Linux's IOV_MAX
@@ -74,12 +75,14 @@ class Vector:
         for part in self._parts(gathered):
             if isinstance(part, bytes):
                 text += part
-                continue
+                if len(text) < _TEXT_BYTES:
+                    continue
             if text:
                 yield Text(text)
                 text = b""
-            self._fill(part)
-            yield self
+            if not isinstance(part, bytes):
+                self._fill(part)
+                yield self
         if text:
             yield Text(text)
 
