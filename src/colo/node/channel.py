@@ -15,7 +15,7 @@ from typing import Final
 
 from colo.errors import ChannelLost, ColoError
 from colo.node.incoming import Incoming
-from colo.node.sockets import quick_ack, soon, tune
+from colo.node.sockets import quick_acks, soon, tune
 
 __all__ = ["Channel"]
 
@@ -50,6 +50,7 @@ class Channel:
         self._deaf: ChannelLost | None = None  # the primary does not hear us any more
         self.last_heard = clock()
         tune(sock)
+        self._acknowledge = quick_acks(sock)
         self._loop.add_reader(sock, self._readable)
 
     def flush(self) -> None:
@@ -91,7 +92,7 @@ class Channel:
                 taken += count
                 self._incoming.received(count)
                 self.flush()
-                quick_ack(self._sock)
+                self._acknowledge()
         except BlockingIOError:
             if self._deaf is not None:
                 self._lose(self._deaf, self._deaf.__cause__)

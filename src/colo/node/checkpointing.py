@@ -163,11 +163,7 @@ class Checkpointing:
         }
 
     def _go_on(self) -> None:
-        """QEMU has the message that lets its VM go on: now its packets can go too.
-
-        Before, they would only fill the queue of a netdev that sends nothing while the VM is
-        stopped, and drops what is over 10,000 frames.
-        """
+        """QEMU has the message that lets its VM go on: now all that was released can go."""
         self._gate.flush()
         if not self._replied:
             self._cancel()

@@ -76,8 +76,8 @@ class Incoming:
 
     @property
     def vm_waits(self) -> bool:
-        """Whether the primary's VM stands still for what comes next."""
-        return self.state in _RECEIVING
+        """Whether the primary's VM stands still for what comes next, and some of that is here."""
+        return self.state in _RECEIVING and self._buffer.end > self._began
 
     def writable(self, at_most: int) -> memoryview:
         """Where to receive the next bytes into.  Raises LimitExceeded."""
@@ -116,7 +116,8 @@ class Incoming:
             except PeerError as error:
                 return error
         elif self.state is not SecondaryState.READY:
-            got = self._buffer.end - self._began if self.vm_waits else self._buffer.available
+            live = self.state in _RECEIVING
+            got = self._buffer.end - self._began if live else self._buffer.available
             return ShortRead(f"checkpoint {self.machine.number} ({self.state.name})", got)
         elif self._buffer.available:
             return ShortRead("a COLO message", self._buffer.available)
@@ -128,11 +129,12 @@ class Incoming:
 
     def _advance(self) -> bool:
         """Take one step with what the buffer holds; return whether there was one."""
-        if self.state is SecondaryState.INCOMING:
+        state = self.machine.state
+        if state is SecondaryState.INCOMING:
             return self._first.advance() and self._migrated()
-        if self.state is SecondaryState.RECEIVING_RAM:
+        if state is SecondaryState.RECEIVING_RAM:
             return self._live is not None and self._live.advance() and self._ram_received()
-        if self.state is SecondaryState.RECEIVING_DEVICES:
+        if state is SecondaryState.RECEIVING_DEVICES:
             return self._buffer.available >= self._device_size and self._devices_received()
         parsed = parse_message(self._buffer.data, self._buffer.start, self._buffer.end)
         if parsed is None:

@@ -11,7 +11,7 @@ from typing import Any
 from colo.errors import ChannelLost, PeerError
 from colo.failover.link import LINK_MAGIC, Hello, LinkReader, Word, WordKind
 from colo.node.address import Address
-from colo.node.sockets import quick_ack, tune
+from colo.node.sockets import quick_acks, tune
 
 __all__ = ["Link", "call"]
 
@@ -46,6 +46,7 @@ class Link:
         self._open = True
         self.peer_figures: dict[str, Any] = {}
         tune(sock)
+        self._acknowledge = quick_acks(sock)
         self._loop.add_reader(sock, self._readable)
         self._timer = self._loop.call_later(every_s, self._beat)
 
@@ -81,7 +82,7 @@ class Link:
     def _readable(self) -> None:
         try:
             data = self._sock.recv(_READ_BYTES)
-            quick_ack(self._sock)
+            self._acknowledge()
         except BlockingIOError:
             return
         except OSError as error:

@@ -26,6 +26,7 @@ from colo.node.figures import summarise, summary
 __all__ = ["NetGate", "cards"]
 
 _CHUNK: Final = 1 << 20
+_LITTLE_BYTES: Final = 64 << 10  # fewer than 4,000 frames, however small they are
 _CONNECT_S: Final = 5.0
 _SETTLE_S: Final = 2.0
 _SETTLE_STEP_S: Final = 0.001
@@ -113,10 +114,16 @@ class NetGate:
             door.gate.hold()
 
     def release(self) -> None:
-        """The VM is stopped and its checkpoint is safe: all that it sent may go, at ``flush``."""
+        """The VM is stopped and its checkpoint is safe: all that it sent may go.
+
+        A stopped VM's netdev queues frames until the VM runs, and drops what is over 10,000 of them.
+        So little goes at once, to leave the very moment that the VM runs; much goes at ``flush``.
+        """
         for door in self._doors:
             door.drain()
             door.queue(door.gate.release(time.monotonic()))
+            if door.unsent_bytes <= _LITTLE_BYTES:
+                door.flush()
 
     def flush(self) -> None:
         """Send what may go."""
@@ -168,6 +175,7 @@ class _Door:
         self._out: socket.socket | None = None  # what the guest sent
         self._back: socket.socket | None = None  # what may go on to the network
         self._unsent = memoryview(b"")
+        self._waits = False  # for room to write
         self._made: list[tuple[str, str]] = []
 
     async def install(self) -> None:
@@ -199,26 +207,37 @@ class _Door:
 
     def drain(self) -> None:
         """Take all that QEMU has written."""
-        now = time.monotonic()
-        while self._out is not None:
-            try:
-                data = self._out.recv(_CHUNK)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self._loop.remove_reader(self._out)
-                return
-            passing = self.gate.take(data, now)
-            if passing:
-                self.queue(passing)
-                self.flush()
+        while self._take():
+            pass
+
+    def _take(self) -> bool:
+        """Take a piece of what QEMU has written; False where there is none."""
+        if self._out is None:
+            return False
+        try:
+            data = self._out.recv(_CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._out)
+            return False
+        passing = self.gate.take(data, time.monotonic())
+        if passing:
+            self.queue(passing)
+            self.flush()
+        return True
 
     def queue(self, data: bytes) -> None:
         """Have frames go to QEMU at the next ``flush``, behind those that wait already."""
         if data:
             self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How much waits to be sent."""
+        return len(self._unsent)
 
     def flush(self) -> None:
         """Send what waits, as far as QEMU takes it."""
@@ -227,11 +246,16 @@ class _Door:
         try:
             while self._unsent:
                 self._unsent = self._unsent[self._back.send(self._unsent) :]
-            self._loop.remove_writer(self._back)
         except BlockingIOError:
-            self._loop.add_writer(self._back, self.flush)
+            if not self._waits:
+                self._loop.add_writer(self._back, self.flush)
+                self._waits = True
+            return
         except OSError:
             self.forget()
+        if self._waits:
+            self._loop.remove_writer(self._back)
+            self._waits = False
 
     async def _settle(self) -> None:
         """Wait until QEMU has taken all that may go, for a while."""
@@ -248,7 +272,7 @@ class _Door:
         self._unsent = memoryview(b"")
 
     def _readable(self) -> None:
-        self.drain()
+        self._take()
         if self.gate.held_bytes:
             self._on_held()
 

@@ -35,7 +35,7 @@ from colo.migration.writer import (
     footer,
     ram_item,
 )
-from colo.node.sockets import limit_sends, quick_ack, soon, tune
+from colo.node.sockets import limit_sends, quick_acks, soon, tune
 from colo.node.vectored import Outgoing, Vector
 from colo.protocol.machine import VMState
 from colo.protocol.messages import Message, MessageDecoder, encode
@@ -88,6 +88,7 @@ class Sending:
         self._steering = asyncio.Lock()  # one at a time suspends or resumes the guest
         tune(sock)
         limit_sends(sock, limit_s)
+        self._acknowledge = quick_acks(sock)
         self._bulk = sock.dup()  # the same connection, for the thread
 
     @property
@@ -303,7 +304,7 @@ class Sending:
         if not data:
             self._decoder.close()
             raise ChannelLost(_ENDED)
-        quick_ack(self._sock)
+        self._acknowledge()
         return data
 
     def _take(self) -> bytes:

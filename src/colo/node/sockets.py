@@ -8,9 +8,10 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, TypeVar
 
-__all__ = ["limit_sends", "quick_ack", "readable", "soon", "tune", "writable"]
+__all__ = ["limit_sends", "quick_acks", "readable", "soon", "tune", "writable"]
 
 T = TypeVar("T")
 
@@ -42,10 +43,11 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def quick_ack(sock: socket.socket) -> None:
-    """Acknowledge what was just read at once; the kernel forgets this after a while."""
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+def quick_acks(sock: socket.socket) -> Callable[[], None]:
+    """Return what has the kernel acknowledge at once: after every read, as it soon forgets."""
+    if sock.family == socket.AF_UNIX:
+        return lambda: None
+    return partial(sock.setsockopt, socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def soon(receive: Callable[[], T]) -> T:

@@ -29,7 +29,7 @@ from typing import Any, Final, TypeVar
 
 from colo.config import TlsFiles, VmConfig
 from colo.errors import ChannelLost, UsageError
-from colo.node.sockets import quick_ack, readable, tune, writable
+from colo.node.sockets import quick_acks, readable, tune, writable
 
 __all__ = ["Tls", "make_tls", "wrap"]
 
@@ -206,6 +206,7 @@ class _Way:
     def __init__(self, source: socket.socket, sink: socket.socket) -> None:
         self._source = source
         self._sink = sink
+        self._acknowledge = quick_acks(source)
         self._room = memoryview(bytearray(_CHUNK))
         self._left = self._room[:0]
         self.ended = False
@@ -249,7 +250,7 @@ class _Way:
             self.waits = (self._source.fileno(), events)
         self._left = self._room[:count]
         if count:
-            quick_ack(self._source)
+            self._acknowledge()
         return self.ended or count > 0
 
 

@@ -31,6 +31,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 from colo.errors import InvalidMessage, LocalProtocolError, ShortRead
 
@@ -47,6 +48,8 @@ class COLOMessage(IntEnum):
     VMSTATE_SIZE = 4
     VMSTATE_RECEIVED = 5
     VMSTATE_LOADED = 6
+
+    __hash__ = int.__hash__  # looked up at every step, and Enum's own is not so quick
 
     @property
     def wire_name(self) -> str:
@@ -69,6 +72,9 @@ class Message:
         return self.kind.wire_name if self.value is None else f"{self.kind.wire_name} {self.value}"
 
 
+_PLAIN: Final = {kind.value: Message(kind) for kind in COLOMessage}
+
+
 def encode(message: Message) -> bytes:
     """Return the message's bytes on the wire: 4, or 12 for VMSTATE_SIZE."""
     if (message.kind is COLOMessage.VMSTATE_SIZE) != (message.value is not None):
@@ -88,16 +94,15 @@ def parse_message(
     if end - start < _U32.size:
         return None
     (number,) = _U32.unpack_from(data, start)
-    try:
-        kind = COLOMessage(number)
-    except ValueError:
-        raise InvalidMessage(number) from None
-    if kind is not COLOMessage.VMSTATE_SIZE:
-        return Message(kind), _U32.size
+    message = _PLAIN.get(number)
+    if message is None:
+        raise InvalidMessage(number)
+    if message.kind is not COLOMessage.VMSTATE_SIZE:
+        return message, _U32.size
     if end - start < _U32.size + _U64.size:
         return None
     (value,) = _U64.unpack_from(data, start + _U32.size)
-    return Message(kind, value), _U32.size + _U64.size
+    return Message(message.kind, value), _U32.size + _U64.size
 
 
 class MessageDecoder:
