@@ -116,8 +116,8 @@ class NetGate:
     def release(self) -> None:
         """The VM is stopped and its checkpoint is safe: all that it sent may go.
 
-        A stopped VM's netdev queues frames until the VM runs, and drops what is over 10,000 of them.
-        So little goes at once, to leave the very moment that the VM runs; much goes at ``flush``.
+        A stopped VM's netdev queues frames until the VM runs, and drops what is over 10,000.  So
+        little goes at once, to leave the very moment that the VM runs; much goes at ``flush``.
         """
         for door in self._doors:
             door.drain()

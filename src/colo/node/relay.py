@@ -22,14 +22,13 @@ from typing import Final
 
 from colo.errors import ChannelLost, PeerError
 from colo.migration.returnpath import ReturnPathDecoder
-from colo.node.sockets import quick_acks, soon, tune
-from colo.protocol.messages import COLOMessage, Message, MessageDecoder, encode
+from colo.node.sockets import quick_acks, tune
+from colo.protocol.messages import Message, MessageDecoder, encode
 
 __all__ = ["Relay"]
 
 _CHUNK: Final = 256 << 10
 _ANSWER_BYTES: Final = 4096
-_MESSAGE: Final = 4
 #: After so many bytes in one go the event loop gets its turn.
 _TURN: Final = 8 << 20
 
@@ -64,7 +63,6 @@ class Relay:
         self._unsent = 0  # the bytes in the pipe
         self._answers = bytearray()  # for QEMU
         self._hearing = False
-        self._replied_at: int | None = None  # so much was sent before; None between checkpoints
         self._open = True
         self.bytes_sent = 0
         tune(qemu)
@@ -87,10 +85,6 @@ class Relay:
 
     def send(self, message: Message) -> None:
         """Pass a message of the secondary on to QEMU; those that came together go together."""
-        if message.kind is COLOMessage.CHECKPOINT_REPLY:
-            self._replied_at = self.bytes_sent
-        elif message.kind is COLOMessage.VMSTATE_RECEIVED:
-            self._replied_at = None
         self._answers += encode(message)
         if not self._hearing:
             self._answer()
@@ -105,42 +99,22 @@ class Relay:
                 self._lose_qemu(f"QEMU ended COLO's connection: {error.strerror}")
 
     def _from_qemu(self) -> None:
-        """Pass on what QEMU sends; stay awake while its VM stands still for what comes next."""
-        turn = self.bytes_sent + _TURN
-        with contextlib.suppress(BlockingIOError):
-            self._forward()
-            while self._open and not self._unsent and self.bytes_sent < turn:
-                if self._vm_waits:
-                    soon(self._anything)
-                else:
-                    self._forward()
-
-    def _anything(self) -> None:
-        """Take what has come from either side.  Raises BlockingIOError where nothing has."""
-        try:
-            self._forward()
-        except BlockingIOError:
-            self._hear()
-
-    @property
-    def _vm_waits(self) -> bool:
-        """Whether a checkpoint is under way and more than its announcement has gone out."""
-        return self._replied_at is not None and self.bytes_sent > self._replied_at + _MESSAGE
-
-    def _forward(self) -> None:
-        """Pass on a piece of what QEMU sends.  Raises BlockingIOError where there is none."""
-        try:
-            count = os.splice(self._qemu.fileno(), self._pipe[1], _CHUNK)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            self._lose_qemu(f"QEMU ended COLO's connection: {error.strerror}")
-            return
-        if not count:
-            self._lose_qemu("QEMU ended COLO's connection")
-            return
-        self._unsent = count
-        self._send()
+        taken = 0
+        while self._open and taken < _TURN:
+            try:
+                count = os.splice(self._qemu.fileno(), self._pipe[1], _CHUNK)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lose_qemu(f"QEMU ended COLO's connection: {error.strerror}")
+                return
+            if not count:
+                self._lose_qemu("QEMU ended COLO's connection")
+                return
+            taken += count
+            self._unsent = count
+            if not self._send():
+                return
 
     def _send(self) -> bool:
         """Pass on what is unsent; False, and QEMU is not read, until all of it is gone."""
@@ -165,15 +139,10 @@ class Relay:
             self._loop.add_reader(self._qemu, self._from_qemu)
 
     def _from_secondary(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._hear()
-
-    def _hear(self) -> None:
-        """Take what the secondary says.  Raises BlockingIOError where it says nothing."""
         try:
             data = self._secondary.recv(_ANSWER_BYTES)
         except BlockingIOError:
-            raise
+            return
         except OSError as error:
             self._lose(f"the secondary ended the connection: {error.strerror}")
             return
