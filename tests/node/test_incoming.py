@@ -211,6 +211,22 @@ def test_an_answer_goes_out_with_the_byte_that_asks_for_it(
     assert session.sent == b"".join(ANSWERS[stream.title])
 
 
+def test_the_vm_waits_from_the_first_byte_of_a_checkpoint_to_the_answers(session: Session) -> None:
+    """Its announcement comes before its devices are saved: that is too early to stay awake."""
+    first, *checkpoints = turns(TINY)
+    session.feed(first)
+    for request, checkpoint in zip(checkpoints[0::2], checkpoints[1::2], strict=True):
+        session.feed(request)
+        assert not session.incoming.vm_waits
+        session.feed(checkpoint[:4])
+        assert not session.incoming.vm_waits
+        for at in range(4, len(checkpoint) - 1):
+            session.feed(checkpoint[at : at + 1])
+            assert session.incoming.vm_waits
+        session.feed(checkpoint[-1:])
+        assert not session.incoming.vm_waits
+
+
 @pytest.mark.parametrize("size", range(1, 200))
 def test_the_pieces_in_which_bytes_come_change_nothing(size: int, session: Session) -> None:
     for said in turns(TINY):

@@ -174,6 +174,56 @@ def test_a_message_that_is_kept_goes_on_when_it_is_sent() -> None:
     played(False, play)
 
 
+def test_answers_that_come_together_reach_qemu_together() -> None:
+    """Its thread need not sleep between them: they are one packet of a SEQPACKET socket."""
+
+    async def scene() -> None:
+        qemu, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        secondary, theirs = socket.socketpair()
+        answers = [
+            Message(kind) for kind in (COLOMessage.VMSTATE_RECEIVED, COLOMessage.VMSTATE_LOADED)
+        ]
+        with qemu, secondary:
+            qemu.setblocking(False)
+            relay = Relay(ours, theirs, False, lambda message: True, print, print)
+            both = b"".join(map(encode, answers))
+            secondary.send(both)
+            assert await asyncio.get_running_loop().sock_recv(qemu, 100) == both
+            relay.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 10))
+
+
+def test_what_is_sent_while_messages_are_shown_keeps_its_place() -> None:
+    async def play(bench: Bench) -> None:
+        show = bench.relay._on_message
+
+        def answers(message: Message) -> bool:
+            if message == REPLY:
+                bench.relay.send(Message(COLOMessage.VMSTATE_LOADED))
+            return show(message)
+
+        bench.relay._on_message = answers
+        bench.secondary.send(encode(READY) + encode(REPLY))
+        assert await read(bench.qemu, 12) == b"".join(
+            encode(each) for each in (READY, Message(COLOMessage.VMSTATE_LOADED), REPLY)
+        )
+
+    played(False, play)
+
+
+def test_what_was_said_before_nonsense_does_not_reach_qemu_either() -> None:
+    """The session is over then; QEMU learns it by the connection's end."""
+
+    async def play(bench: Bench) -> None:
+        bench.secondary.send(encode(READY) + b"HTTP")
+        await until(lambda: bench.lost)
+        assert await read(bench.qemu, 1) == b""
+
+    bench = played(False, play)
+    assert isinstance(bench.lost[0], InvalidMessage) and len(bench.lost) == 1
+
+
 def test_sending_to_a_qemu_that_is_gone_is_its_loss() -> None:
     async def play(bench: Bench) -> None:
         bench.qemu.close()
