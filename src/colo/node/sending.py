@@ -8,7 +8,7 @@ connection is closed, which ends that step, and then the guest is resumed.
 
 What is to be sent is gathered until an answer is waited for, so that pages and all that is said
 around them go out in one go: pages from where they lie (see ``vectored``), and by a thread once
-that would block.
+that would block.  The guest is resumed only when nothing of it is being read any more.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from itertools import chain
 from typing import Final, NoReturn
@@ -47,8 +48,8 @@ __all__ = ["Sending"]
 #: Any number that is not a device's will do; QEMU's own is 2 or 3.
 _RAM_SECTION_ID: Final = 2
 _PING: Final = 1
-#: After so many bytes in one go the event loop gets its turn.
-_AT_ONCE_BYTES: Final = 8 << 20
+#: So long the event loop itself sends; then a thread does.  Not by bytes: zero pages have few.
+_AT_ONCE_S: Final = 0.005
 _ANSWER_BYTES: Final = 4096
 #: However we learn of it: whoever tries again says it once.
 _ENDED: Final = "the secondary ended the connection"
@@ -85,7 +86,7 @@ class Sending:
         self._out: list[bytes | Iterable[PageRun]] = []
         self._saved: Saved | None = None
         self._under_way = False
-        self._steering = asyncio.Lock()  # one at a time suspends or resumes the guest
+        self._steering = asyncio.Lock()  # the guest is suspended and read, or resumed
         tune(sock)
         limit_sends(sock, limit_s)
         self._acknowledge = quick_acks(sock)
@@ -112,10 +113,12 @@ class Sending:
         LOST then.
         """
         async with self._step(PrimaryState.MIGRATING):
-            await self._suspend()
-            self._saved = await self._guest.save(everything=True)
-            self._write_migration(self._saved)
-            await self._handle(PrimaryEvent.MIGRATED)
+            async with self._steering:
+                await self._guest.suspend()
+                self._saved = await self._guest.save(everything=True)
+                self._write_migration(self._saved)
+                await self._handle(PrimaryEvent.MIGRATED)
+                await self._flush(at_once_s=0)
             if self._return_path is not None:
                 await self._confirmed(self._return_path)
             await self._until_running()
@@ -129,7 +132,8 @@ class Sending:
     async def failover(self) -> None:
         """Have the guest run alone: the right to that was granted.  Returns when it runs.
 
-        The output that is held is released: what it tells of, this guest has done.
+        The output that is held is released: what it tells of, this guest has done.  A guest that is
+        being saved, or read, is resumed when that has ended, which the connection's end hastens.
         """
         if self.machine.can(PrimaryEvent.FAILOVER):
             await self._perform(self.machine.handle(PrimaryEvent.FAILOVER))
@@ -152,20 +156,13 @@ class Sending:
         self._under_way = True
         try:
             yield
-        except BaseException as error:
+        except BaseException:
             if self.machine.can(PrimaryEvent.LOST):
                 self.machine.handle(PrimaryEvent.LOST)
             self._under_way = False
             self.close()
-            if isinstance(error, OSError):
-                raise ChannelLost(self._why(error)) from error
             raise
         self._under_way = False
-
-    def _why(self, error: OSError) -> str:
-        if isinstance(error, TimeoutError):
-            return f"the secondary was silent for {self._limit_s:.1f} s ({self.state.name})"
-        return _ENDED
 
     async def _until_running(self) -> None:
         while self.state is not PrimaryState.RUNNING:
@@ -184,8 +181,10 @@ class Sending:
                     assert effect.message is not None
                     self._out.append(encode(Message(effect.message, effect.value)))
                 case Do.SUSPEND:
-                    await self._suspend()
-                    await self._handle(PrimaryEvent.SUSPENDED)
+                    async with self._steering:
+                        await self._guest.suspend()
+                        await self._handle(PrimaryEvent.SUSPENDED)
+                        await self._flush()
                 case Do.SAVE_RAM:
                     await self._save_ram()
                     await self._handle(PrimaryEvent.RAM_SAVED)
@@ -203,10 +202,6 @@ class Sending:
                     self.close()
                 case _:
                     raise AssertionError(effect)
-
-    async def _suspend(self) -> None:
-        async with self._steering:
-            await self._guest.suspend()
 
     async def _resume(self) -> None:
         """Resume, unless a decision came first: then the guest is resumed by that."""
@@ -236,13 +231,13 @@ class Sending:
         after = self._ram.end() + footer(_RAM_SECTION_ID) + end_of_items()
         self._out += self._saved.pages, after
 
-    async def _flush(self) -> None:
-        """Send what is gathered: the rest of it by a thread, once that would block."""
+    async def _flush(self, at_once_s: float = _AT_ONCE_S) -> None:
+        """Send what is gathered: by a thread once that would block, or has taken so long."""
         out, self._out = self._out, []
         if not out:
             return
         outgoing = self._counted(self._vector.outgoing(out))
-        rest = self._send_now(outgoing)
+        rest = self._send_now(outgoing, at_once_s) if at_once_s else next(outgoing, None)
         if rest is None:
             return
         work = asyncio.get_running_loop().run_in_executor(
@@ -260,17 +255,15 @@ class Sending:
             self.bytes_sent += each.size
             yield each
 
-    def _send_now(self, outgoing: Iterator[Outgoing]) -> Outgoing | None:
+    def _send_now(self, outgoing: Iterator[Outgoing], at_once_s: float) -> Outgoing | None:
         """Send as much as the connection takes at once; return what is to be sent next, if any."""
-        at_once, file = 0, self._bulk.fileno()
+        until = time.monotonic() + at_once_s
         for each in outgoing:
             try:
-                while each.left:
-                    each.write(file)
+                self._write(each)
             except BlockingIOError:
                 return each
-            at_once += each.size
-            if at_once > _AT_ONCE_BYTES:
+            if time.monotonic() > until:
                 return next(outgoing, None)
         return None
 
@@ -279,17 +272,26 @@ class Sending:
         self._bulk.setblocking(True)
         try:
             for each in outgoing:
-                while each.left:
-                    each.write(self._bulk.fileno())
+                self._write(each)
         except BlockingIOError:
-            raise TimeoutError from None
+            raise self._silent() from None
         finally:
             self._bulk.setblocking(False)
+
+    def _write(self, each: Outgoing) -> None:
+        """Write a piece to its end.  Raises BlockingIOError where that has to wait; ChannelLost."""
+        try:
+            while each.left:
+                each.write(self._bulk.fileno())
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise ChannelLost(_ENDED) from error
 
     # -- in -------------------------------------------------------------------------------
 
     async def _message(self) -> Message:
-        """The secondary's next message.  Raises PeerError, or OSError at the time limit."""
+        """The secondary's next message.  Raises PeerError."""
         await self._flush()
         while not self._messages:
             self._messages.extend(self._decoder.feed(await self._receive(self._limit_s)))
@@ -297,15 +299,28 @@ class Sending:
 
     async def _receive(self, limit_s: float | None) -> bytes:
         try:
-            data = soon(self._take) if self.machine.vm is VMState.STOP else self._take()
-        except BlockingIOError:
-            async with asyncio.timeout(limit_s):
-                data = await asyncio.get_running_loop().sock_recv(self._sock, _ANSWER_BYTES)
+            data = await self._next_bytes(limit_s)
+        except TimeoutError:
+            raise self._silent() from None
+        except OSError as error:
+            raise ChannelLost(_ENDED) from error
         if not data:
             self._decoder.close()
             raise ChannelLost(_ENDED)
         self._acknowledge()
         return data
+
+    async def _next_bytes(self, limit_s: float | None) -> bytes:
+        try:
+            return soon(self._take) if self.machine.vm is VMState.STOP else self._take()
+        except BlockingIOError:
+            async with asyncio.timeout(limit_s):
+                return await asyncio.get_running_loop().sock_recv(self._sock, _ANSWER_BYTES)
+
+    def _silent(self) -> ChannelLost:
+        return ChannelLost(
+            f"the secondary was silent for {self._limit_s:.1f} s ({self.state.name})"
+        )
 
     def _take(self) -> bytes:
         return self._sock.recv(_ANSWER_BYTES)
@@ -326,6 +341,8 @@ class Sending:
             waited = asyncio.ensure_future(due())
             try:
                 await asyncio.wait({heard, waited}, return_when=asyncio.FIRST_COMPLETED)
+                if waited.done():
+                    waited.result()
                 if heard.done():
                     for message in self._decoder.feed(heard.result()):
                         self.machine.receive(message)

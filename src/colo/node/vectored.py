@@ -10,12 +10,14 @@ from one filling to the next stays in it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias
 
 import numpy as np
 
+from colo.errors import LocalError
 from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import Bytes, PageRun
 from colo.migration.writer import RamWriter
@@ -26,7 +28,7 @@ __all__ = ["VECTOR_PAGES", "Gathered", "Outgoing", "Text", "Vector"]
 Gathered: TypeAlias = Iterable[bytes | Iterable[PageRun]]
 
 VECTOR_PAGES: Final = 4096
-_TEXT_BYTES: Final = 128 << 10  # gathered to at least so many, where no pages come between
+_TEXT_BYTES: Final = 16 << 10  # zero pages of 7 MiB, which take some ms to find
 _HEAD: Final = 8
 _FIRST_HEAD: Final = _HEAD + 1 + 255  # the first page may name its block
 _PIECES_MAX: Final = 1024  # Linux's IOV_MAX
@@ -110,10 +112,10 @@ class Vector:
             some[0, 1] -= np.uint64(within)
             address = some.ctypes.data
         sent = _WRITEV(file, address, count)
-        if sent < 0:
-            error = ctypes.get_errno()
+        if sent >= 0:
+            self.left -= sent
+        elif (error := ctypes.get_errno()) != errno.EINTR:
             raise OSError(error, os.strerror(error))
-        self.left -= sent
 
     def _position(self, done: int) -> tuple[int, int]:
         """The row that the byte number ``done`` is in, and its place there."""
@@ -123,6 +125,7 @@ class Vector:
         return (2 * page + 1, within) if within < PAGE_SIZE else (2 * page + 2, within - PAGE_SIZE)
 
     def _fill(self, run: PageRun) -> None:
+        _require_pages(run)
         table, source, count = self._table, run.source, len(run)
         first, others = self._ram.heads(run)
         self._first[: len(first)] = first
@@ -134,6 +137,21 @@ class Vector:
         table[0, 1] = self._first_size = len(first)
         self._rows = 2 * count
         self.size = self.left = len(first) + PAGE_SIZE + (count - 1) * (PAGE_SIZE + _HEAD)
+
+
+def _require_pages(run: PageRun) -> None:
+    """Raise LocalError for a run that does not say where its pages lie: addresses are next."""
+    source, rows = run.source, run.rows
+    count = len(source) if rows is None else len(rows)
+    fits = count == len(run) and source.dtype == np.uint8 and source.strides[1] == 1
+    if rows is not None:
+        fits = fits and rows.min() >= 0 and rows.max() < len(source)
+    if not fits:
+        raise LocalError(
+            f"{len(run)} pages of {run.block.name} from {source.shape} bytes"
+            f"{'' if rows is None else f', {len(rows)} rows of them'}: a guest has to give as many "
+            "pages of 4096 bytes, or rows, as offsets"
+        )
 
 
 #: What can be written, piece by piece.
