@@ -253,17 +253,22 @@ def test_a_secondary_may_be_silent_while_nothing_is_due(tmp_path: Path) -> None:
 # -- the decision to run alone -------------------------------------------------------------
 
 
-async def failed_over(pair: Pair, turns: int) -> bool:
-    """Have the guest run alone after so many turns of the loop; return whether all was done."""
+async def failed_over(pair: Pair, step: int, turns: int) -> bool:
+    """Have the guest run alone in this step, after so many turns of the loop in it.
 
-    async def protect() -> None:
-        await pair.sending.migrate()
-        for number in (1, 2):
-            if pair.sending.state is PrimaryState.RUNNING:
-                pair.guest.scribble(list(range(number, 60)), number)
-                await pair.sending.checkpoint()
+    Step 0 is the first migration.  Returns whether the step had ended before.
+    """
 
-    protecting = asyncio.create_task(protect())
+    async def protect(step: int) -> None:
+        if step:
+            pair.guest.scribble(list(range(step, 60)), step)
+            await pair.sending.checkpoint()
+        else:
+            await pair.sending.migrate()
+
+    for before in range(step):
+        await protect(before)
+    protecting = asyncio.create_task(protect(step))
     for _ in range(turns):
         await asyncio.sleep(0)
     done = protecting.done()
@@ -282,18 +287,20 @@ def test_failover_between_any_two_steps(kind: type[Watched], tmp_path: Path) -> 
     """Few bytes go out at once, many by a thread; the secondary keeps the last whole checkpoint."""
 
     async def run() -> None:
-        numbers, done, turns = set(), False, 0
-        while not done:
-            async with paired(kind(64), tmp_path) as pair:
-                done = await failed_over(pair, turns)
-                await pair.gone.wait()
-                if (whole := pair.store.checkpoint) is None:
-                    assert pair.released == 1
-                else:
-                    numbers.add(whole.number)
-                    assert contents(await pair.taken_over()) == pair.guest.whole[whole.number]
-                    assert pair.released - whole.number in (0, 1)  # the last time by the decision
-            turns += 1
+        numbers = set()
+        for step in range(3):
+            done, turns = False, 0
+            while not done:
+                async with paired(kind(64), tmp_path) as pair:
+                    done = await failed_over(pair, step, turns)
+                    await pair.gone.wait()
+                    if (whole := pair.store.checkpoint) is None:
+                        assert pair.released == 1
+                    else:
+                        numbers.add(whole.number)
+                        assert contents(await pair.taken_over()) == pair.guest.whole[whole.number]
+                        assert pair.released - whole.number in (0, 1)  # the last: by the decision
+                turns += 1
         assert numbers == {0, 1, 2}
 
     asyncio.run(run())

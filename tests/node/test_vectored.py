@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import socket
 import threading
@@ -10,8 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from colo.errors import LocalError
 from colo.migration.ram import PageRun, RamBlock
 from colo.migration.writer import RamWriter
+from colo.node import vectored
 from colo.node.vectored import VECTOR_PAGES, Gathered, Outgoing, Text, Vector
 from tests.streams import RAM, RSDP, fill, full
 
@@ -143,6 +147,48 @@ def test_cut_at_every_piece(ends: tuple[socket.socket, socket.socket]) -> None:
     os.close(out)
     os.close(into)
     assert got == expected and len(stops) > 1
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        PageRun(BIG, np.array([5, 9, 11]) * 4096, EIGHT.content),  # its rows are forgotten
+        PageRun(BIG, np.arange(9) * 4096, EIGHT.content),
+        PageRun(BIG, np.arange(2) * 4096, EIGHT.content, np.array([0])),
+        PageRun(BIG, np.arange(2) * 4096, EIGHT.content, np.array([0, -1])),
+        PageRun(BIG, np.arange(2) * 4096, EIGHT.content, np.array([0, 8])),
+        PageRun(BIG, np.arange(8) * 4096, EIGHT.content.astype(np.uint16)),
+        PageRun(BIG, np.arange(4) * 4096, np.zeros((4, 8192), np.uint8)[:, ::2]),
+    ],
+    ids=["no rows", "too few", "too few rows", "before", "behind", "not bytes", "not in a piece"],
+)
+def test_pages_that_are_not_there_are_never_read(run: PageRun) -> None:
+    with pytest.raises(LocalError, match="pages of big from"):
+        next(Vector(RamWriter()).outgoing([[run]]))
+
+
+def test_a_signal_does_not_end_it(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the process was stopped and continued writev answers EINTR, SA_RESTART or not."""
+    here, there = ends
+    interrupted = 0
+    real = vectored._WRITEV
+
+    def writev(file: int, address: int, count: int) -> int:
+        nonlocal interrupted
+        interrupted += 1
+        if interrupted % 2:
+            ctypes.set_errno(errno.EINTR)
+            return -1
+        return int(real(file, address, count))
+
+    monkeypatch.setattr(vectored, "_WRITEV", writev)
+    gathered: Gathered = [[full(RAM, [3, 4])]]
+    assert send(here, Vector(RamWriter()), gathered) == len(together(RamWriter(), gathered))
+    here.shutdown(socket.SHUT_WR)
+    assert received(there) == together(RamWriter(), gathered)
+    assert interrupted > 1
 
 
 def test_a_peer_that_is_gone(ends: tuple[socket.socket, socket.socket]) -> None:

@@ -237,12 +237,12 @@ class Sending:
         if not out:
             return
         outgoing = self._counted(self._vector.outgoing(out))
-        rest = self._send_now(outgoing, at_once_s) if at_once_s else next(outgoing, None)
-        if rest is None:
-            return
-        work = asyncio.get_running_loop().run_in_executor(
-            None, self._send_all, chain([rest], outgoing)
-        )
+        if at_once_s:
+            rest = self._send_now(outgoing, at_once_s)
+            if rest is None:
+                return
+            outgoing = chain([rest], outgoing)
+        work = asyncio.get_running_loop().run_in_executor(None, self._send_all, outgoing)
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
