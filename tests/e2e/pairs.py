@@ -179,6 +179,7 @@ class StockSecondary(PrimaryVm):
         self.execute("migrate-incoming", uri=f"unix:{self.socket}")
 
     def take_over(self) -> None:
+        assert counts(self.console.text()), "its VM has run between checkpoints"
         self.execute("x-colo-lost-heartbeat")
         wait(self.is_running, "the VM to run on the stock secondary")
 

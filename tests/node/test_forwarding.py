@@ -212,7 +212,8 @@ def test_a_silent_one_does_not_hold_the_protection_up(tmp_path: Path) -> None:
                 await chain.migrate()
                 for number in range(1, 30):
                     await chain.checkpoint(number)
-                assert chain.handing.status()["state"] != "RUNNING"
+                await until(lambda: chain.handing.status()["state"] == "AWAITING_READY")
+                await chain.checkpoint(30)
                 assert chain.pair.lost == []
 
     asyncio.run(run())
