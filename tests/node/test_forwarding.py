@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,18 @@ LIMIT_S = 5.0
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("colo.node.forwarding._AGAIN_S", 0.0)
+
+
+@dataclass(frozen=True)
+class Broken(Address):
+    """An address whose next connections raise ``errors``."""
+
+    errors: list[Exception] = field(default_factory=list)
+
+    async def connect(self) -> socket.socket:
+        if self.errors:
+            raise self.errors.pop()
+        return await super().connect()
 
 
 class Further:
@@ -82,7 +96,7 @@ class Further:
 class Chain:
     """A guest, its secondary, and what hands on from there to ``further``."""
 
-    def __init__(self, pair: Pair, further: Further) -> None:
+    def __init__(self, pair: Pair, further: Further, to: Address | None = None) -> None:
         self.pair = pair
         self.further = further
         self.said: list[str] = []
@@ -90,7 +104,7 @@ class Chain:
             NAME,
             pair.store,
             pair.receiving.applied,
-            Destination(further.address),
+            Destination(to or further.address),
             LIMIT_S,
             self.said.append,
         )
@@ -111,10 +125,10 @@ class Chain:
 
 
 @contextlib.asynccontextmanager
-async def chained(folder: Path) -> AsyncIterator[Chain]:
+async def chained(folder: Path, to: Address | None = None) -> AsyncIterator[Chain]:
     async with paired(Watched(PAGES), folder) as pair:
         further = Further(folder)
-        chain = Chain(pair, further)
+        chain = Chain(pair, further, to)
         task = asyncio.create_task(chain.handing.run())
         try:
             yield chain
@@ -168,6 +182,39 @@ def test_nobody_there_is_said_once_and_tried_again(tmp_path: Path) -> None:
                 assert chain.handing.status()["error"] is None
 
     asyncio.run(run())
+
+
+def test_a_host_that_can_be_no_name_is_said_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with chained(tmp_path, Address(host="c..example", port=9000)) as chain:
+            await chain.migrate()
+            await until(lambda: chain.said)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            (line,) = chain.said
+            assert line.startswith("nothing is handed on to tcp:c..example:9000: ")
+            assert "can be no host's name" in line
+
+    asyncio.run(run())
+
+
+def test_an_error_that_nobody_foresaw_is_said_once_and_it_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        errors: list[Exception] = [KeyError("what") for _ in range(3)]
+        address = Broken(path=str(tmp_path / "further"), errors=errors)
+        async with chained(tmp_path, address) as chain, chain.further.listening():
+            await chain.migrate()
+            await until(lambda: chain.holds(0))
+            first, second = chain.said
+            assert f"{address}: an error of colo's own, see colo.log: KeyError('what'); " in first
+            assert second == f"checkpoints are handed on to {address}"
+
+    caplog.set_level(logging.ERROR, "colo")
+    asyncio.run(run())
+    (record,) = caplog.records
+    assert record.exc_info is not None
 
 
 def test_a_further_secondary_that_is_back_gets_what_is_held_without_a_new_checkpoint(

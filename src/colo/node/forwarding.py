@@ -8,6 +8,7 @@ it: the protection of the VM, and the output that is held for it, rest on the fi
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,6 +21,8 @@ from colo.store.store import Store
 from colo.store.view import View
 
 __all__ = ["Destination", "Forwarding"]
+
+_log = logging.getLogger("colo.forwarding")
 
 _AGAIN_S: Final = 1.0
 
@@ -68,13 +71,10 @@ class Forwarding:
             try:
                 await self._hand_on()
             except (ColoError, OSError) as error:
-                why = str(error) or "no answer"
-                if why != self._error:
-                    self._error = why
-                    self._say(
-                        f"nothing is handed on to {self._to}: {why}; "
-                        f"trying again every {_AGAIN_S:.0f} s"
-                    )
+                self._tell(str(error) or "no answer")
+            except Exception as error:  # whatever it is, the protection of the VM goes on
+                if self._tell(f"an error of colo's own, see colo.log: {error!r}"):
+                    _log.error("handing on to %s failed", self._to, exc_info=error)
             await asyncio.sleep(_AGAIN_S)
 
     def status(self) -> dict[str, Any]:
@@ -88,6 +88,14 @@ class Forwarding:
             "bytes": session.bytes_sent if session is not None else 0,
             "error": self._error,
         }
+
+    def _tell(self, why: str) -> bool:
+        """Say why nothing is handed on, unless that was said; return whether it is new."""
+        if why == self._error:
+            return False
+        self._error = why
+        self._say(f"nothing is handed on to {self._to}: {why}; trying again every {_AGAIN_S:.0f} s")
+        return True
 
     async def _hand_on(self) -> None:
         view = View(self._store)

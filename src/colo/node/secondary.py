@@ -129,9 +129,10 @@ class SecondaryNode:
                 door = Reception(server, self._begin, self._greet, self._strange, self._listen.tls)
                 work = (door.serve(), self._watch(), self._end())
                 tasks = [asyncio.create_task(each) for each in work]
-                if self._forwarding is not None:
+                waited = tuple(tasks)
+                if self._forwarding is not None:  # nobody waits for it, nor for its end
                     tasks.append(asyncio.create_task(self._forwarding.run()))
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
                 return 0
