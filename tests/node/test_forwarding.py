@@ -25,11 +25,6 @@ PAGES = 64
 LIMIT_S = 5.0
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("colo.node.forwarding._AGAIN_S", 0.0)
-
-
 @dataclass(frozen=True)
 class Broken(Address):
     """An address whose next connections raise ``errors``."""
@@ -60,6 +55,7 @@ class Further:
                 yield
             finally:
                 serving.cancel()
+                await asyncio.wait([serving])  # before another socket can get this one's number
                 await self.leave()
 
     async def leave(self) -> None:
@@ -100,6 +96,7 @@ class Chain:
         self.pair = pair
         self.further = further
         self.said: list[str] = []
+        self.pauses_s: list[float] = []
         self.handing = Forwarding(
             NAME,
             pair.store,
@@ -107,7 +104,13 @@ class Chain:
             Destination(to or further.address),
             LIMIT_S,
             self.said.append,
+            self._sleep,
         )
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep not at all, and note how long it should have been."""
+        self.pauses_s.append(seconds)
+        await asyncio.sleep(0)
 
     async def migrate(self) -> None:
         await self.pair.sending.migrate()
@@ -122,6 +125,17 @@ class Chain:
         self.pair.guest.scribble([seed % PAGES, 7 * seed % PAGES], seed)
         await self.pair.sending.checkpoint()
         self.handing.fresh.set()
+
+
+@contextlib.asynccontextmanager
+async def refusing(address: Address) -> AsyncIterator[None]:
+    """A host that takes every connection and ends it."""
+
+    async def end(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_unix_server(end, address.path):
+        yield
 
 
 @contextlib.asynccontextmanager
@@ -215,6 +229,39 @@ def test_an_error_that_nobody_foresaw_is_said_once_and_it_is_tried_again(
     asyncio.run(run())
     (record,) = caplog.records
     assert record.exc_info is not None
+
+
+def test_each_copy_in_vain_makes_the_pause_longer_and_a_good_one_short_again(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        async with chained(tmp_path) as chain:
+            async with refusing(chain.further.address):
+                await chain.migrate()
+                await until(lambda: len(chain.pauses_s) > 7)
+                assert chain.pauses_s[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
+                (line,) = chain.said
+                assert "it did not take the first copy: " in line
+                assert line.endswith("; trying again ever later, every 60 s at last")
+            async with chain.further.listening():
+                await until(lambda: chain.holds(0))
+                chain.pauses_s.clear()
+            async with refusing(chain.further.address):
+                await until(lambda: 2 in chain.pauses_s)
+                assert set(chain.pauses_s[:-1]) == {1}
+
+    asyncio.run(run())
+
+
+def test_to_find_nobody_costs_nothing_and_is_tried_every_second(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with chained(tmp_path) as chain:
+            await chain.migrate()
+            await until(lambda: len(chain.pauses_s) > 9)
+            assert set(chain.pauses_s) == {1}
+            assert chain.said[0].endswith("; trying again every 1 s")
+
+    asyncio.run(run())
 
 
 def test_a_further_secondary_that_is_back_gets_what_is_held_without_a_new_checkpoint(

@@ -15,14 +15,19 @@ import pytest
 
 from colo.config import VmConfig
 from colo.failover.arbiter import make_arbiter
+from colo.failover.link import Hello
 from colo.guest.qemu import LaunchPlan
+from colo.migration.reader import Header
 from colo.node import secondary
 from colo.node.address import Address
 from colo.node.forwarding import Destination, Forwarding
+from colo.node.link import call
 from colo.node.secondary import OnLoss, SecondaryNode
 from colo.node.statefolder import StateFolder
 
 LIMIT_S = 5.0
+HTTP = b"GET / HTTP/1.1"
+MULTIFD = b"\x11\x22\x33\x44"
 
 
 class Waiting:
@@ -31,12 +36,17 @@ class Waiting:
     def __init__(self, *_: Any) -> None:
         self.qemu = SimpleNamespace(pid=os.getpid(), qmp_socket=Path("qmp.sock"))
         self.trouble = None
-        self.starts = 1
 
     async def start(self) -> None:
         pass
 
     async def stop(self) -> None:
+        pass
+
+    def check(self, header: Header) -> None:
+        pass
+
+    def status(self) -> None:
         pass
 
 
@@ -47,8 +57,9 @@ class Host:
         self.address = Address(path=str(folder / "door"))
         self.said: list[str] = []
         self.folder = StateFolder(folder / "state")
+        self.config = VmConfig(name="web1", args=("-m", "1"), store_folder=folder)
         self.node = SecondaryNode(
-            VmConfig(name="web1", args=("-m", "1"), store_folder=folder),
+            self.config,
             cast(LaunchPlan, None),
             self.address,
             self.folder,
@@ -116,7 +127,48 @@ def test_a_forwarding_that_fails_does_not_end_the_protection(
         nowhere = Destination(Address(path=str(tmp_path / "nowhere")))
         async with listening(tmp_path, nowhere) as host:
             await until(lambda: failed)
-            await host.visit(b"GET / HTTP/1.1")
+            await host.visit(HTTP)
             await until(host.refusals)
+
+    asyncio.run(run())
+
+
+def test_who_is_refused_again_and_again_is_told_of_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with listening(tmp_path) as host:
+            for _ in range(3):
+                await host.visit(HTTP)
+            for _ in range(3):
+                await host.visit(MULTIFD)
+            await host.visit(HTTP)
+            first, second = host.refusals()
+            assert first.endswith("it is neither a QEMU migration nor a colo")
+            assert "multifd" in second
+            assert first.endswith(host.error()), "the status has the last one"
+
+    asyncio.run(run())
+
+
+def test_it_is_told_of_anew_once_somebody_was_taken_in(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with listening(tmp_path) as host:
+            await host.visit(HTTP)
+            with await host.address.connect() as primary:
+                await asyncio.get_running_loop().sock_sendall(primary, b"QEVM")
+                await until(lambda: "a primary has connected" in host.said[-1])
+                await host.visit(HTTP)
+                assert len(host.refusals()) == 2
+
+    asyncio.run(run())
+
+
+def test_it_is_told_of_anew_once_a_control_link_was_taken_in(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with listening(tmp_path) as host:
+            await host.visit(HTTP)
+            sock, _ = await call(host.address, Hello.ours(host.config), LIMIT_S)
+            with sock:
+                await host.visit(HTTP)
+            assert len(host.refusals()) == 2
 
     asyncio.run(run())
