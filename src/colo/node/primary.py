@@ -457,6 +457,9 @@ class PrimaryNode:
                 return Answer(False, f"nothing to decide: the VM is {self._standing.name}")
             self._ordered.set()
             return Answer(True, "the VM may run here alone")
+        if order == "export":
+            where = f"the checkpoint is on the secondary's host ({self._to}): ask there"
+            return Answer(False, f"{self._folder.path} is the primary's state folder; {where}")
         return Answer(False, f"there is no order {order!r}")
 
     def _say(self, text: str) -> None:

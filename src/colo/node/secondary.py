@@ -456,12 +456,12 @@ class SecondaryNode:
 
     async def _export(self) -> Answer:
         if self._state in _HERE:
-            return Answer(False, "the VM runs here: its QEMU can `migrate` to a file", iter(()))
+            return Answer(False, "the VM runs here: its QEMU can `migrate` to a file")
         try:
             await self._settled()
             return Answer(True, "", export_stream(self._store))
         except StoreError as error:
-            return Answer(False, str(error), iter(()))
+            return Answer(False, str(error))
 
     def _say(self, text: str) -> None:
         self._refusals.clear()
