@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,30 @@ def test_a_broken_promise_is_noticed(
     monkeypatch.setattr(embedded, "_CHECKPOINTS", 5)
     with pytest.raises(DemoError, match=noticed):
         asyncio.run(embedded.tell((sys.executable, str(BROKEN), promise)))
+
+
+def test_a_last_guest_that_falls_silent_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_STEP_S", 0.05)
+
+    async def run() -> None:
+        client = embedded._Client(tmp_path / "client.sock")
+        stack = contextlib.AsyncExitStack()
+        story = embedded._Story(lambda who, text: None, tmp_path, client, (), stack)
+        reading = asyncio.create_task(client.read())
+        try:
+            with await client.address.connect() as guest:
+                await asyncio.get_running_loop().sock_sendall(guest, b"0\n1\n")
+                while client.lines < 2:
+                    await asyncio.sleep(0)
+                await story._hear_more("host B")
+        finally:
+            reading.cancel()
+            await asyncio.wait([reading])
+
+    with pytest.raises(DemoError, match=r"^host B: waited 0 s for 100 lines of its guest$"):
+        asyncio.run(run())
 
 
 def test_a_failure_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def check_refusal_is_told(ours: OurPrimary) -> None:
     (line,) = ours.host.said("did not take the first copy")
     assert line.endswith(
         f"nothing is handed on to {ours.to}: it did not take the first copy: the secondary ended "
-        "the connection; its own log may say why; trying again every 1 s"
+        "the connection; its own log may say why; trying again ever later, every 60 s at last"
     )
     assert handed_on(ours.host) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import tracemalloc
 from collections.abc import Iterator
@@ -100,6 +101,24 @@ def test_a_folder_that_is_no_state_folder(tmp_path: Path) -> None:
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(ColoError, match=r"absent\.mig: No such file or directory"):
         load_source(tmp_path / "absent.mig", no_store)
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(ColoError, match=r"x: File name too long$"):
+        load_source(tmp_path / ("x" * 300), no_store)
+
+
+@pytest.mark.parametrize("of", ["is_dir", "exists"])
+def test_a_folder_that_one_may_not_enter(
+    of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(self: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, of, denied)
+    with pytest.raises(ColoError) as caught:
+        load_source(tmp_path, no_store)
+    assert str(caught.value) == f"{tmp_path}: Permission denied"
 
 
 def test_an_empty_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import stat
@@ -19,6 +20,9 @@ GOOD = [
     ("tcp:10.0.0.2:0", Address(host="10.0.0.2", port=0), None),
     ("tcp:0.0.0.0:65535", Address(host="0.0.0.0", port=65535), None),
     ("tcp:[fe80::1]:4444", Address(host="fe80::1", port=4444), "tcp:[fe80::1]:4444"),
+    ("tcp:host.example.:4444", Address(host="host.example.", port=4444), None),
+    ("tcp:hôst:4444", Address(host="hôst", port=4444), None),
+    ("tcp:[fe80::1%eth0]:4444", Address(host="fe80::1%eth0", port=4444), None),
     ("tcp:::1:4444", Address(host="::1", port=4444), "tcp:[::1]:4444"),
 ]
 BAD = [
@@ -56,6 +60,25 @@ def test_what_is_no_address_is_told_with_the_two_forms(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_address(text)
     assert str(caught.value) == f"{text!r} is no address: unix:PATH or tcp:HOST:PORT"
+
+
+@pytest.mark.parametrize(
+    "host", ["c..example", ".example", f"{'a' * 64}.example", "ä.xn--ü", "\udcff"]
+)
+def test_a_host_that_can_be_no_name_is_told_at_once(host: str) -> None:
+    text = f"tcp:{host}:9000"
+    with pytest.raises(UsageError) as caught:
+        parse_address(text)
+    assert str(caught.value) == (
+        f"{text!r} is no address: {host!r} can be no host's name: its parts, between the dots, "
+        "have 1 to 63 characters each"
+    )
+
+
+@pytest.mark.parametrize("host", ["c..example", "\udcff"])
+def test_who_made_an_address_of_it_gets_the_error_of_a_host_that_is_not_there(host: str) -> None:
+    with pytest.raises(OSError, match="can be no host's name"):
+        asyncio.run(Address(host=host, port=9000).connect())
 
 
 def test_a_unix_socket_is_open_to_its_owner_only(tmp_path: Path) -> None:

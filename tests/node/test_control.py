@@ -74,6 +74,41 @@ def test_a_refusal_has_no_pieces(tmp_path: Path) -> None:
         )
 
 
+def test_a_refusal_may_come_without_pieces(tmp_path: Path) -> None:
+    with pytest.raises(ColoError, match=r"^this is the wrong host$"):
+        asked(
+            tmp_path,
+            lambda order, force: Answer(False, "this is the wrong host"),
+            lambda at: list(fetch_checkpoint(at)),
+        )
+
+
+def test_what_is_no_order_is_told_to_whoever_asked_for_a_checkpoint(tmp_path: Path) -> None:
+    def answer(order: str, force: bool) -> Answer:
+        raise ValueError("as when the line came late or not whole")
+
+    with pytest.raises(ColoError, match=r"^that is not an order$"):
+        asked(tmp_path, answer, lambda at: list(fetch_checkpoint(at)))
+
+
+@pytest.mark.parametrize("said", [b"{", b'{"ok', b'{"ok": true}\n', b"{}\n", b"[1]\n", b"{\n"])
+def test_an_answer_that_is_none_is_one_line(tmp_path: Path, said: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(said)
+        writer.close()
+
+    async def run(ask: Callable[[], object]) -> None:
+        async with await asyncio.start_unix_server(serve, tmp_path / "control.sock"):
+            await asyncio.get_running_loop().run_in_executor(None, ask)
+
+    for ask in (lambda: list(fetch_checkpoint(tmp_path)), lambda: give_order(tmp_path, "x")):
+        with pytest.raises(ColoError) as caught:
+            asyncio.run(run(ask))
+        assert str(caught.value).startswith(f"{tmp_path / 'control.sock'}: ")
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("cut", [0, 1, 4, 100, 70_003, 70_008])
 def test_a_colo_that_ends_in_between_is_told(tmp_path: Path, cut: int) -> None:
     whole = b"".join(len(piece).to_bytes(4, "big") + piece for piece in PIECES)

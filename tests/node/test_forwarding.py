@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -23,9 +25,16 @@ PAGES = 64
 LIMIT_S = 5.0
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("colo.node.forwarding._AGAIN_S", 0.0)
+@dataclass(frozen=True)
+class Broken(Address):
+    """An address whose next connections raise ``errors``."""
+
+    errors: list[Exception] = field(default_factory=list)
+
+    async def connect(self) -> socket.socket:
+        if self.errors:
+            raise self.errors.pop()
+        return await super().connect()
 
 
 class Further:
@@ -46,6 +55,7 @@ class Further:
                 yield
             finally:
                 serving.cancel()
+                await asyncio.wait([serving])  # before another socket can get this one's number
                 await self.leave()
 
     async def leave(self) -> None:
@@ -82,18 +92,25 @@ class Further:
 class Chain:
     """A guest, its secondary, and what hands on from there to ``further``."""
 
-    def __init__(self, pair: Pair, further: Further) -> None:
+    def __init__(self, pair: Pair, further: Further, to: Address | None = None) -> None:
         self.pair = pair
         self.further = further
         self.said: list[str] = []
+        self.pauses_s: list[float] = []
         self.handing = Forwarding(
             NAME,
             pair.store,
             pair.receiving.applied,
-            Destination(further.address),
+            Destination(to or further.address),
             LIMIT_S,
             self.said.append,
+            self._sleep,
         )
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep not at all, and note how long it should have been."""
+        self.pauses_s.append(seconds)
+        await asyncio.sleep(0)
 
     async def migrate(self) -> None:
         await self.pair.sending.migrate()
@@ -111,10 +128,21 @@ class Chain:
 
 
 @contextlib.asynccontextmanager
-async def chained(folder: Path) -> AsyncIterator[Chain]:
+async def refusing(address: Address) -> AsyncIterator[None]:
+    """A host that takes every connection and ends it."""
+
+    async def end(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_unix_server(end, address.path):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def chained(folder: Path, to: Address | None = None) -> AsyncIterator[Chain]:
     async with paired(Watched(PAGES), folder) as pair:
         further = Further(folder)
-        chain = Chain(pair, further)
+        chain = Chain(pair, further, to)
         task = asyncio.create_task(chain.handing.run())
         try:
             yield chain
@@ -166,6 +194,72 @@ def test_nobody_there_is_said_once_and_tried_again(tmp_path: Path) -> None:
                 await until(lambda: chain.holds(5))
                 await chain.further.check(chain.pair.guest)
                 assert chain.handing.status()["error"] is None
+
+    asyncio.run(run())
+
+
+def test_a_host_that_can_be_no_name_is_said_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with chained(tmp_path, Address(host="c..example", port=9000)) as chain:
+            await chain.migrate()
+            await until(lambda: chain.said)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            (line,) = chain.said
+            assert line.startswith("nothing is handed on to tcp:c..example:9000: ")
+            assert "can be no host's name" in line
+
+    asyncio.run(run())
+
+
+def test_an_error_that_nobody_foresaw_is_said_once_and_it_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        errors: list[Exception] = [KeyError("what") for _ in range(3)]
+        address = Broken(path=str(tmp_path / "further"), errors=errors)
+        async with chained(tmp_path, address) as chain, chain.further.listening():
+            await chain.migrate()
+            await until(lambda: chain.holds(0))
+            first, second = chain.said
+            assert f"{address}: an error of colo's own, see colo.log: KeyError('what'); " in first
+            assert second == f"checkpoints are handed on to {address}"
+
+    caplog.set_level(logging.ERROR, "colo")
+    asyncio.run(run())
+    (record,) = caplog.records
+    assert record.exc_info is not None
+
+
+def test_each_copy_in_vain_makes_the_pause_longer_and_a_good_one_short_again(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        async with chained(tmp_path) as chain:
+            async with refusing(chain.further.address):
+                await chain.migrate()
+                await until(lambda: len(chain.pauses_s) > 7)
+                assert chain.pauses_s[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
+                (line,) = chain.said
+                assert "it did not take the first copy: " in line
+                assert line.endswith("; trying again ever later, every 60 s at last")
+            async with chain.further.listening():
+                await until(lambda: chain.holds(0))
+                chain.pauses_s.clear()
+            async with refusing(chain.further.address):
+                await until(lambda: 2 in chain.pauses_s)
+                assert set(chain.pauses_s[:-1]) == {1}
+
+    asyncio.run(run())
+
+
+def test_to_find_nobody_costs_nothing_and_is_tried_every_second(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with chained(tmp_path) as chain:
+            await chain.migrate()
+            await until(lambda: len(chain.pauses_s) > 9)
+            assert set(chain.pauses_s) == {1}
+            assert chain.said[0].endswith("; trying again every 1 s")
 
     asyncio.run(run())
 

@@ -13,7 +13,7 @@ import pytest
 from colo.errors import ChannelLost
 from colo.node import reception
 from colo.node.address import Address
-from colo.node.reception import Reception
+from colo.node.reception import Reception, Refusals
 from colo.node.tls import Tls
 from tests.certificates import Authority
 
@@ -100,6 +100,27 @@ def test_one_who_says_nothing_is_shown_the_door(
 ) -> None:
     monkeypatch.setattr(reception, "_FIRST_WORD_S", 0.05)
     assert visit(path, b"Q").strangers == ["a unix socket: it said nothing"]
+
+
+def test_a_refusal_of_the_same_host_for_the_same_reason_is_not_new() -> None:
+    refusals = Refusals()
+    assert refusals.is_new("tcp:10.0.0.1:40000", "why")
+    assert not refusals.is_new("tcp:10.0.0.1:40001", "why"), "each try has another port"
+    assert refusals.is_new("tcp:10.0.0.2:40000", "why")
+    assert refusals.is_new("tcp:fe80::1:40000", "why")
+    assert refusals.is_new("tcp:fe80::2:40000", "why")
+    assert refusals.is_new("tcp:10.0.0.1:40000", "why else")
+    assert not refusals.is_new("tcp:10.0.0.1:40002", "why")
+    refusals.clear()
+    assert refusals.is_new("tcp:10.0.0.1:40003", "why")
+
+
+def test_what_was_refused_is_not_remembered_without_end() -> None:
+    refusals = Refusals()
+    for number in range(1000):
+        refusals.is_new("a unix socket", f"why {number}")
+    assert not refusals.is_new("a unix socket", "why 999")
+    assert refusals.is_new("a unix socket", "why 0")
 
 
 # -- with TLS -----------------------------------------------------------------------------

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from colo.node.report import render
+from colo.errors import ColoError
+from colo.node.report import read_status, render
 
 STATUS: dict[str, Any] = {
     "pid": os.getpid(),
@@ -52,3 +54,13 @@ def test_what_is_handed_on(changes: dict[str, Any], line: str) -> None:
 
 def test_a_secondary_that_hands_nothing_on_says_nothing_of_it() -> None:
     assert "handed on" not in shown(forward=None)
+
+
+@pytest.mark.parametrize("content", ["[]", '"READY"', "1", "null", "{", "", "\udcff"])
+def test_a_status_that_is_none_is_one_line(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ColoError) as caught:
+        read_status(tmp_path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)

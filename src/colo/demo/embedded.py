@@ -157,11 +157,20 @@ class _Story:
             self._say(following.name, "waits to take over")
             await self._protect_and_kill(host, following)
             host = following
-        seen = self._client.lines
-        async with asyncio.timeout(_STEP_S):
-            while self._client.lines < seen + _LINES_AFTER:
-                self._client.check()
-                await asyncio.sleep(_POLL_S)
+        await self._hear_more(host.name)
+
+    async def _hear_more(self, name: str) -> None:
+        """Wait for what the last host's guest goes on to say."""
+        enough = self._client.lines + _LINES_AFTER
+        try:
+            async with asyncio.timeout(_STEP_S):
+                while self._client.lines < enough:
+                    self._client.check()
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise DemoError(
+                f"{name}: waited {_STEP_S:.0f} s for {_LINES_AFTER} lines of its guest"
+            ) from None
 
     async def _protect_and_kill(self, host: _Host, following: _Host) -> None:
         await host.event("protected")

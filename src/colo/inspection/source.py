@@ -47,11 +47,14 @@ def load_source(path: Path, fetch: Fetch) -> Inspected:
 
     Raises ColoError.
     """
-    if path.is_dir():
-        if not (path / "status.json").exists():
-            raise ColoError(f"{path} is no state folder of colo: no status.json")
-        return load_stream(str(path), fetch(path))
-    return load_stream(str(path), _pieces(path))
+    try:
+        is_folder = path.is_dir()
+        has_status = is_folder and (path / "status.json").exists()
+    except OSError as error:  # it may not be entered, or no file can have such a name
+        raise ColoError(f"{path}: {error.strerror}") from error
+    if is_folder and not has_status:
+        raise ColoError(f"{path} is no state folder of colo: no status.json")
+    return load_stream(str(path), fetch(path) if is_folder else _pieces(path))
 
 
 def load_stream(name: str, pieces: Iterable[bytes]) -> Inspected:

@@ -16,6 +16,7 @@ from colo.node.tls import Tls
 __all__ = ["Address", "parse_address"]
 
 _PORT_MAX = 65535
+_NO_HOST = "can be no host's name: its parts, between the dots, have 1 to 63 characters each"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Address:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             target: Any = self.path
         else:
+            if not _can_be_host(self.host):
+                raise socket.gaierror(socket.EAI_NONAME, f"{self.host!r} {_NO_HOST}")
             found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
             family, kind, protocol, _, target = found[0]
             sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
@@ -89,7 +92,7 @@ class Address:
 
 
 def parse_address(text: str, tls: Tls | None = None) -> Address:
-    """Parse an address; ``tls`` is for one over TCP.  Raises UsageError with the two forms."""
+    """Parse an address; ``tls`` is for one over TCP.  Raises UsageError with what is wrong."""
     kind, _, rest = text.partition(":")
     if kind == "unix" and rest:
         return Address(path=rest)
@@ -97,5 +100,16 @@ def parse_address(text: str, tls: Tls | None = None) -> Address:
         host, _, port = rest.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if host and port.isascii() and port.isdigit() and int(port) <= _PORT_MAX:
+            if not _can_be_host(host):
+                raise UsageError(f"{text!r} is no address: {host!r} {_NO_HOST}")
             return Address(host=host, port=int(port), tls=tls)
     raise UsageError(f"{text!r} is no address: unix:PATH or tcp:HOST:PORT")
+
+
+def _can_be_host(host: str) -> bool:
+    """Whether a name can be looked up at all: what cannot be encoded is no OSError there."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True

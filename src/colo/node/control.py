@@ -1,7 +1,8 @@
 """Orders to a running colo: one line of JSON over ``control.sock``, answered by one.
 
 The answer to «export» is preceded by what was ordered: pieces, each a u32 length and so many bytes,
-and a length of 0 after the last.  So the answer tells whether all of it was good.
+and a length of 0 after the last.  So the answer tells whether all of it was good.  A refusal may
+come without all that: no length begins as an answer does.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _ANSWER_S: Final = 120.0
 _TAKE_S: Final = 30.0
 _LENGTH: Final = struct.Struct(">I")
 _PIECE_MAX: Final = 16 << 20
+_BEGIN: Final = b"{"  # of an answer; as a length it would be far over what a piece may have
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,9 @@ def fetch_checkpoint(state_dir: Path) -> Iterator[bytes]:
     It is whole when this ends without an error.  Raises ColoError.
     """
     with _order(state_dir, "export") as stream:
-        while length := _length(stream):
+        while length := _length(head := _exactly(stream, _LENGTH.size)):
             yield _exactly(stream, length)
-        answer = _answer(stream)
+        answer = _answer(stream, head if head.startswith(_BEGIN) else b"")
     if not answer.ok:
         raise ColoError(answer.text)
 
@@ -110,12 +112,19 @@ def _order(state_dir: Path, order: str, force: bool = False) -> Iterator[IO[byte
         raise ColoError(f"{path}: {error}") from error
 
 
-def _answer(stream: IO[bytes]) -> Answer:
-    return Answer(**json.loads(stream.readline()))
+def _answer(stream: IO[bytes], begun: bytes = b"") -> Answer:
+    content = json.loads(begun + stream.readline())
+    try:
+        return Answer(bool(content["ok"]), str(content["text"]))
+    except (KeyError, TypeError):
+        raise ValueError("this is no answer of colo's") from None
 
 
-def _length(stream: IO[bytes]) -> int:
-    (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
+def _length(head: bytes) -> int:
+    """The length of the next piece; 0 where the answer follows, or begins already."""
+    if head.startswith(_BEGIN):
+        return 0
+    (length,) = _LENGTH.unpack(head)
     if length > _PIECE_MAX:
         raise ValueError(f"a piece of {length} bytes")
     return int(length)

@@ -8,20 +8,22 @@ it: the protection of the VM, and the output that is held for it, rest on the fi
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from colo.errors import ColoError, PeerError
 from colo.guest.stored import StoredGuest
 from colo.node.address import Address
+from colo.node.retry import RETRY_MOST_S, RETRY_S, Retry
 from colo.node.sending import Sending
 from colo.store.store import Store
 from colo.store.view import View
 
 __all__ = ["Destination", "Forwarding"]
 
-_AGAIN_S: Final = 1.0
+_log = logging.getLogger("colo.forwarding")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Forwarding:
     """Hands the checkpoints of ``store`` on to ``to``.
 
     ``settled`` returns when the store's images equal its last whole checkpoint.  ``fresh`` has to
-    be set whenever it holds a new one.  ``limit_s``: see Sending.
+    be set whenever it holds a new one.  ``limit_s``: see Sending.  A copy that was not taken makes
+    the pause before the next one longer: it cost the whole VM's size.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Forwarding:
         to: Destination,
         limit_s: float,
         say: Callable[[str], None],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._vm_name = vm_name
         self._store = store
@@ -55,8 +59,11 @@ class Forwarding:
         self._return_path = to.return_path
         self._limit_s = limit_s
         self._say = say
+        self._sleep = sleep
         self._session: Sending | None = None
         self._held: int | None = None
+        self._retry = Retry()
+        self._in_vain = False  # the last try sent a copy that was not taken
         self._error: str | None = None
         self.fresh = asyncio.Event()
 
@@ -68,14 +75,11 @@ class Forwarding:
             try:
                 await self._hand_on()
             except (ColoError, OSError) as error:
-                why = str(error) or "no answer"
-                if why != self._error:
-                    self._error = why
-                    self._say(
-                        f"nothing is handed on to {self._to}: {why}; "
-                        f"trying again every {_AGAIN_S:.0f} s"
-                    )
-            await asyncio.sleep(_AGAIN_S)
+                self._tell(str(error) or "no answer")
+            except Exception as error:  # whatever it is, the protection of the VM goes on
+                if self._tell(f"an error of colo's own, see colo.log: {error!r}"):
+                    _log.error("handing on to %s failed", self._to, exc_info=error)
+            await self._sleep(self._retry.pause_s() if self._in_vain else RETRY_S)
 
     def status(self) -> dict[str, Any]:
         """What the status file has of this."""
@@ -89,7 +93,19 @@ class Forwarding:
             "error": self._error,
         }
 
+    def _tell(self, why: str) -> bool:
+        """Say why nothing is handed on, unless that was said; return whether it is new."""
+        if why == self._error:
+            return False
+        self._error = why
+        again = f"every {RETRY_S:.0f} s"
+        if self._in_vain:
+            again = f"ever later, every {RETRY_MOST_S:.0f} s at last"
+        self._say(f"nothing is handed on to {self._to}: {why}; trying again {again}")
+        return True
+
     async def _hand_on(self) -> None:
+        self._in_vain = False
         view = View(self._store)
         try:
             async with asyncio.timeout(self._limit_s):
@@ -103,8 +119,11 @@ class Forwarding:
 
             self._session = Sending(self._vm_name, guest, sock, self._limit_s, held, path)
             try:
+                self._in_vain = True
                 await self._first_copy(self._session)
                 held()
+                self._in_vain = False
+                self._retry.succeeded()
                 self._error = None
                 self._say(f"checkpoints are handed on to {self._to}")
                 await self._session.run(self._due)

@@ -31,6 +31,7 @@ from colo.node.instance import instance
 from colo.node.link import Link, call
 from colo.node.netgate import NetGate, cards
 from colo.node.relay import Relay
+from colo.node.retry import RETRY_S, Retry
 from colo.node.standing import Standing
 from colo.node.statefolder import StateFolder
 from colo.protocol.states import Do, Effect, PrimaryEvent, PrimaryState
@@ -38,8 +39,6 @@ from colo.protocol.states import Do, Effect, PrimaryEvent, PrimaryState
 __all__ = ["PrimaryNode"]
 
 _CALL_S: Final = 3.0
-_RETRY_S: Final = 1.0
-_RETRY_MOST_S: Final = 60.0
 _STATUS_S: Final = 0.25
 _LAST_EVENTS_S: Final = 0.05
 _DYING_S: Final = 0.5
@@ -104,7 +103,7 @@ class PrimaryNode:
         self._leaving: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._was_protected = True
-        self._pause_s = _RETRY_S
+        self._retry = Retry()
 
     def stop(self) -> None:
         """Ask to end the protection: the VM goes on, and nothing is left behind in QEMU."""
@@ -219,10 +218,10 @@ class PrimaryNode:
                 self._error = f"{self._to} is out of reach: {why}"
                 if told != self._error:
                     told = self._error
-                    self._say(f"UNPROTECTED: {told}; trying again every {_RETRY_S:.0f} s")
+                    self._say(f"UNPROTECTED: {told}; trying again every {RETRY_S:.0f} s")
             self._close_link()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._fated.wait(), _RETRY_S)
+                await asyncio.wait_for(self._fated.wait(), RETRY_S)
                 return None
             self._end = asyncio.get_running_loop().create_future()
 
@@ -339,10 +338,10 @@ class PrimaryNode:
 
     async def _pause(self) -> None:
         """Wait before the next try, longer each time: every try copies the whole VM."""
-        self._say(f"trying again in {self._pause_s:.0f} s")
+        pause_s = self._retry.pause_s()
+        self._say(f"trying again in {pause_s:.0f} s")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._fated.wait(), self._pause_s)
-        self._pause_s = min(2 * self._pause_s, _RETRY_MOST_S)
+            await asyncio.wait_for(self._fated.wait(), pause_s)
 
     async def _granted(self) -> Grant | None:
         """Ask the arbiter, until it can be reached or an operator decides."""
@@ -362,7 +361,7 @@ class PrimaryNode:
                 told = True
                 self._say("no grant: the VM stays silent until `colo failover`")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ordered.wait(), _RETRY_S)
+                await asyncio.wait_for(self._ordered.wait(), RETRY_S)
 
     async def _fence(self) -> None:
         """The other host has the right to run the VM: this one may not be heard any more."""
@@ -397,8 +396,8 @@ class PrimaryNode:
     # -- what happens ---------------------------------------------------------------------
 
     def _protected(self) -> None:
-        self._standing, self._was_protected, self._pause_s = Standing.PROTECTED, True, _RETRY_S
-        self._error = None
+        self._standing, self._was_protected, self._error = Standing.PROTECTED, True, None
+        self._retry.succeeded()
         self._say(f"PROTECTED by {self._to}{', over TLS' if self._to.tls else ''}")
 
     def _lost(self, error: PeerError) -> None:
@@ -458,6 +457,9 @@ class PrimaryNode:
                 return Answer(False, f"nothing to decide: the VM is {self._standing.name}")
             self._ordered.set()
             return Answer(True, "the VM may run here alone")
+        if order == "export":
+            where = f"the checkpoint is on the secondary's host ({self._to}): ask there"
+            return Answer(False, f"{self._folder.path} is the primary's state folder; {where}")
         return Answer(False, f"there is no order {order!r}")
 
     def _say(self, text: str) -> None:

@@ -19,10 +19,11 @@ from colo.migration.format import FILE_MAGIC, MULTIFD_MAGIC
 from colo.node.sockets import readable
 from colo.node.tls import Tls
 
-__all__ = ["Reception"]
+__all__ = ["Reception", "Refusals"]
 
 _FIRST_WORD_S: Final = 2.0
 _MAGIC_BYTES: Final = 4
+_REFUSALS_MAX: Final = 100
 _TLS_MAGIC: Final = b"\x16\x03"
 
 
@@ -91,6 +92,27 @@ class Reception:
                 self._on_stranger(peer, "it speaks TLS: both VM files need [tls], or neither")
             else:
                 self._on_stranger(peer, "it is neither a QEMU migration nor a colo")
+
+
+class Refusals:
+    """Who was refused and why: who tries again every second is to be told of once."""
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, str]] = set()
+
+    def is_new(self, peer: str, why: str) -> bool:
+        """Whether this host was not refused for this reason since ``clear``."""
+        host, _, _ = peer.rpartition(":")  # each connection has a port of its own
+        if (host, why) in self._told:
+            return False
+        if len(self._told) >= _REFUSALS_MAX:
+            self.clear()
+        self._told.add((host, why))
+        return True
+
+    def clear(self) -> None:
+        """Something else has happened: any refusal is news again."""
+        self._told.clear()
 
 
 async def _peek(sock: socket.socket, count: int) -> bytes:

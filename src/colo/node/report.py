@@ -29,7 +29,7 @@ _COLOURS: Final = {
 
 
 def read_status(state_dir: Path) -> dict[str, Any]:
-    """Read ``status.json``.  Raises ColoError where there is none."""
+    """Read ``status.json``.  Raises ColoError where there is none, or something else."""
     path = state_dir / "status.json"
     try:
         content = json.loads(path.read_text())
@@ -37,7 +37,8 @@ def read_status(state_dir: Path) -> dict[str, Any]:
         raise ColoError(f"{state_dir} is no state folder of colo: no status.json") from None
     except (OSError, ValueError) as error:
         raise ColoError(f"{path}: {error}") from error
-    assert isinstance(content, dict)
+    if not isinstance(content, dict):
+        raise ColoError(f"{path}: it is no status that a colo has written")
     return content
 
 

@@ -29,7 +29,7 @@ from colo.node.forwarding import Destination, Forwarding
 from colo.node.instance import instance
 from colo.node.link import Link
 from colo.node.receiving import Receiving
-from colo.node.reception import Reception
+from colo.node.reception import Reception, Refusals
 from colo.node.statefolder import StateFolder
 from colo.node.takeover import Takeover
 from colo.node.waiting import WaitingQemu
@@ -83,6 +83,7 @@ class SecondaryNode:
         self._on_loss = on_loss
         self._tell = say
         self._figures = Figures()
+        self._refusals = Refusals()
         store_folder = folder.store(config.store_folder, config.name)
         folder.clean(store_folder)
         self._store = Store(store_folder, RamBlock(RAM_BLOCK, config.memory), config.limits)
@@ -129,9 +130,11 @@ class SecondaryNode:
                 door = Reception(server, self._begin, self._greet, self._strange, self._listen.tls)
                 work = (door.serve(), self._watch(), self._end())
                 tasks = [asyncio.create_task(each) for each in work]
-                if self._forwarding is not None:
+                if self._forwarding is not None:  # nobody waits for it, nor for its end
                     tasks.append(asyncio.create_task(self._forwarding.run()))
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(
+                    tasks[: len(work)], return_when=asyncio.FIRST_COMPLETED
+                )
                 for task in done:
                     task.result()
                 return 0
@@ -214,6 +217,7 @@ class SecondaryNode:
             self._forget_session()
             self._link, self._link_state = link, LinkState.UP
             self._known_grant = hello.grant
+            self._refusals.clear()
             link.say(ours.word())
 
         link = Link(
@@ -226,9 +230,10 @@ class SecondaryNode:
         )
 
     def _strange(self, peer: str, why: str) -> None:
-        """A connection was refused."""
+        """A connection was refused; that is said once, however often it comes again."""
         self._error = f"a connection from {peer} was refused: {why}"
-        self._say(self._error)
+        if self._refusals.is_new(peer, why):
+            self._tell(f"{self._config.name}: {self._error}")
         self._write_status()
 
     def _hear(self, word: Word) -> None:
@@ -451,21 +456,22 @@ class SecondaryNode:
 
     async def _export(self) -> Answer:
         if self._state in _HERE:
-            return Answer(False, "the VM runs here: its QEMU can `migrate` to a file", iter(()))
+            return Answer(False, "the VM runs here: its QEMU can `migrate` to a file")
         try:
             await self._settled()
             return Answer(True, "", export_stream(self._store))
         except StoreError as error:
-            return Answer(False, str(error), iter(()))
+            return Answer(False, str(error))
 
     def _say(self, text: str) -> None:
+        self._refusals.clear()
         self._tell(f"{self._config.name}: {text}")
 
     def _write_status(self) -> None:
         self._folder.write_status(self._status())
 
     def _status(self) -> dict[str, Any]:
-        qemu, state = self._waiting.qemu, self._state
+        state = self._state
         return {
             "role": "secondary",
             "vm": self._config.name,
@@ -485,13 +491,6 @@ class SecondaryNode:
             "store_bytes": self._store.size,
             "store": str(self._store.folder),
             "forward": self._forwarding.status() if self._forwarding is not None else None,
-            "qemu": None
-            if qemu is None
-            else {
-                "pid": qemu.pid,
-                "qmp": str(qemu.qmp_socket),
-                "starts": self._waiting.starts,
-                "trouble": self._waiting.trouble,
-            },
+            "qemu": self._waiting.status(),
             **self._facts,
         }

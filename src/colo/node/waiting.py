@@ -105,6 +105,17 @@ class WaitingQemu:
             what = "it took too long" if isinstance(error, TimeoutError) else str(error)
             raise GuestError(f"the waiting QEMU did not take the VM: {what}") from error
 
+    def status(self) -> dict[str, Any] | None:
+        """What the status file has of this."""
+        if self.qemu is None:
+            return None
+        return {
+            "pid": self.qemu.pid,
+            "qmp": str(self.qemu.qmp_socket),
+            "starts": self.starts,
+            "trouble": self.trouble,
+        }
+
     async def stop(self) -> None:
         """End the waiting QEMU."""
         self._release()
