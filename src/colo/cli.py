@@ -21,6 +21,7 @@ from colo.errors import ColoError, UsageError
 if TYPE_CHECKING:
     from colo.config import VmConfig
     from colo.guest.monitor import Monitor
+    from colo.node.primary import PrimaryNode
     from colo.node.statefolder import StateFolder
 
 __all__ = ["main"]
@@ -164,6 +165,7 @@ def primary(vm_file: Path, qmp: str, **options: Any) -> int:
     """
     from colo.guest.monitor import AttachedQemu
     from colo.node.address import parse_address
+    from colo.node.primary import PrimaryNode
 
     socket_path = parse_address(qmp).path
     if not socket_path:
@@ -174,7 +176,7 @@ def primary(vm_file: Path, qmp: str, **options: Any) -> int:
         await qemu.attach()
         return qemu
 
-    return _protect(vm_file, attach, options)
+    return _protect(vm_file, attach, PrimaryNode, options)
 
 
 @main.command("run")
@@ -182,27 +184,32 @@ def primary(vm_file: Path, qmp: str, **options: Any) -> int:
 @_protection
 @_reporting
 def run_command(vm_file: Path, **options: Any) -> int:
-    """Start the VM's QEMU, then protect it."""
+    """Start the VM's QEMU, then protect it.
+
+    The VM starts only where it may run; where it may not, no QEMU is left.
+    """
     from colo.guest.qemu import Qemu, plan
+    from colo.node.starting import StartingNode
 
     async def start(config: VmConfig, folder: StateFolder) -> Monitor:
+        folder.clean_start()
         launch = plan(config)
-        qemu = Qemu(launch.primary(), folder.path, launch.environment)
+        qemu = Qemu(launch.unstarted(), folder.path, launch.environment)
         await qemu.start()
         return qemu
 
-    return _protect(vm_file, start, options)
+    return _protect(vm_file, start, StartingNode, options)
 
 
 def _protect(
     vm_file: Path,
     get_qemu: Callable[[VmConfig, StateFolder], Awaitable[Monitor]],
+    kind: type[PrimaryNode],
     options: dict[str, Any],
 ) -> int:
     from colo.config import load
     from colo.failover.arbiter import make_arbiter
     from colo.node.address import parse_address
-    from colo.node.primary import PrimaryNode
     from colo.node.tls import make_tls
 
     config = load(vm_file)
@@ -211,10 +218,10 @@ def _protect(
         raise UsageError("--stock and [tls]: a stock QEMU has a TLS of its own: take [tls] out")
     arbiter = make_arbiter(config.arbiter)
 
-    async def run(folder: StateFolder) -> int:
+    async def protect(folder: StateFolder) -> int:
         qemu = await get_qemu(config, folder)
         try:
-            node = PrimaryNode(
+            node = kind(
                 config,
                 qemu,
                 to,
@@ -230,6 +237,15 @@ def _protect(
             return await node.run()
         finally:
             await qemu.detach()
+
+    async def run(folder: StateFolder) -> int:
+        task = asyncio.ensure_future(protect(folder))
+        _on_signal(task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            _say(f"{config.name}: ended at its very beginning: nothing is left behind")
+            return 0
 
     return _in_folder(options["state_dir"], options["trace"], run)
 

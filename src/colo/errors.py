@@ -8,6 +8,7 @@
     │   └── GuestError           a QEMU of ours: did not start, died, refused a command
     └── PeerError              the other side of the channel
         ├── ChannelLost          it went away, or was silent for too long
+        │   └── Refused            it is there, and takes no primary in for now
         ├── UnexpectedMessage    a COLO message out of place
         ├── InvalidMessage       a value outside ``COLOMessage``
         ├── ShortRead            the channel ended inside a message or a section
@@ -32,6 +33,7 @@ __all__ = [
     "LocalError",
     "LocalProtocolError",
     "PeerError",
+    "Refused",
     "ShortRead",
     "StoreError",
     "StreamError",
@@ -75,6 +77,10 @@ class PeerError(ColoError):
 
 class ChannelLost(PeerError):
     """The channel to the peer is gone: closed, reset, or silent beyond its limit."""
+
+
+class Refused(ChannelLost):
+    """A secondary takes no primary in for now, and says why."""
 
 
 def _number(message: IntEnum | None) -> str:

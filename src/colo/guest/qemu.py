@@ -77,6 +77,10 @@ class LaunchPlan:
         """The command line of a QEMU that runs the VM."""
         return self._machine(self.config.primary_args)
 
+    def unstarted(self) -> list[str]:
+        """The same, but the VM stands before its first instruction until ``cont``."""
+        return [*self.primary(), "-S"]
+
     def _machine(self, role_args: Sequence[str]) -> list[str]:
         config = self.config
         return [config.binary, *config.args, *role_args, *self.accelerator_args]
@@ -117,7 +121,10 @@ class Qemu(Monitor):
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
-        """Start the process and connect to its QMP.  Raises GuestError with its last words."""
+        """Start the process and connect to its QMP.  Raises GuestError with its last words.
+
+        Whatever happens meanwhile, an order to end too: no process is left then.
+        """
         for socket in (self.qmp_socket, self._own_socket):
             if len(os.fsencode(socket)) > _SOCKET_PATH_MAX:
                 raise GuestError(f"{socket}: too long for a socket: take a shorter state folder")
@@ -145,6 +152,9 @@ class Qemu(Monitor):
             raise GuestError(
                 f"QEMU did not open its QMP socket within {_START_S:.0f} s", self.last_words()
             ) from None
+        except BaseException:
+            await self.kill()
+            raise
 
     async def wait(self) -> str:
         """Wait for the process to end; say how it did."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from colo.errors import ChannelLost, PeerError
+from colo.errors import ChannelLost, PeerError, Refused
 from colo.failover.link import LINK_MAGIC, Hello, LinkReader, Word, WordKind
 from colo.node.address import Address
 from colo.node.sockets import quick_acks, tune
@@ -112,8 +112,8 @@ class Link:
 async def call(address: Address, ours: Hello, limit_s: float) -> tuple[socket.socket, Hello]:
     """Connect to a secondary and exchange hellos; return the connection and its hello.
 
-    Raises ChannelLost where nobody answers in ``limit_s``, or it refuses for now; PeerError
-    where it will always refuse.
+    Raises ChannelLost where nobody answers in ``limit_s``, Refused where it refuses for now,
+    PeerError where it will always refuse.
     """
     loop = asyncio.get_running_loop()
     try:
@@ -144,4 +144,4 @@ async def call(address: Address, ours: Hello, limit_s: float) -> tuple[socket.so
 
 def _refusal(address: Address, word: Word) -> PeerError:
     text = f"{address} refuses: {word.content.get('why', 'no reason given')}"
-    return PeerError(text) if word.content.get("final", True) else ChannelLost(text)
+    return PeerError(text) if word.content.get("final", True) else Refused(text)

@@ -24,6 +24,9 @@ from colo.errors import UsageError
 __all__ = ["StateFolder"]
 
 _QMP_S: Final = 2.0
+_POLL_S: Final = 0.02
+#: The states of a QEMU in which no VM has run yet.
+_MUTE: Final = ("prelaunch", "inmigrate")
 
 
 class StateFolder:
@@ -67,7 +70,7 @@ class StateFolder:
         pid = self._leftover()
         if pid is not None:
             status = _run_state(self.path / "colo-qmp.sock")
-            if status not in (None, "inmigrate"):
+            if status not in (None, *_MUTE):
                 raise UsageError(
                     f"the VM runs here since an earlier takeover (pid {pid}, state {status}, QMP "
                     f"{self.path / 'qmp.sock'}): end it, or take another state folder"
@@ -78,6 +81,26 @@ class StateFolder:
         link = self.path / "store"
         link.unlink(missing_ok=True)
         link.symlink_to(store)
+
+    def clean_start(self) -> None:
+        """Remove the QEMU that a colo left behind that was killed, where no VM runs in it yet.
+
+        Raises UsageError where one may.
+        """
+        pid = self._leftover()
+        if pid is None:
+            return
+        status = _run_state(self.path / "colo-qmp.sock")
+        if status not in _MUTE:
+            raise UsageError(
+                f"QEMU {pid} of this state folder is still there ({status or 'it is silent'}): "
+                f"protect it by `colo primary --qmp unix:{self.path / 'qmp.sock'}`, or end it"
+            )
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + _QMP_S
+        while self._leftover() == pid and time.monotonic() < deadline:
+            time.sleep(_POLL_S)  # it has the tap, and the folder's sockets
 
     def write_status(self, content: dict[str, Any]) -> None:
         """Replace the status as a whole: a reader sees the one before or this one."""

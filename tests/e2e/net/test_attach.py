@@ -131,7 +131,7 @@ def test_colo_is_killed_and_comes_back(stage: Stage) -> None:
 @pytest.mark.parametrize("vm", [Vm(arbiter="manual")], ids=["manual"])
 def test_manual_arbiter(stage: Stage, vm: Vm) -> None:
     """Without an operator's word the VM is silent, and with it nobody has noticed."""
-    primary, secondary = stage.protected()
+    primary, secondary = stage.protected("--claim")  # with no secondary yet nobody can be asked
     client = stage.client("stream")
     ears = stage.ears(Place.HOST_A)
     stage.kill(secondary)
