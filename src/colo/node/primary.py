@@ -442,7 +442,8 @@ class PrimaryNode:
         self._write_status()
 
     def _say(self, text: str) -> None:
-        self._tell(f"{self._config.name}: {text}")
+        with contextlib.suppress(OSError):  # nobody reads it any more: that decides nothing
+            self._tell(f"{self._config.name}: {text}")
 
     async def _watch(self) -> None:
         while True:
@@ -453,7 +454,8 @@ class PrimaryNode:
                 self._lost(ChannelLost(f"no checkpoint was done in {limit:.0f} s"))
 
     def _write_status(self) -> None:
-        self._folder.write_status(self._status())
+        with contextlib.suppress(OSError):  # no room: nor does that
+            self._folder.write_status(self._status())
 
     def _figures(self) -> dict[str, Any]:
         return {"checkpoint": self._session.count, "held_bytes": self._gate.held_bytes}

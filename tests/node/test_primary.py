@@ -1,0 +1,95 @@
+"""The primary's shell, without a QEMU: what its surroundings do may not decide anything."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colo.config import VmConfig
+from colo.errors import GuestError
+from colo.failover.arbiter import FileArbiter
+from colo.guest.monitor import Monitor
+from colo.node.address import parse_address
+from colo.node.primary import PrimaryNode
+from colo.node.standing import Standing
+from colo.node.statefolder import StateFolder
+
+
+class FakeQemu(Monitor):
+    """Refuses what it is told to refuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.refuses: set[str] = set()
+
+    async def execute(self, command: str, *, oob: bool = False, **arguments: Any) -> Any:
+        self.asked.append(command)
+        if command in self.refuses:
+            raise GuestError(f"QEMU refuses {command}: there is a blocker")
+        return ANSWERS.get(command)
+
+
+ANSWERS: dict[str, Any] = {
+    "query-version": {"qemu": {"major": 11, "minor": 1}},
+    "query-migrate-capabilities": [{"capability": "x-colo", "state": False}],
+    "query-migrate-parameters": {"max-bandwidth": 1, "x-checkpoint-delay": 1},
+    "query-kvm": {"enabled": False},
+    "query-migrate": {},
+    "query-status": {"running": False, "status": "paused"},
+}
+
+
+class Scene:
+    def __init__(self, folder: StateFolder, config: VmConfig | None = None) -> None:
+        self.folder, self.qemu, self.said = folder, FakeQemu(), list[str]()
+        self.arbiter = FileArbiter(folder.path / "grant")
+        self.node = PrimaryNode(
+            config or VmConfig(name="web1", arbiter=f"file:{folder.path}/grant"),
+            self.qemu,
+            parse_address(f"unix:{folder.path}/b"),
+            folder,
+            self.arbiter,
+            self.said.append,
+            stock=True,
+        )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[StateFolder]:
+    folder = StateFolder(tmp_path)
+    yield folder
+    folder.close()
+
+
+def play(scene: Callable[[], Awaitable[None]]) -> None:
+    async def run() -> None:
+        await asyncio.wait_for(scene(), 20)
+
+    asyncio.run(run())
+
+
+def test_neither_a_full_folder_nor_a_dead_terminal_decides_anything(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder, "write_status", fail)
+
+    async def scene() -> None:
+        s = Scene(folder)
+        s.node._tell = fail
+        s.node._protected()
+        s.node._stand(Standing.LOST)
+        watching = asyncio.create_task(s.node._watch())
+        await asyncio.sleep(0)
+        assert not watching.done()
+        watching.cancel()
+
+    play(scene)
