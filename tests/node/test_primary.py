@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,5 +92,42 @@ def test_neither_a_full_folder_nor_a_dead_terminal_decides_anything(
         await asyncio.sleep(0)
         assert not watching.done()
         watching.cancel()
+
+    play(scene)
+
+
+def test_where_the_secondary_got_nothing_the_vm_runs_on_and_nobody_is_asked(
+    folder: StateFolder,
+) -> None:
+    """The VM was stopped for its first copy, and QEMU then refuses to migrate."""
+
+    async def scene() -> None:
+        s = Scene(folder)
+        s.qemu.refuses = {"migrate"}
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(folder.path / "b"))
+            server.listen(1)
+            assert await s.node._protect() is not None
+            channel, _ = server.accept()
+            with channel:
+                channel.setblocking(False)
+                assert channel.recv(1) == b"", "the channel is closed"
+        at = [s.qemu.asked.index(command) for command in ("stop", "migrate", "cont")]
+        assert at == sorted(at)
+        assert s.said == [
+            "web1: the protection could not begin: QEMU refuses migrate: there is a blocker",
+            "web1: UNPROTECTED: the VM runs here alone (grant 0)",
+        ]
+        assert not (folder.path / "grant").exists()
+
+    play(scene)
+
+
+def test_an_order_has_no_place_but_where_the_secondary_is_lost(folder: StateFolder) -> None:
+    async def scene() -> None:
+        s = Scene(folder)
+        answer = await s.node._obey("failover", True)
+        assert (answer.ok, answer.text) == (False, "nothing to decide: the VM is STARTING")
+        assert not (await s.node._obey("export", False)).ok
 
     play(scene)

@@ -384,3 +384,16 @@ def test_a_first_ctrl_c_says_what_is_missing_and_a_second_ends_the_wait() -> Non
         assert s.silent and not s.gate.removed and len(s.said) == 2
 
     play(scene)
+
+
+def test_where_nothing_is_contested_nobody_is_asked() -> None:
+    async def scene(s: Scene) -> None:
+        s.session.begin()
+        assert await s.solo.decide(contested=False) is Verdict.ALONE
+        assert s.colo.ran == 1 and s.arbiter.calls == [] and s.solo.grant == Grant(1, HERE)
+        s.session.begin()
+        s.qemu.dead = True
+        s.gone.set()
+        assert await s.solo.decide(contested=False) is Verdict.GONE
+
+    play(scene, automatic=False)

@@ -124,6 +124,7 @@ class PrimaryNode:
         self._leaving: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._was_protected = True
+        self._relayed = False  # in this session the secondary may have got something
         self._pause_s = _RETRY_S
 
     def stop(self) -> None:
@@ -196,8 +197,8 @@ class PrimaryNode:
                 self._standing = Standing.DEAD
                 await self._give_back()
                 self._say(
-                    "QEMU does not answer: the other host takes over; the copy here is silent: "
-                    "end its QEMU"
+                    "QEMU does not answer: the other host takes over if it has a checkpoint; the "
+                    "copy here is silent: end its QEMU"
                 )
                 return 1
             if end is _End.LEFT:
@@ -219,13 +220,15 @@ class PrimaryNode:
             return self._fate
         self._session.begin()
         self._refused.clear()
-        self._was_protected, self._error = False, None
+        self._was_protected, self._relayed, self._error = False, False, None
         try:
             await self._gate.install(self._netdevs)
             await self._start_colo(channel)
-        except GuestError as error:
+        except (GuestError, OSError) as error:
             self._error = str(error)
             self._finish(_End.LOST)
+        if not self._relayed:
+            channel.close()
         end = await self._end
         if end is _End.LOST and self._qemu.exited:
             await self._gone.wait()
@@ -284,7 +287,6 @@ class PrimaryNode:
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             if not accepted.done():
                 accepted.cancel()
-                channel.close()
                 if starting.done():
                     starting.result()
                 starting.cancel()
@@ -298,6 +300,7 @@ class PrimaryNode:
             self._lost,
             self._left_by_qemu,
         )
+        self._relayed = True
         self._session.pass_on = self._relay.send
         self._standing = Standing.COPYING
         second: set[asyncio.Future[Any]] = {starting, self._end}
@@ -340,18 +343,18 @@ class PrimaryNode:
     async def _decide(self) -> Verdict:
         """The secondary is lost: learn whether the VM may run alone, and have it do so."""
         self._standing = Standing.LOST
-        if self._session.machine.state is PrimaryState.MIGRATING and self._link is not None:
+        copying = self._session.machine.state is PrimaryState.MIGRATING
+        if copying and self._relayed and self._link is not None:
             with contextlib.suppress(TimeoutError):  # the other connection may bring the reason
                 await asyncio.wait_for(self._refused.wait(), _WHY_S)
         if self._session.machine.can(PrimaryEvent.LOST):
             self._session.machine.handle(PrimaryEvent.LOST)
         self._hang_up()
-        self._say(f"the secondary is lost: {self._error}")
+        what = "the secondary is lost" if self._relayed else "the protection could not begin"
+        self._say(f"{what}: {self._error}")
         self._write_status()
-        if self._refused.is_set() and not self._was_protected:
-            await self._solo.alone()  # whoever refused the first copy has nothing to take over
-            return Verdict.ALONE
-        return await self._solo.decide()
+        refused = self._refused.is_set() and not self._was_protected
+        return await self._solo.decide(contested=self._relayed and not refused)
 
     async def _give_back(self) -> None:
         """This VM is not run any more, or never was protected: anyone may begin anew."""

@@ -119,15 +119,16 @@ class Solo:
 
     # -- the decisions --------------------------------------------------------------------
 
-    async def decide(self) -> Verdict:
+    async def decide(self, contested: bool = True) -> Verdict:
         """The secondary is lost: ask until somebody answers, then run the VM or silence it.
 
-        Raises GuestError where the VM does not run.
+        Where it is not ``contested`` the secondary has nothing to run: nobody is asked.  Raises
+        GuestError where the VM does not run.
         """
         self._asking, self._order, self._interrupts = True, None, 0
         self._missing = self._silent_until("")
         try:
-            verdict = await self._ask()
+            verdict = await (self._ask() if contested else self._look())
             if verdict is Verdict.ALONE:
                 await self.alone()
             elif verdict is Verdict.FENCED:
@@ -181,8 +182,8 @@ class Solo:
                 return Verdict.LEFT
             order = self._order
             if order is not None or self._arbiter.automatic:
-                if not await self._answers():
-                    return Verdict.GONE if self._gone.is_set() else Verdict.HUNG
+                if (verdict := await self._look()) is not Verdict.ALONE:
+                    return verdict
                 try:
                     grant = await self._take(order)
                 except LocalError as error:
@@ -211,16 +212,16 @@ class Solo:
             self._say(f"by order, without a grant: {error}")
             return self.grant
 
-    async def _answers(self) -> bool:
-        """Whether QEMU can be told to run its VM; where it just died, that is known afterwards."""
+    async def _look(self) -> Verdict:
+        """Whether QEMU can run its VM alone; where it just died, that is known afterwards."""
         try:
             async with asyncio.timeout(_QEMU_S):
                 await self._qemu.execute("query-status")
-            return True
         except (GuestError, TimeoutError):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), _DYING_S)
-            return False
+            return Verdict.GONE if self._gone.is_set() else Verdict.HUNG
+        return Verdict.ALONE
 
     async def _something(self) -> None:
         """Wait for an order, a signal, the VM's end, or the time to ask again."""
