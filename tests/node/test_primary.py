@@ -15,6 +15,7 @@ from colo.config import VmConfig
 from colo.errors import GuestError
 from colo.failover.arbiter import FileArbiter
 from colo.guest.monitor import Monitor
+from colo.node import primary
 from colo.node.address import parse_address
 from colo.node.primary import PrimaryNode
 from colo.node.standing import Standing
@@ -129,5 +130,34 @@ def test_an_order_has_no_place_but_where_the_secondary_is_lost(folder: StateFold
         answer = await s.node._obey("failover", True)
         assert (answer.ok, answer.text) == (False, "nothing to decide: the VM is STARTING")
         assert not (await s.node._obey("export", False)).ok
+
+    play(scene)
+
+
+def test_a_first_copy_that_stands_still_is_lost(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stock secondary that hangs, or waits for what this QEMU does not say."""
+    monkeypatch.setattr(primary, "_STATUS_S", 0.01)
+    monkeypatch.setitem(ANSWERS, "query-migrate", {"status": "active"})
+
+    async def scene() -> None:
+        s = Scene(folder, VmConfig(name="web1", silence_s=0.1))
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(folder.path / "b"))
+            server.listen(1)
+            watching = asyncio.create_task(s.node._watch())
+            protecting = asyncio.create_task(s.node._protect())
+            while "migrate" not in s.qemu.asked:
+                await asyncio.sleep(0.001)
+            with socket.socket(socket.AF_UNIX) as ours:
+                ours.connect(str(folder.path / "colo.sock"))
+                while not s.said:
+                    await asyncio.sleep(0.001)
+            assert s.said[0] == "web1: the secondary is lost: the first copy did not move for 0 s"
+            ANSWERS["query-migrate"] = {}
+            await protecting
+            watching.cancel()
+        assert s.said[1] == "web1: UNPROTECTED: the VM runs here alone (grant 1)"
 
     play(scene)

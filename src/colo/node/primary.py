@@ -455,6 +455,9 @@ class PrimaryNode:
             limit = self._config.silence_s
             if self._standing == Standing.PROTECTED and self._session.overdue(limit):
                 self._lost(ChannelLost(f"no checkpoint was done in {limit:.0f} s"))
+            copying = self._relay if self._standing == Standing.COPYING else None
+            if copying is not None and self._session.stalled(copying.bytes_sent, limit):
+                self._lost(ChannelLost(f"the first copy did not move for {limit:.0f} s"))
 
     def _write_status(self) -> None:
         with contextlib.suppress(OSError):  # no room: nor does that
