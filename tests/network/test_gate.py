@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from colo.errors import LocalProtocolError
 from colo.network.gate import Gate, GateState
 
 LIMIT = 10_000
@@ -79,6 +80,16 @@ def test_a_shut_gate_forgets_and_drops_for_good() -> None:
     assert gate.take(frame(b"late"), 1) == b""
     assert gate.release(2) == b""
     assert gate.stats.dropped == 1
+
+
+def test_a_shut_gate_is_neither_opened_nor_held_again() -> None:
+    gate = holding()
+    gate.shut()
+    gate.hold()
+    assert gate.state is GateState.SHUT
+    with pytest.raises(LocalProtocolError):
+        gate.open(1)
+    assert gate.take(frame(b"late"), 1) == b""
 
 
 def test_beyond_its_limit_it_drops_whole_frames_and_keeps_the_order() -> None:

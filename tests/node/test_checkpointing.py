@@ -232,3 +232,20 @@ def test_a_held_packet_that_nobody_covers_is_overdue() -> None:
         assert s.session.overdue(0.001)
 
     play(scene)
+
+
+def test_a_first_copy_that_does_not_move_has_stalled() -> None:
+    async def scene(s: Scene) -> None:
+        assert not s.session.stalled(0, 0.001)
+        await asyncio.sleep(0.002)
+        assert s.session.stalled(0, 0.001) and not s.session.stalled(0, 60)
+        assert not s.session.stalled(4096, 0.001)
+        await asyncio.sleep(0.002)
+        assert s.session.stalled(4096, 0.001)
+        s.session.begin()
+        assert not s.session.stalled(4096, 0.001), "another session"
+        await asyncio.sleep(0.002)
+        s.hear(COLOMessage.CHECKPOINT_READY)
+        assert not s.session.stalled(4096, 0.001), "it is there"
+
+    play(scene)

@@ -1,51 +1,163 @@
-"""The primary's shell, as far as it goes without a QEMU."""
+"""The primary's shell, without a QEMU: what its surroundings do may not decide anything."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from colo.config import VmConfig
-from colo.errors import ColoError
-from colo.failover.arbiter import make_arbiter
+from colo.errors import GuestError
+from colo.failover.arbiter import FileArbiter
 from colo.guest.monitor import Monitor
-from colo.inspection.source import load_source
-from colo.node.address import Address
-from colo.node.control import fetch_checkpoint, serve_orders
+from colo.node import primary
+from colo.node.address import parse_address
 from colo.node.primary import PrimaryNode
+from colo.node.standing import Standing
 from colo.node.statefolder import StateFolder
 
 
-class NoQemu(Monitor):
-    """Nobody is asked anything here."""
+class FakeQemu(Monitor):
+    """Refuses what it is told to refuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.refuses: set[str] = set()
+
+    async def execute(self, command: str, *, oob: bool = False, **arguments: Any) -> Any:
+        self.asked.append(command)
+        if command in self.refuses:
+            raise GuestError(f"QEMU refuses {command}: there is a blocker")
+        return ANSWERS.get(command)
 
 
-def test_whoever_asks_the_primary_for_a_checkpoint_is_told_where_it_is(tmp_path: Path) -> None:
-    def ask() -> None:
-        with pytest.raises(ColoError) as caught:
-            list(fetch_checkpoint(tmp_path))
-        assert str(caught.value) == (
-            f"{tmp_path} is the primary's state folder; "
-            "the checkpoint is on the secondary's host (tcp:b:9000): ask there"
-        )
-        (tmp_path / "status.json").write_text("{}")
-        with pytest.raises(ColoError, match=r"is the primary's state folder"):
-            load_source(tmp_path, fetch_checkpoint)
+ANSWERS: dict[str, Any] = {
+    "query-version": {"qemu": {"major": 11, "minor": 1}},
+    "query-migrate-capabilities": [{"capability": "x-colo", "state": False}],
+    "query-migrate-parameters": {"max-bandwidth": 1, "x-checkpoint-delay": 1},
+    "query-kvm": {"enabled": False},
+    "query-migrate": {},
+    "query-status": {"running": False, "status": "paused"},
+}
 
-    async def run() -> None:
-        folder = StateFolder(tmp_path)
-        node = PrimaryNode(
-            VmConfig(name="web1"),
-            NoQemu(),
-            Address(host="b", port=9000),
+
+class Scene:
+    def __init__(self, folder: StateFolder, config: VmConfig | None = None) -> None:
+        self.folder, self.qemu, self.said = folder, FakeQemu(), list[str]()
+        self.arbiter = FileArbiter(folder.path / "grant")
+        self.node = PrimaryNode(
+            config or VmConfig(name="web1", arbiter=f"file:{folder.path}/grant"),
+            self.qemu,
+            parse_address(f"unix:{folder.path}/b"),
             folder,
-            make_arbiter("manual"),
-            lambda line: None,
+            self.arbiter,
+            self.said.append,
+            stock=True,
         )
-        async with await serve_orders(folder.control, node._obey):
-            await asyncio.get_running_loop().run_in_executor(None, ask)
-        folder.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[StateFolder]:
+    folder = StateFolder(tmp_path)
+    yield folder
+    folder.close()
+
+
+def play(scene: Callable[[], Awaitable[None]]) -> None:
+    async def run() -> None:
+        await asyncio.wait_for(scene(), 20)
 
     asyncio.run(run())
+
+
+def test_neither_a_full_folder_nor_a_dead_terminal_decides_anything(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder, "write_status", fail)
+
+    async def scene() -> None:
+        s = Scene(folder)
+        s.node._tell = fail
+        s.node._protected()
+        s.node._stand(Standing.LOST)
+        watching = asyncio.create_task(s.node._watch())
+        await asyncio.sleep(0)
+        assert not watching.done()
+        watching.cancel()
+
+    play(scene)
+
+
+def test_where_the_secondary_got_nothing_the_vm_runs_on_and_nobody_is_asked(
+    folder: StateFolder,
+) -> None:
+    """The VM was stopped for its first copy, and QEMU then refuses to migrate."""
+
+    async def scene() -> None:
+        s = Scene(folder)
+        s.qemu.refuses = {"migrate"}
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(folder.path / "b"))
+            server.listen(1)
+            assert await s.node._protect() is not None
+            channel, _ = server.accept()
+            with channel:
+                channel.setblocking(False)
+                assert channel.recv(1) == b"", "the channel is closed"
+        at = [s.qemu.asked.index(command) for command in ("stop", "migrate", "cont")]
+        assert at == sorted(at)
+        assert s.said == [
+            "web1: the protection could not begin: QEMU refuses migrate: there is a blocker",
+            "web1: UNPROTECTED: the VM runs here alone (grant 0)",
+        ]
+        assert not (folder.path / "grant").exists()
+
+    play(scene)
+
+
+def test_an_order_has_no_place_but_where_the_secondary_is_lost(folder: StateFolder) -> None:
+    async def scene() -> None:
+        s = Scene(folder)
+        answer = await s.node._obey("failover", True)
+        assert (answer.ok, answer.text) == (False, "nothing to decide: the VM is STARTING")
+        assert not (await s.node._obey("export", False)).ok
+
+    play(scene)
+
+
+def test_a_first_copy_that_stands_still_is_lost(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stock secondary that hangs, or waits for what this QEMU does not say."""
+    monkeypatch.setattr(primary, "_STATUS_S", 0.01)
+    monkeypatch.setitem(ANSWERS, "query-migrate", {"status": "active"})
+
+    async def scene() -> None:
+        s = Scene(folder, VmConfig(name="web1", silence_s=0.1))
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(folder.path / "b"))
+            server.listen(1)
+            watching = asyncio.create_task(s.node._watch())
+            protecting = asyncio.create_task(s.node._protect())
+            while "migrate" not in s.qemu.asked:
+                await asyncio.sleep(0.001)
+            with socket.socket(socket.AF_UNIX) as ours:
+                ours.connect(str(folder.path / "colo.sock"))
+                while not s.said:
+                    await asyncio.sleep(0.001)
+            assert s.said[0] == "web1: the secondary is lost: the first copy did not move for 0 s"
+            ANSWERS["query-migrate"] = {}
+            await protecting
+            watching.cancel()
+        assert s.said[1] == "web1: UNPROTECTED: the VM runs here alone (grant 1)"
+
+    play(scene)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 from colo.config import RAM_BLOCK
 from colo.errors import GuestError
 from colo.guest.monitor import MIGRATION_OVER, Monitor
+from colo.guest.preload import PRELOAD_NAME, PRELOADED_MAJORS, tcg_preload
 
 __all__ = ["obstacles"]
 
@@ -15,9 +17,11 @@ __all__ = ["obstacles"]
 async def obstacles(qemu: Monitor, netdevs: list[str], allow_disks: bool) -> list[str]:
     """Return what stands in the way, a line each, with what to do.  Raises GuestError."""
     found = []
-    migration = (await qemu.execute("query-migrate")).get("status")
-    if migration not in MIGRATION_OVER:
-        found.append(f"a migration is {migration}: wait for its end, or migrate_cancel")
+    migration = await qemu.execute("query-migrate")
+    if migration.get("status") not in MIGRATION_OVER:
+        found.append(f"a migration is {migration['status']}: wait for its end, or migrate_cancel")
+    for reason in migration.get("blocked-reasons", ()):
+        found.append(f"QEMU cannot migrate this VM: {reason}; take out what blocks it")
     if (await qemu.execute("query-migrate-parameters")).get("tls-creds"):
         found.append(
             "the migration parameter tls-creds is set, and QEMU migrates to colo's own socket: "
@@ -27,6 +31,10 @@ async def obstacles(qemu: Monitor, netdevs: list[str], allow_disks: bool) -> lis
         found.append("the machine has suppress-vmdesc=on: start QEMU without it")
     if not await qemu.execute("qom-list", path="/machine/unattached"):
         found.append("the machine has no devices: is this a VM?")
+    for name in sorted({name for name in netdevs if netdevs.count(name) > 1}):
+        found.append(f"netdev {name} has several queues, which QEMU cannot filter: start it with 1")
+    if await _lacks_preload(qemu):
+        found.append(await _preload_advice())
     if netdevs and _opens(qemu.pid, "/dev/vhost-net"):
         found.append("vhost is on, which leads packets past QEMU: start the netdev with vhost=off")
     if not allow_disks:
@@ -44,6 +52,29 @@ async def obstacles(qemu: Monitor, netdevs: list[str], allow_disks: bool) -> lis
             f"the VM's memory is not one backend named {RAM_BLOCK}: use -machine pc or q35 and -m"
         )
     return found
+
+
+async def _lacks_preload(qemu: Monitor) -> bool:
+    """Whether this QEMU would stand still after its first checkpoint, as far as we may see."""
+    if (await qemu.execute("query-version"))["qemu"]["major"] not in PRELOADED_MAJORS:
+        return False
+    if (await qemu.execute("query-kvm"))["enabled"]:
+        return False
+    try:
+        return PRELOAD_NAME not in Path(f"/proc/{qemu.pid}/maps").read_text(errors="replace")
+    except OSError:
+        return False
+
+
+async def _preload_advice() -> str:
+    try:
+        library = str(await asyncio.to_thread(tcg_preload))
+    except GuestError:  # no compiler here: whoever builds it is told so
+        library = "the library that the manual names"
+    return (
+        "this QEMU under TCG deadlocks after its first checkpoint: start it by `colo run`, with "
+        f"LD_PRELOAD={library}, or with KVM"
+    )
 
 
 async def _property(qemu: Monitor, path: str, name: str) -> bool:

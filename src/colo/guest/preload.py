@@ -12,7 +12,12 @@ from typing import Final
 
 from colo.errors import GuestError
 
-__all__ = ["cache_folder", "tcg_preload"]
+__all__ = ["PRELOADED_MAJORS", "PRELOAD_NAME", "cache_folder", "tcg_preload"]
+
+#: The major versions that need the library as a primary under TCG.
+PRELOADED_MAJORS: Final = (7,)
+#: How the library's name begins.
+PRELOAD_NAME: Final = "tcg-preload"
 
 _SOURCE: Final = Path(__file__).with_name("tcg_preload.c")
 _COMPILE_S: Final = 60
@@ -30,7 +35,7 @@ def tcg_preload() -> Path:
     Raises GuestError without a C compiler, or where it fails.
     """
     digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
-    library = cache_folder() / f"tcg-preload-{digest}.so"
+    library = cache_folder() / f"{PRELOAD_NAME}-{digest}.so"
     if library.exists():
         return library
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from colo.errors import LocalProtocolError
+
 __all__ = ["Gate", "GateState", "GateStats"]
 
 _LENGTH: Final = struct.Struct(">I")
@@ -95,11 +97,17 @@ class Gate:
         return data
 
     def hold(self) -> None:
-        """From now on packets are held."""
-        self._state = GateState.HOLDING
+        """From now on packets are held; a shut gate stays shut."""
+        if self._state is not GateState.SHUT:
+            self._state = GateState.HOLDING
 
     def open(self, now: float) -> bytes:
-        """The VM runs alone by a grant: packets pass.  Returns what was held."""
+        """The VM runs alone by a grant: packets pass.  Returns what was held.
+
+        Raises LocalProtocolError where it is shut: who was fenced has no grant.
+        """
+        if self._state is GateState.SHUT:
+            raise LocalProtocolError("gate: a shut one is not opened any more")
         self._state = GateState.OPEN
         return self.release(now)
 

@@ -67,12 +67,15 @@ class Checkpointing:
         self.pass_on: Callable[[Message], None] = lambda message: None
         self._replied = False
         self.machine = Primary(config.name)
+        self._sent = -1
+        self._sent_at = 0.0
         self.count = 0
         self.safe_at: float | None = None
 
     def begin(self) -> None:
         """A new session: nothing is protected yet."""
         self.machine = Primary(self._config.name)
+        self._sent = -1
 
     def end(self) -> None:
         """The session is over: begin no checkpoint any more."""
@@ -154,6 +157,15 @@ class Checkpointing:
             return self.machine.vm is VMState.STOP and self._stopped_at < limit
         held_since = self._gate.held_since
         return held_since is not None and max(held_since, self._resumed_at) < limit
+
+    def stalled(self, sent: int, limit_s: float) -> bool:
+        """Whether the first copy, of which ``sent`` bytes are gone, stands still for ``limit_s``.
+
+        To be asked again and again: it remembers when there was more.
+        """
+        if self.machine.state is not PrimaryState.MIGRATING or sent != self._sent:
+            self._sent, self._sent_at = sent, time.monotonic()
+        return time.monotonic() - self._sent_at > limit_s
 
     def figures(self) -> dict[str, Any]:
         """The phases of the last checkpoints, in milliseconds."""

@@ -1,9 +1,8 @@
 """``colo primary``: the shell that protects a running QEMU.
 
 It relays QEMU's COLO stream to the secondary, holds the guest's packets until the checkpoint
-that covers them is safe, decides when to checkpoint, and sees what dies.  What it may do then the
-arbiter says; until that is known the gate stays as it is, and it is shut for good where the
-other host got the right to run the VM.
+that covers them is safe, decides when to checkpoint, and sees what dies.  What it may do then is
+decided in ``node.solo``; until that is known the gate stays as it is.
 """
 
 from __future__ import annotations
@@ -32,9 +31,10 @@ from colo.node.link import Link, call
 from colo.node.netgate import NetGate, cards
 from colo.node.relay import Relay
 from colo.node.retry import RETRY_S, Retry
+from colo.node.solo import Solo, Verdict
 from colo.node.standing import Standing
 from colo.node.statefolder import StateFolder
-from colo.protocol.states import Do, Effect, PrimaryEvent, PrimaryState
+from colo.protocol.states import PrimaryEvent, PrimaryState
 
 __all__ = ["PrimaryNode"]
 
@@ -52,6 +52,16 @@ class _End(Enum):
     DIED = "QEMU is dead"
     SHUTDOWN = "the guest has shut down"
     ORDERED = "protection was ended by an order"
+    FENCED = "the other host has the right to run the VM"
+    HUNG = "QEMU does not answer"
+    LEFT = "colo was told to end before anybody had decided"
+
+
+_AFTER: Final = {
+    Verdict.FENCED: _End.FENCED,
+    Verdict.HUNG: _End.HUNG,
+    Verdict.LEFT: _End.LEFT,
+}
 
 
 class PrimaryNode:
@@ -83,12 +93,23 @@ class PrimaryNode:
         self._stock = stock
         self._allow_disks = allow_disks
         self._claim = claim
-        self._holder = instance(qemu.pid)
-        self._grant = Grant(0, self._holder)
         self._colo = ColoPrimary(qemu, allow_broken)
         limit = int(config.hold_limit_mib * (1 << 20))
         self._gate = NetGate(qemu, folder.path, limit)
         self._session = Checkpointing(config, self._colo, self._gate, self._protected)
+        self._gone = asyncio.Event()  # the VM has ended
+        self._solo = Solo(
+            arbiter,
+            Grant(0, instance(qemu.pid)),
+            qemu,
+            self._colo,
+            self._gate,
+            self._session,
+            self._gone,
+            self._hang_up,
+            self._stand,
+            self._say,
+        )
         self._netdevs: list[str] = []
         self._relay: Relay | None = None
         self._link: Link | None = None
@@ -96,7 +117,6 @@ class PrimaryNode:
         self._fate: _End | None = None  # what no later session can change
         self._fated = asyncio.Event()
         self._refused = asyncio.Event()
-        self._ordered = asyncio.Event()
         self._shutdown: str | None = None
         self._standing = Standing.STARTING
         self._error: str | None = None
@@ -104,16 +124,17 @@ class PrimaryNode:
         self._tasks: list[asyncio.Task[None]] = []
         self._was_protected = True
         self._retry = Retry()
+        self._relayed = False  # in this session the secondary may have got something
 
     def stop(self) -> None:
         """Ask to end the protection: the VM goes on, and nothing is left behind in QEMU."""
         self._finish(_End.ORDERED)
+        self._solo.interrupt()
 
     async def run(self) -> int:
         """Protect the VM until it ends, or ``stop``.  Returns the exit code; raises ColoError."""
-        self._grant = claim(
-            self._arbiter, self._holder, self._config.name, self._stock, self._claim
-        )
+        holder = self._solo.grant.holder
+        self._solo.grant = claim(self._arbiter, holder, self._config.name, self._stock, self._claim)
         with contextlib.ExitStack() as stack:
             stack.callback(self._write_status)
             try:
@@ -167,11 +188,22 @@ class PrimaryNode:
                 await self._give_back()
                 self._say(f"the guest has shut down ({self._shutdown}): nothing to take over")
                 return 0
-            if end is _End.ORDERED and self._standing != Standing.FENCED:
+            if end is _End.ORDERED:
                 self._standing = Standing.ENDED
                 self._say("protection has ended: the VM goes on, unprotected")
                 return 0
-            if self._standing == Standing.FENCED:
+            if end is _End.HUNG:
+                self._standing = Standing.DEAD
+                await self._give_back()
+                self._say(
+                    "QEMU does not answer: the other host takes over if it has a checkpoint; the "
+                    "copy here is silent: end its QEMU"
+                )
+                return 1
+            if end is _End.LEFT:
+                self._say("the VM is left silent, and undecided: `colo primary` begins anew")
+                return 1
+            if end is _End.FENCED:
                 return 1
             if not self._was_protected:
                 await self._pause()
@@ -187,20 +219,21 @@ class PrimaryNode:
             return self._fate
         self._session.begin()
         self._refused.clear()
-        self._was_protected, self._error = False, None
+        self._was_protected, self._relayed, self._error = False, False, None
         try:
             await self._gate.install(self._netdevs)
             await self._start_colo(channel)
-        except GuestError as error:
+        except (GuestError, OSError) as error:
             self._error = str(error)
             self._finish(_End.LOST)
+        if not self._relayed:
+            channel.close()
         end = await self._end
         if end is _End.LOST and self._qemu.exited:
-            await self._fated.wait()
+            await self._gone.wait()
             assert self._fate is not None
             end = self._fate
-        await self._conclude(end)
-        return end
+        return await self._conclude(end)
 
     async def _call(self) -> socket.socket | None:
         """Reach the secondary, however long it takes; return the channel's connection.
@@ -226,7 +259,7 @@ class PrimaryNode:
             self._end = asyncio.get_running_loop().create_future()
 
     async def _open_link(self) -> None:
-        ours = Hello.ours(self._config, self._grant.number)
+        ours = Hello.ours(self._config, self._solo.grant.number)
         sock, _ = await call(self._to, ours, _CALL_S)
         self._link = Link(
             sock,
@@ -253,7 +286,6 @@ class PrimaryNode:
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             if not accepted.done():
                 accepted.cancel()
-                channel.close()
                 if starting.done():
                     starting.result()
                 starting.cancel()
@@ -267,6 +299,7 @@ class PrimaryNode:
             self._lost,
             self._left_by_qemu,
         )
+        self._relayed = True
         self._session.pass_on = self._relay.send
         self._standing = Standing.COPYING
         second: set[asyncio.Future[Any]] = {starting, self._end}
@@ -279,62 +312,53 @@ class PrimaryNode:
         else:
             starting.cancel()
 
-    async def _conclude(self, end: _End) -> None:
-        """Do what the end of a session asks for."""
+    async def _conclude(self, end: _End) -> _End:
+        """Do what the end of a session asks for; return the end that this comes to."""
         self._session.end()
-        if end is _End.DIED:
+        if end is _End.LOST:
+            end = self._after(await self._decide(), end, WordKind.ALONE)
+        elif end is _End.ORDERED:
+            end = self._after(await self._solo.part(), end, WordKind.BYE)
+        if end in (_End.DIED, _End.HUNG):
             self._say_word(WordKind.DEAD)
         elif end is _End.SHUTDOWN:
             self._say_word(WordKind.SHUTDOWN)
-        elif end is _End.ORDERED:
-            await self._part()
-        else:
-            await self._ask()
         self._close_link()
-        if self._relay is not None:
-            self._relay.close()
-            self._relay = None
+        self._hang_up()
         if end in (_End.DIED, _End.SHUTDOWN):
             await self._gate.remove()
+        return end
 
-    async def _ask(self) -> None:
-        """The secondary is lost: ask for the right to run alone, and act on the answer."""
+    def _after(self, verdict: Verdict, end: _End, word: WordKind) -> _End:
+        """The end of a session after a decision; ``word`` lets the secondary go."""
+        if verdict is Verdict.ALONE:
+            self._say_word(word)  # only now: a VM that does not run needs its secondary
+            return end
+        if verdict is Verdict.GONE:
+            assert self._fate is not None
+            return self._fate
+        return _AFTER[verdict]
+
+    async def _decide(self) -> Verdict:
+        """The secondary is lost: learn whether the VM may run alone, and have it do so."""
         self._standing = Standing.LOST
-        if self._session.machine.state is PrimaryState.MIGRATING and self._link is not None:
+        copying = self._session.machine.state is PrimaryState.MIGRATING
+        if copying and self._relayed and self._link is not None:
             with contextlib.suppress(TimeoutError):  # the other connection may bring the reason
                 await asyncio.wait_for(self._refused.wait(), _WHY_S)
         if self._session.machine.can(PrimaryEvent.LOST):
             self._session.machine.handle(PrimaryEvent.LOST)
-        if self._relay is not None:
-            self._relay.close()
-        self._say(f"the secondary is lost: {self._error}")
+        self._hang_up()
+        what = "the secondary is lost" if self._relayed else "the protection could not begin"
+        self._say(f"{what}: {self._error}")
         self._write_status()
-        grant = await self._granted()
-        if grant is None:
-            await self._fence()
-            return
-        self._grant = grant
-        self._say_word(WordKind.ALONE)
-        await self._alone()
-
-    async def _part(self) -> None:
-        """End the protection by order: the VM is ours alone first, and only then let go."""
-        try:
-            if self._arbiter.automatic:
-                grant = await reach(self._arbiter.take, self._grant.number, self._holder)
-                if grant is None:
-                    await self._fence()
-                    return
-                self._grant = grant
-        except LocalError as error:
-            self._say(f"the other host may still take over, as nobody could be asked: {error}")
-        self._say_word(WordKind.BYE)
-        await self._alone()
+        refused = self._refused.is_set() and not self._was_protected
+        return await self._solo.decide(contested=self._relayed and not refused)
 
     async def _give_back(self) -> None:
         """This VM is not run any more, or never was protected: anyone may begin anew."""
         with contextlib.suppress(LocalError):
-            await reach(self._arbiter.release, self._grant)
+            await reach(self._arbiter.release, self._solo.grant)
 
     async def _pause(self) -> None:
         """Wait before the next try, longer each time: every try copies the whole VM."""
@@ -342,56 +366,6 @@ class PrimaryNode:
         self._say(f"trying again in {pause_s:.0f} s")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._fated.wait(), pause_s)
-
-    async def _granted(self) -> Grant | None:
-        """Ask the arbiter, until it can be reached or an operator decides."""
-        if self._refused.is_set() and not self._was_protected:
-            return self._grant  # whoever refused the first copy has nothing to take over
-        told = False
-        while True:
-            if self._ordered.is_set():
-                self._ordered.clear()
-                return await reach(self._arbiter.order, self._holder)
-            if self._stock or self._arbiter.automatic:
-                try:
-                    return await reach(self._arbiter.take, self._grant.number, self._holder)
-                except LocalError as error:
-                    self._error = str(error)
-            if not told:
-                told = True
-                self._say("no grant: the VM stays silent until `colo failover`")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ordered.wait(), RETRY_S)
-
-    async def _fence(self) -> None:
-        """The other host has the right to run the VM: this one may not be heard any more."""
-        self._gate.shut()
-        self._standing = Standing.FENCED
-        with contextlib.suppress(GuestError):
-            await self._qemu.execute("stop")
-        owner = await reach(self._arbiter.current)
-        self._say(
-            f"FENCED: {owner.holder} has the right to run this VM (grant {owner.number}); the "
-            "copy here is stopped and silent: end its QEMU"
-        )
-
-    async def _alone(self) -> None:
-        """Run on without a secondary: release what is held, have the VM run, take the gate out."""
-        for effect in self._session.machine.handle(PrimaryEvent.FAILOVER):
-            await self._perform(effect)
-        self._session.machine.handle(PrimaryEvent.RESUMED)
-        await self._gate.remove()
-        self._standing = Standing.UNPROTECTED
-        self._say(f"UNPROTECTED: the VM runs here alone (grant {self._grant.number})")
-        self._write_status()
-
-    async def _perform(self, effect: Effect) -> None:
-        if effect.do is Do.CLOSE and self._relay is not None:
-            self._relay.close()
-        elif effect.do is Do.RELEASE:
-            self._gate.open()
-        elif effect.do is Do.RESUME:
-            await self._colo.run_alone()
 
     # -- what happens ---------------------------------------------------------------------
 
@@ -423,9 +397,11 @@ class PrimaryNode:
         self._lost(ChannelLost(why))
 
     def _finish(self, end: _End) -> None:
-        if end is not _End.LOST and self._fate is None:
+        if end is not _End.LOST and self._fate in (None, _End.ORDERED):
             self._fate = end
             self._fated.set()
+        if end in (_End.DIED, _End.SHUTDOWN):
+            self._gone.set()
         if self._end is not None and not self._end.done():
             self._end.set_result(end)
 
@@ -455,15 +431,24 @@ class PrimaryNode:
         if order == "failover":
             if self._standing != Standing.LOST:
                 return Answer(False, f"nothing to decide: the VM is {self._standing.name}")
-            self._ordered.set()
-            return Answer(True, "the VM may run here alone")
+            return await self._solo.order(force)
         if order == "export":
             where = f"the checkpoint is on the secondary's host ({self._to}): ask there"
             return Answer(False, f"{self._folder.path} is the primary's state folder; {where}")
         return Answer(False, f"there is no order {order!r}")
 
+    def _hang_up(self) -> None:
+        if self._relay is not None:
+            self._relay.close()
+            self._relay = None
+
+    def _stand(self, standing: Standing) -> None:
+        self._standing = standing
+        self._write_status()
+
     def _say(self, text: str) -> None:
-        self._tell(f"{self._config.name}: {text}")
+        with contextlib.suppress(OSError):  # nobody reads it any more: that decides nothing
+            self._tell(f"{self._config.name}: {text}")
 
     async def _watch(self) -> None:
         while True:
@@ -472,9 +457,13 @@ class PrimaryNode:
             limit = self._config.silence_s
             if self._standing == Standing.PROTECTED and self._session.overdue(limit):
                 self._lost(ChannelLost(f"no checkpoint was done in {limit:.0f} s"))
+            copying = self._relay if self._standing == Standing.COPYING else None
+            if copying is not None and self._session.stalled(copying.bytes_sent, limit):
+                self._lost(ChannelLost(f"the first copy did not move for {limit:.0f} s"))
 
     def _write_status(self) -> None:
-        self._folder.write_status(self._status())
+        with contextlib.suppress(OSError):  # no room: nor does that
+            self._folder.write_status(self._status())
 
     def _figures(self) -> dict[str, Any]:
         return {"checkpoint": self._session.count, "held_bytes": self._gate.held_bytes}
@@ -489,7 +478,7 @@ class PrimaryNode:
             "checkpoint_at": self._session.safe_at,
             "secondary": str(self._to),
             "arbiter": self._config.arbiter,
-            "grant": self._grant.number,
+            "grant": self._solo.grant.number,
             "error": self._error,
             "bytes_total": self._relay.bytes_sent if self._relay else None,
             "phases_ms": self._session.figures(),

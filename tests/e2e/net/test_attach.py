@@ -158,6 +158,56 @@ def test_manual_arbiter(stage: Stage, vm: Vm) -> None:
     client.check()
 
 
+def test_orders_while_the_arbiter_is_out_of_reach(stage: Stage) -> None:
+    primary, secondary = stage.protected()
+    client = stage.client("stream")
+    kept = stage.grant.read_text()
+    stage.grant.unlink()
+    stage.grant.mkdir()
+    stage.kill(secondary)
+    primary.wait_said("the VM stays silent until the arbiter answers")
+
+    done = primary.run("failover")
+    assert done.returncode == 1 and "--force does without it" in done.stderr
+    assert primary.state_name() == "LOST"
+    done = primary.run("failover", "--force")
+    assert (done.returncode, done.stdout) == (0, "the VM runs here alone\n")
+    client.wait_heard()
+
+    stage.grant.rmdir()
+    stage.grant.write_text(kept)
+    again = stage.secondary("b2")
+    primary.wait_said("PROTECTED by", 2)
+    primary.wait_checkpoints()
+    stage.kill(primary)
+    again.wait_state("RUNNING")
+    client.wait_heard()
+    client.check()
+
+
+def test_ctrl_c_while_nobody_has_decided(stage: Stage) -> None:
+    """The first one says what is missing, the second leaves the VM silent, the next colo begins."""
+    stage.vm = Vm(arbiter="manual")
+    by_hand = stage.qemu("q")
+    secondary = stage.secondary()
+    client = stage.client("stream")
+    first = stage.protect("a", Place.HOST_A, by_hand.state / "qmp.sock")
+    first.wait_state("PROTECTED")
+    stage.kill(secondary)
+    first.wait_said("the VM stays silent until `colo failover`")
+    first.signal(signal.SIGINT)
+    first.wait_said("Ctrl-C once more ends colo")
+    assert not first.has_ended()
+    first.signal(signal.SIGINT)
+    assert first.wait_exit() == 1
+    assert alive(by_hand.qemu_pid())
+
+    stage.secondary("b2")
+    stage.protect("a2", Place.HOST_A, by_hand.state / "qmp.sock").wait_state("PROTECTED")
+    client.wait_heard()
+    client.check()
+
+
 def test_stock_qemu_as_the_secondary(stage: Stage) -> None:
     primary = stage.run("a", "--stock")
     stock = stage.stock_secondary("b")

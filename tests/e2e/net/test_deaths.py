@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -40,6 +41,29 @@ def test_guest_process_dies(stage: Stage, draw: random.Random) -> None:
     assert primary.wait_exit() == 1
     assert primary.said("QEMU is dead")
     secondary.wait_state("RUNNING")
+    check(watching)
+
+
+def test_guest_process_hangs(stage: Stage, draw: random.Random) -> None:
+    """It would not run alone either; and once it is back it is not heard."""
+    primary, secondary = stage.protected()
+    watching = clients(stage)
+    ears = stage.ears(Place.HOST_A)
+    wait(lambda: ears.heard() > 20, "the guest to be heard at all")
+    time.sleep(draw.random())
+    os.kill(primary.qemu_pid(), signal.SIGSTOP)
+
+    primary.wait_said("the secondary is lost: no checkpoint was done")
+    assert primary.wait_exit() == 1
+    assert primary.said("QEMU does not answer: the other host takes over")
+    secondary.wait_state("RUNNING")
+    os.kill(primary.qemu_pid(), signal.SIGCONT)
+    primary.qmp("x-colo-lost-heartbeat")
+    time.sleep(1)  # what its last checkpoint let go may still have lain before it
+    heard = ears.heard()
+    for client in watching:
+        client.wait_heard(100)
+    assert ears.heard() == heard, "the VM on host A is heard"
     check(watching)
 
 
@@ -140,6 +164,25 @@ def goes_on(primary: Colo, secondary: Colo) -> Colo | None:
         assert not secondary.said("RUNNING HERE")
         return primary
     return secondary if secondary.said("RUNNING HERE") else None
+
+
+def test_guest_process_dies_while_nobody_has_decided(stage: Stage) -> None:
+    """Both hosts wait for the arbiter.  The one whose VM is dead does not ask it any more."""
+    primary, secondary = stage.protected()
+    watching = clients(stage)
+    kept = stage.grant.read_text()
+    stage.grant.unlink()
+    stage.grant.mkdir()
+    with stage.lab.severed(Link.REPLICATION):
+        primary.wait_said("no grant")
+        secondary.wait_said("no grant yet")
+        stage.kill(primary, colo=False)
+        assert primary.wait_exit() == 1
+        assert primary.status()["state"] == "DEAD"
+        stage.grant.rmdir()
+        stage.grant.write_text(kept)
+        secondary.wait_state("RUNNING")
+        check(watching)
 
 
 def test_guest_shuts_down(stage: Stage) -> None:

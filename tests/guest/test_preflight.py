@@ -1,0 +1,88 @@
+"""What stands in the way of protecting a VM: one line each, with what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colo.config import RAM_BLOCK
+from colo.errors import GuestError
+from colo.guest import preflight
+from colo.guest.monitor import Monitor
+from colo.guest.preflight import obstacles
+
+LIBRARY = "/cache/tcg-preload-0123.so"
+CLEAN: dict[str, Any] = {
+    "query-migrate": {},
+    "query-migrate-parameters": {},
+    "query-version": {"qemu": {"major": 11, "minor": 1}},
+    "query-kvm": {"enabled": False, "present": True},
+    "qom-get": False,
+    "qom-list": [{"name": "device[0]"}],
+    "query-block": [],
+    "query-memdev": [{"id": RAM_BLOCK}],
+}
+OLD = {"query-version": {"qemu": {"major": 7, "minor": 2}}}
+
+
+class FakeQemu(Monitor):
+    """Answers what a VM answers; its process is this one."""
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        super().__init__()
+        self.pid = os.getpid()
+        self._answers = CLEAN | answers
+
+    async def execute(self, command: str, *, oob: bool = False, **arguments: Any) -> Any:
+        return self._answers[command]
+
+
+def found(answers: dict[str, Any], *netdevs: str) -> list[str]:
+    return asyncio.run(obstacles(FakeQemu(answers), list(netdevs), False))
+
+
+@pytest.fixture(autouse=True)
+def library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "tcg_preload", lambda: Path(LIBRARY))
+
+
+def test_nothing_stands_in_the_way() -> None:
+    assert found({}, "n0", "n1") == []
+
+
+def test_what_blocks_a_migration_is_said_in_qemus_words() -> None:
+    reasons = ["'peer mode' in device 'ivshmem'", "non-migratable device: vfio-pci"]
+    lines = found({"query-migrate": {"blocked-reasons": reasons}})
+    assert len(lines) == 2
+    assert all(reason in line for reason, line in zip(reasons, lines, strict=True))
+
+
+def test_a_netdev_of_several_queues_cannot_be_filtered() -> None:
+    (line,) = found({}, "n0", "n1", "n1", "n1")
+    assert "netdev n1 has several queues" in line
+
+
+def test_an_old_qemu_under_tcg_needs_the_preload(tmp_path: Path) -> None:
+    (line,) = found(OLD)
+    assert f"LD_PRELOAD={LIBRARY}" in line and "`colo run`" in line
+    assert found({**OLD, "query-kvm": {"enabled": True, "present": True}}) == []
+    library = tmp_path / "tcg-preload-0123.so"
+    library.write_bytes(bytes(mmap.PAGESIZE))
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
+        assert found(OLD) == []
+
+
+def test_without_a_compiler_the_preload_is_named_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> Path:
+        raise GuestError("there is no C compiler")
+
+    monkeypatch.setattr(preflight, "tcg_preload", fail)
+    (line,) = found(OLD)
+    assert "LD_PRELOAD=the library that the manual names" in line
