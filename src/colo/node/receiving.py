@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import Final
 
-from colo.errors import ColoError
+from colo.errors import ChannelLost, ColoError
 from colo.migration.reader import Header
 from colo.node.channel import Channel
 from colo.node.figures import Figures
@@ -20,6 +21,18 @@ from colo.protocol.states import Do, SecondaryEvent, SecondaryState
 from colo.store.store import Store
 
 __all__ = ["Receiving"]
+
+#: States in which the primary has the word: it has to send, or it is lost.  A colo primary may
+#: leave REPLIED unanswered until a checkpoint is due; whether it lives is seen by the link.
+_PRIMARY_SENDS: Final = frozenset(
+    {
+        SecondaryState.INCOMING,
+        SecondaryState.REPLIED,
+        SecondaryState.RECEIVING_RAM,
+        SecondaryState.AWAITING_SIZE,
+        SecondaryState.RECEIVING_DEVICES,
+    }
+)
 
 
 class Receiving:
@@ -63,10 +76,21 @@ class Receiving:
         """Whether the primary's connection still is of use."""
         return self._channel is not None
 
-    @property
-    def silence_s(self) -> float:
-        """How long the primary has sent nothing; 0 where it is gone."""
-        return self._clock() - self._channel.last_heard if self._channel is not None else 0.0
+    def bound_silence(self, limit_s: float, has_link: bool) -> None:
+        """Give a primary up that has the word and has been silent for more than ``limit_s``."""
+        if self._channel is None or self.state not in _PRIMARY_SENDS:
+            return
+        if self.state is SecondaryState.REPLIED and has_link:
+            return
+        silence = self._clock() - self._channel.last_heard
+        if silence > limit_s:
+            self.lose(
+                self._session.stalled()
+                or ChannelLost(
+                    f"the primary was silent for {silence:.1f} s within "
+                    f"{'the first migration' if self._number < 0 else 'a checkpoint'}"
+                )
+            )
 
     def can(self, event: SecondaryEvent) -> bool:
         """Whether this event has its place now."""
@@ -75,10 +99,6 @@ class Receiving:
     def handle(self, event: SecondaryEvent) -> None:
         """Take an event from outside: the decision, and how a takeover went."""
         self._session.handle(event)
-
-    def stalled(self) -> ColoError | None:
-        """Say what is wrong with a primary that has been silent for long, if that can be told."""
-        return self._session.stalled()
 
     def close(self) -> None:
         """Close the connection; nothing is called any more."""

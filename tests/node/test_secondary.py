@@ -1,0 +1,439 @@
+"""The secondary's shell with a guest in memory: losses, orders, and what an end gives up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from colo.config import VmConfig
+from colo.errors import ChannelLost
+from colo.failover.arbiter import Arbiter, FileArbiter, Grant, ManualArbiter
+from colo.failover.link import Hello, Word, WordKind
+from colo.guest.memory import MemoryGuest
+from colo.guest.qemu import LaunchPlan
+from colo.migration.reader import Header
+from colo.node import secondary
+from colo.node.address import Address
+from colo.node.control import Answer
+from colo.node.link import Link, call
+from colo.node.secondary import OnLoss, SecondaryNode
+from colo.node.sending import Sending
+from colo.node.statefolder import StateFolder
+from colo.store.store import Store
+
+PAGES = 256
+A = "a/1/1"
+
+
+class Waiting:
+    """Stands for the waiting QEMU; ``hold``: a start waits for ``let``."""
+
+    hold = False
+
+    def __init__(self, plan: object, image: Path, folder: Path, changed: object) -> None:
+        self.qemu = SimpleNamespace(
+            pid=os.getpid(),
+            exited=False,
+            qmp_socket=folder / "qmp.sock",
+            wait=self._never,
+            detach=self._nothing,
+        )
+        self.trouble, self.starts = None, 1
+        self.let = asyncio.Event()
+        self.loaded = self.stopped = False
+
+    async def start(self) -> None:
+        pass
+
+    def check(self, header: Header) -> None:
+        pass
+
+    async def load(self, store: Store) -> None:
+        if self.hold:
+            await self.let.wait()
+        self.loaded = True
+
+    async def run(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    async def _never(self) -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    async def _nothing(self) -> None:
+        pass
+
+
+class Mount(FileArbiter):
+    """A grant file; while the mount is ``dead``, whoever asks waits."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.alive = threading.Event()
+        self.alive.set()
+
+    def take(self, known: int, holder: str) -> Grant | None:
+        self.alive.wait()
+        return super().take(known, holder)
+
+    def order(self, holder: str) -> Grant:
+        self.alive.wait()
+        return super().order(holder)
+
+
+class Primary:
+    """A primary whose guest is memory."""
+
+    def __init__(self) -> None:
+        self.guest = MemoryGuest(PAGES)
+        self.link: Link | None = None
+        self._sending: Sending | None = None
+
+    async def protect(self, host: Host, grant: int, holder: str = A) -> None:
+        host.primaries.append(self)
+        ours = Hello.ours(host.config, grant, holder)
+        sock, _ = await call(host.address, ours, 3)
+        self.link = Link(sock, 0.02, 5, dict, lambda word: None, lambda error: None)
+        self.guest.running.set()
+        self._sending = Sending(host.config.name, self.guest, await host.address.connect())
+        await self._sending.migrate()
+        await host.until(lambda: host.node._number == 0)
+
+    def die(self) -> None:
+        if self.link is not None:
+            self.link.close()
+        if self._sending is not None:
+            self._sending.close()
+            self._sending = None
+
+
+class Host:
+    """A running secondary."""
+
+    def __init__(self, folder: Path, arbiter: Arbiter, on_loss: OnLoss) -> None:
+        kind = "manual" if isinstance(arbiter, ManualArbiter) else f"file:{folder}/grant"
+        self.config = VmConfig(
+            name="web1",
+            args=("-m", "1"),
+            store_folder=folder,
+            arbiter=kind,
+            heartbeat_s=0.02,
+            heartbeat_limit_s=5,
+        )
+        self.address = Address(path=str(folder / "b.sock"))
+        self.said: list[str] = []
+        self.primaries: list[Primary] = []
+        self.state_folder = StateFolder(folder / "state")
+        plan = cast(LaunchPlan, None)  # for the waiting QEMU only
+        self.node = SecondaryNode(
+            self.config, plan, self.address, self.state_folder, arbiter, on_loss, self.said.append
+        )
+        self.task = asyncio.create_task(self.node.run())
+
+    @property
+    def waiting(self) -> Any:
+        return self.node._waiting
+
+    @property
+    def state(self) -> str:
+        return self.node._state.name if self.node._state is not None else "LISTENING"
+
+    async def until(self, true: Callable[[], object]) -> None:
+        async with asyncio.timeout(10):
+            while not true():
+                await asyncio.sleep(0.002)
+
+    async def until_said(self, text: str) -> None:
+        try:
+            await self.until(lambda: any(text in line for line in self.said))
+        except TimeoutError:
+            raise AssertionError(f"{text!r} was not said: {self.said}") from None
+
+    async def order(self, force: bool = False) -> Answer:
+        async with asyncio.timeout(10):
+            return await self.node._obey("failover", force)
+
+    async def end(self) -> None:
+        self.task.cancel()
+        async with asyncio.timeout(10):
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.task
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secondary, "WaitingQemu", Waiting)
+    monkeypatch.setattr(secondary, "RAM_BLOCK", "memory")
+    monkeypatch.setattr("colo.failover.arbiter._ANSWER_S", 0.2)
+    monkeypatch.setattr("colo.node.takeover._ARBITER_S", 0.01)
+    monkeypatch.setattr("colo.failover.arbiter._calls", [])
+
+
+@contextlib.asynccontextmanager
+async def hosted(
+    folder: Path, arbiter: Arbiter, on_loss: OnLoss = OnLoss.TAKEOVER
+) -> AsyncIterator[Host]:
+    host = Host(folder, arbiter, on_loss)
+    try:
+        await host.until_said("waiting for a primary")
+        yield host
+    finally:
+        if isinstance(arbiter, Mount):
+            arbiter.alive.set()
+        host.waiting.let.set()
+        for primary in host.primaries:
+            primary.die()
+        for _ in range(3):
+            await host.end()
+        host.state_folder.close()
+
+
+def granted(folder: Path, number: int = 1, holder: str = A) -> Mount:
+    """The arbiter of both hosts."""
+    (folder / "grant").write_text(json.dumps({"number": number, "holder": holder}))
+    return Mount(folder / "grant")
+
+
+def test_a_lost_primary_is_taken_over(tmp_path: Path) -> None:
+    async def run() -> None:
+        arbiter, primary = granted(tmp_path), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            await primary.protect(host, 1)
+            primary.die()
+            await host.until_said("RUNNING HERE, from checkpoint 0")
+            assert arbiter.current().number == 2
+            await host.end()
+            assert host.said[-1].startswith("web1: the VM goes on without colo")
+            assert not host.waiting.stopped
+
+    asyncio.run(run())
+
+
+async def lost_with_the_arbiter(host: Host, arbiter: Mount, primary: Primary) -> None:
+    """The primary and the grant's storage die together."""
+    await primary.protect(host, 1)
+    arbiter.alive.clear()
+    primary.die()
+    await host.until_said("no grant yet")
+
+
+def test_an_order_by_force_does_without_an_arbiter_out_of_reach(tmp_path: Path) -> None:
+    async def run() -> None:
+        arbiter = granted(tmp_path)
+        async with hosted(tmp_path, arbiter) as host:
+            await lost_with_the_arbiter(host, arbiter, Primary())
+            refused = await host.order()
+            assert not refused.ok
+            assert refused.text.endswith("; --force does without it")
+            assert host.node._takeover.is_asking, "it is still asked for"
+            answer = await host.order(force=True)
+            assert answer == Answer(True, "the VM runs here, from checkpoint 0")
+
+    asyncio.run(run())
+
+
+def test_the_only_copy_is_given_up_at_the_second_time_of_asking(tmp_path: Path) -> None:
+    async def run() -> None:
+        arbiter = granted(tmp_path)
+        async with hosted(tmp_path, arbiter) as host:
+            await lost_with_the_arbiter(host, arbiter, Primary())
+            store = host.node._store.folder
+            host.task.cancel()
+            await host.until_said("not ended: checkpoint 0 is all that is left")
+            assert "export --state-dir" in host.said[-1]
+            assert not host.task.done() and store.exists()
+            await host.end()
+            assert host.task.done() and not store.exists() and host.waiting.stopped
+
+    asyncio.run(run())
+
+
+def test_after_the_first_time_it_still_takes_over(tmp_path: Path) -> None:
+    async def run() -> None:
+        arbiter = granted(tmp_path)
+        async with hosted(tmp_path, arbiter) as host:
+            await lost_with_the_arbiter(host, arbiter, Primary())
+            host.task.cancel()
+            await host.until_said("not ended")
+            arbiter.alive.set()
+            await host.until_said("RUNNING HERE")
+            await host.end()
+            assert host.task.done() and not host.waiting.stopped
+
+    asyncio.run(run())
+
+
+def test_a_takeover_under_way_ends_first_however_often_it_is_told_to_end(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with hosted(tmp_path, granted(tmp_path)) as host:
+            host.waiting.hold = True
+            primary = Primary()
+            await primary.protect(host, 1)
+            primary.die()
+            await host.until(lambda: host.state == "TAKEOVER")
+            for _ in range(3):
+                host.task.cancel()
+                await asyncio.sleep(0.01)
+            assert not host.task.done() and not host.waiting.stopped
+            host.waiting.let.set()
+            await host.end()
+            assert host.waiting.loaded and not host.waiting.stopped
+            assert "the VM goes on without colo" in host.said[-1]
+
+    asyncio.run(run())
+
+
+def test_an_asking_ends_with_its_session(tmp_path: Path) -> None:
+    """The mount is dead on host B; host A gets the next grant, comes back and then dies."""
+
+    async def run() -> None:
+        arbiter, first, again = granted(tmp_path), Primary(), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            await lost_with_the_arbiter(host, arbiter, first)
+            assert FileArbiter(tmp_path / "grant").take(1, A) == Grant(2, A)
+            await again.protect(host, 2)
+            assert host.state == "READY"
+            assert not host.node._takeover.is_asking
+            arbiter.alive.set()
+            await asyncio.sleep(0.3)
+            assert host.state == "READY", host.said
+            again.die()
+            await host.until_said("RUNNING HERE")
+            assert arbiter.current().number == 3
+
+    asyncio.run(run())
+
+
+async def refusal(host: Host, grant: int, holder: str = A) -> str:
+    with pytest.raises(ChannelLost) as caught:
+        await Primary().protect(host, grant, holder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("here", "grant", "text"),
+    [
+        (None, 7, "the grant file {} here does not show grant 7 of the primary: both hosts must"),
+        ((0, ""), 7, "does not show grant 7 of the primary: both hosts must see the same file"),
+        ((7, "c/1/1"), 7, "grant 7 of the primary does not stand: by {} here c/1/1 has grant 7"),
+        ((8, "c/1/1"), 7, "grant 7 of the primary does not stand: by {} here c/1/1 has grant 8"),
+    ],
+)
+def test_hosts_with_different_grant_files_protect_nothing(
+    tmp_path: Path, here: tuple[int, str] | None, grant: int, text: str
+) -> None:
+    async def run() -> None:
+        path = tmp_path / "grant"
+        arbiter = Mount(path) if here is None else granted(tmp_path, *here)
+        async with hosted(tmp_path, arbiter) as host:
+            assert text.format(path) in await refusal(host, grant)
+            assert sum("was refused" in line for line in host.said) == 1
+            assert path.exists() == (here is not None), "no file is made here"
+            granted(tmp_path, grant)
+            await Primary().protect(host, grant)
+
+    asyncio.run(run())
+
+
+def test_the_only_copy_is_not_forgotten_for_a_primary_with_another_grant_file(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        primary = Primary()
+        async with hosted(tmp_path, granted(tmp_path), OnLoss.HOLD) as host:
+            await primary.protect(host, 1)
+            primary.die()
+            await host.until_said("holding checkpoint 0")
+            assert "does not show grant 9" in await refusal(host, 9)
+            assert host.state == "LOST"
+            assert (await host.order()).ok
+
+    asyncio.run(run())
+
+
+def test_a_grant_file_that_was_exchanged_is_no_answer(tmp_path: Path) -> None:
+    async def run() -> None:
+        arbiter, primary = granted(tmp_path, 7), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            await primary.protect(host, 7)
+            granted(tmp_path, 0, "")
+            primary.die()
+            await host.until_said("no grant yet: the grant file")
+            assert host.state == "LOST"
+            granted(tmp_path, 7)
+            await host.until_said("RUNNING HERE")
+
+    asyncio.run(run())
+
+
+def test_a_manual_arbiter_has_nothing_to_compare(tmp_path: Path) -> None:
+    async def run() -> None:
+        primary = Primary()
+        async with hosted(tmp_path, ManualArbiter()) as host:
+            await primary.protect(host, 3)
+            primary.die()
+            await host.until_said("holding checkpoint 0")
+            assert (await host.order()).ok
+
+    asyncio.run(run())
+
+
+def test_nobody_who_listens_and_a_full_folder_decide_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        primary = Primary()
+        async with hosted(tmp_path, granted(tmp_path)) as host:
+            await primary.protect(host, 1)
+
+            def broken(*_: object) -> None:
+                raise BrokenPipeError("nobody reads")
+
+            monkeypatch.setattr(host.node, "_tell", broken)
+            monkeypatch.setattr(host.state_folder, "write_status", broken)
+            await asyncio.sleep(0.6)
+            assert not host.task.done()
+            primary.die()
+            await host.until(lambda: host.state == "RUNNING")
+
+    asyncio.run(run())
+
+
+def test_who_says_two_things_before_the_answer_is_closed(tmp_path: Path) -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        async with hosted(tmp_path, granted(tmp_path)) as host:
+            with await host.address.connect() as sock:
+                hello = Hello.ours(host.config, 1).word().encode()
+                await loop.sock_sendall(sock, b"COLO" + hello + Word(WordKind.BYE).encode())
+                async with asyncio.timeout(5):
+                    assert await loop.sock_recv(sock, 1000) == b""
+            assert host.node._link is None
+
+    asyncio.run(run())
+
+
+def test_who_says_no_hello_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("colo.node.greeting._HELLO_S", 0.05)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        async with hosted(tmp_path, granted(tmp_path)) as host:
+            with await host.address.connect() as sock:
+                await loop.sock_sendall(sock, b"COLO" + Word(WordKind.HEARTBEAT).encode())
+                async with asyncio.timeout(5):
+                    assert await loop.sock_recv(sock, 1000) == b""
+
+    asyncio.run(run())
