@@ -12,10 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from colo.config import VmConfig
-from colo.errors import ChannelLost
+from colo.errors import ChannelLost, StoreError
 from colo.failover.arbiter import Arbiter, FileArbiter, Grant, ManualArbiter
 from colo.failover.link import Hello, Word, WordKind
 from colo.guest.memory import MemoryGuest
@@ -100,6 +101,7 @@ class Primary:
         self.guest = MemoryGuest(PAGES)
         self.link: Link | None = None
         self._sending: Sending | None = None
+        self._running: asyncio.Task[None] | None = None
 
     async def protect(self, host: Host, grant: int, holder: str = A) -> None:
         host.primaries.append(self)
@@ -111,7 +113,21 @@ class Primary:
         await self._sending.migrate()
         await host.until(lambda: host.node._number == 0)
 
+    async def checkpoint(self, host: Host) -> None:
+        """Write to the guest, and have the secondary commit that as checkpoint 1."""
+        assert self._sending is not None
+        self.guest.write(np.arange(PAGES), np.full((PAGES, 4096), 7, np.uint8))
+
+        async def due() -> None:
+            if host.node._store.checkpoint is not None and host.node._store.checkpoint.number:
+                await asyncio.Event().wait()
+
+        self._running = asyncio.create_task(self._sending.run(due))
+        await host.until(lambda: host.node._number == 1)
+
     def die(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
         if self.link is not None:
             self.link.close()
         if self._sending is not None:
@@ -435,5 +451,61 @@ def test_who_says_no_hello_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 await loop.sock_sendall(sock, b"COLO" + Word(WordKind.HEARTBEAT).encode())
                 async with asyncio.timeout(5):
                     assert await loop.sock_recv(sock, 1000) == b""
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), StoreError("no room")])
+def test_a_checkpoint_that_could_not_be_copied_is_a_lost_session_and_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def run() -> None:
+        primary = Primary()
+        async with hosted(tmp_path, granted(tmp_path)) as host:
+            await primary.protect(host, 1)
+            store = host.node._store
+            copy, failures = store.apply, [error, error]
+
+            def apply() -> None:
+                if failures:
+                    raise failures.pop()
+                copy()
+
+            monkeypatch.setattr(store, "apply", apply)
+            await primary.checkpoint(host)
+            await host.until(lambda: host.state == "LOST")
+            assert host.node._last_session is not None
+            assert host.node._last_session.applying is None
+            primary.die()
+            await host.until_said("NOT RUNNING: checkpoint 1 cannot be applied: ")
+            assert (await host.order()).ok
+            assert store.is_applied and (store.images["memory"].pages == 7).all()
+
+    asyncio.run(run())
+
+
+def test_a_checkpoint_that_was_never_copied_is_not_the_next_primarys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        arbiter, first, second = granted(tmp_path), Primary(), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            await first.protect(host, 1)
+
+            def apply() -> None:
+                raise MemoryError
+
+            with monkeypatch.context() as patch:
+                patch.setattr(host.node._store, "apply", apply)
+                await first.checkpoint(host)
+                await host.until(lambda: host.state == "LOST")
+                assert arbiter.take(1, A) == Grant(2, A)
+                first.die()
+                await host.until_said("the other host has the right")
+            await second.protect(host, 2)
+            await second.checkpoint(host)
+            await host.until(lambda: host.node._store.is_applied)
+            second.die()
+            await host.until_said("RUNNING HERE, from checkpoint 1")
 
     asyncio.run(run())

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from colo.errors import ChannelLost, ColoError
+from colo.errors import ChannelLost, ColoError, StoreError
 from colo.migration.reader import Header
 from colo.node.channel import Channel
 from colo.node.figures import Figures
@@ -61,6 +61,8 @@ class Receiving:
         self._on_lost = on_lost
         self._number = -1
         self.applying: asyncio.Task[None] | None = None
+        self._failure: StoreError | None = None
+        store.abandon()
         self._session = Incoming(vm_name, store, figures, clock, check_header)
         self._channel: Channel | None = Channel(
             sock, self._session, clock, self._progress, self._lose
@@ -112,9 +114,16 @@ class Receiving:
         self._lose(error)
 
     async def applied(self) -> None:
-        """Wait until the images equal the last whole checkpoint."""
+        """Wait until the images equal the last whole checkpoint.
+
+        Copying that failed is tried once more; raises StoreError where it fails again.
+        """
+        if self.applying is None and not self._store.is_applied:
+            self.applying = asyncio.create_task(self._apply())
         while self.applying is not None:
             await asyncio.shield(self.applying)
+        if not self._store.is_applied:
+            raise StoreError(str(self._failure)) from self._failure
 
     def _lose(self, error: ColoError) -> None:
         self._channel = None
@@ -138,11 +147,22 @@ class Receiving:
     async def _apply(self) -> None:
         """Copy the committed pages into the images, while the primary's VM runs."""
         began = self._clock()
-        await asyncio.get_running_loop().run_in_executor(None, self._store.apply)
-        self._store.applied()
-        self._figures.phases["apply"].append(self._clock() - began)
-        self.applying = None
-        if self.state is SecondaryState.PREPARING:
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self._store.apply)
+            self._store.applied()
+            self._figures.phases["apply"].append(self._clock() - began)
+            self._failure = None
+        except (ColoError, OSError, MemoryError) as error:
+            why = error if str(error) else "out of memory"
+            self._failure = StoreError(f"checkpoint {self._number} cannot be applied: {why}")
+            self._failure.__cause__ = error
+        finally:
+            self.applying = None
+        if self._channel is None:
+            return
+        if self._failure is not None:
+            self.lose(self._failure)
+        elif self.state is SecondaryState.PREPARING:
             self._prepared()
 
     def _prepared(self) -> None:

@@ -254,8 +254,8 @@ class SecondaryNode:
             self._write_status()
 
     async def _settled(self) -> None:
-        """Wait until the store's images equal its last whole checkpoint."""
-        while self._last_session is not None and self._last_session.applying is not None:
+        """Wait until the store's images equal its last whole checkpoint.  Raises StoreError."""
+        if self._last_session is not None:
             await self._last_session.applied()
 
     # -- losses ---------------------------------------------------------------------------
