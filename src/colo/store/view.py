@@ -93,8 +93,7 @@ class View:
         for block in self._blocks:
             if block.broken is not None:
                 raise StoreError(
-                    f"the store went on, and no memory was left to keep what was still to be "
-                    f"read: {block.broken or 'out of memory'}"
+                    "the store went on, and no memory was left to keep what was still to be read"
                 ) from block.broken
 
 
