@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from colo.node.report import render
+from colo.errors import ColoError
+from colo.node.report import is_alive, read_status, render
+from colo.node.statefolder import StateFolder
 
 STATUS: dict[str, Any] = {
     "pid": os.getpid(),
+    "alive": True,
     "written_at": time.time(),
     "role": "secondary",
     "vm": "web1",
@@ -52,3 +56,23 @@ def test_what_is_handed_on(changes: dict[str, Any], line: str) -> None:
 
 def test_a_secondary_that_hands_nothing_on_says_nothing_of_it() -> None:
     assert "handed on" not in shown(forward=None)
+
+
+def test_alive_is_who_holds_the_lock_and_not_who_has_the_process_id(tmp_path: Path) -> None:
+    """After a reboot another process may have it: here it is this one."""
+    folder = StateFolder(tmp_path)
+    folder.write_status(STATUS)
+    assert is_alive(read_status(tmp_path))
+    folder.close()
+    content = read_status(tmp_path)
+    assert content["pid"] == os.getpid()
+    assert not is_alive(content)
+    assert "colo does not run" in shown(**content)
+    StateFolder(tmp_path).close()  # nobody who looked holds the lock
+    (tmp_path / "lock").unlink()
+    assert not is_alive(read_status(tmp_path))
+
+
+def test_a_folder_without_a_status_is_none_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(ColoError, match="is no state folder of colo"):
+        read_status(tmp_path)
