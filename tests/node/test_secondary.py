@@ -260,6 +260,20 @@ def test_an_order_by_force_does_without_an_arbiter_out_of_reach(tmp_path: Path) 
     asyncio.run(run())
 
 
+def test_two_orders_at_once_are_one(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with hosted(tmp_path, granted(tmp_path), OnLoss.HOLD) as host:
+            primary = Primary()
+            await primary.protect(host, 1)
+            primary.die()
+            await host.until_said("holding")
+            answers = await asyncio.gather(host.order(), host.order(), host.order(force=True))
+            assert [answer.ok for answer in answers] == [True, True, True]
+            assert sum("RUNNING HERE" in line for line in host.said) == 1
+
+    asyncio.run(run())
+
+
 def test_the_only_copy_is_given_up_at_the_second_time_of_asking(tmp_path: Path) -> None:
     async def run() -> None:
         arbiter = granted(tmp_path)

@@ -108,9 +108,12 @@ class FileArbiter:
 
     def check(self, grant: Grant) -> None:
         """Raise LocalError unless the file shows another host's ``grant``."""
-        if not self._path.exists():
-            raise self._another_file(grant.number)
-        now = self.current()
+        try:
+            now = self.current()
+        except LocalError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise self._another_file(grant.number) from error
+            raise
         if now.number < grant.number:
             raise self._another_file(grant.number)
         if now.number > grant.number or grant.holder not in ("", now.holder):

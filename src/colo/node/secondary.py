@@ -128,7 +128,9 @@ class SecondaryNode:
             finally:
                 for task in tasks:
                     task.cancel()
-                await to_its_end(asyncio.create_task(self._leave()))
+                leaving = asyncio.create_task(self._leave())
+                await to_its_end(leaving)
+                leaving.result()
 
     # -- the primary's connections --------------------------------------------------------
 
@@ -430,9 +432,10 @@ class SecondaryNode:
                         self._ask_for_grant(session)
                     return Answer(False, f"{error}; --force does without it")
                 grant = Grant(0, instance(self._qemu_pid()))
-            if session is not self._session or not session.can(SecondaryEvent.FAILOVER):
-                return Answer(False, "something changed meanwhile: see `colo status`")
-            self._takeover.start(session, grant, self._ended, decided_now=True)
+            if session is not self._session:
+                return Answer(False, "that checkpoint was forgotten meanwhile")
+            if session.can(SecondaryEvent.FAILOVER):  # no other order was faster
+                self._takeover.start(session, grant, self._ended, decided_now=True)
         await self._takeover.settled()
         if self._is_running():
             return Answer(True, f"the VM runs here, from checkpoint {self._number}")

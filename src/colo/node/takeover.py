@@ -162,8 +162,8 @@ class Takeover:
                 began = time.monotonic()
                 await self._guest.load(self._store)
                 await self._guest.run()
-            except (ColoError, MemoryError) as error:
-                failures.append(str(error) or "there is no memory left")
+            except (ColoError, OSError, MemoryError) as error:
+                failures.append(str(error) or "out of memory")
                 self._say(f"a try to take over failed: {failures[-1]}")
             else:
                 now = time.monotonic()
