@@ -234,8 +234,10 @@ class Host:
             self.process.terminate()
             self.process.send_signal(signal.SIGCONT)  # a test that failed may have stopped it
             try:
+                wait(lambda: self.exited() or self.said("end colo once more"), "its end")
+                self.process.terminate()
                 self.process.wait(15)
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, AssertionError):
                 self.process.kill()
                 self.process.wait(15)
                 raise AssertionError("colo secondary did not end at SIGTERM") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,16 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "grant"
 
 
+def begun(file: Path) -> FileArbiter:
+    """The arbiter of a file that somebody has begun with."""
+    arbiter = FileArbiter(file)
+    arbiter.begin()
+    return arbiter
+
+
 def test_the_first_grant_is_number_one_and_private(file: Path) -> None:
     arbiter = FileArbiter(file)
+    assert arbiter.begin() == Grant(0, "")
     assert arbiter.current() == Grant(0, "")
     assert arbiter.take(0, "a") == Grant(1, "a")
     assert FileArbiter(file).current() == Grant(1, "a")
@@ -36,7 +45,7 @@ def test_the_first_grant_is_number_one_and_private(file: Path) -> None:
 
 
 def test_only_one_of_two_who_know_the_same_number_gets_the_next(file: Path) -> None:
-    arbiter = FileArbiter(file)
+    arbiter = begun(file)
     arbiter.take(0, "pair")
     assert arbiter.take(1, "b") == Grant(2, "b")
     assert arbiter.take(1, "a") is None
@@ -50,6 +59,7 @@ def _race(file: Path, holder: str, known: int, start: object, won: object) -> No
 
 
 def test_a_race_of_processes_has_one_winner_every_time(file: Path) -> None:
+    begun(file)
     context = multiprocessing.get_context("fork")
     for known in range(20):
         start, won = context.Event(), context.Queue()
@@ -67,13 +77,13 @@ def test_a_race_of_processes_has_one_winner_every_time(file: Path) -> None:
 
 
 def test_an_order_is_carried_out_whatever_stands(file: Path) -> None:
-    arbiter = FileArbiter(file)
+    arbiter = begun(file)
     arbiter.take(0, "a")
     assert arbiter.order("b") == Grant(2, "b")
 
 
 def test_a_grant_given_back_is_nobodys_and_an_old_one_cannot_be(file: Path) -> None:
-    arbiter = FileArbiter(file)
+    arbiter = begun(file)
     first = arbiter.take(0, "a")
     assert first is not None
     second = arbiter.take(1, "b")
@@ -94,6 +104,44 @@ def test_a_file_without_a_grant_grants_nothing(file: Path, content: str) -> None
 def test_a_file_out_of_reach_grants_nothing(tmp_path: Path) -> None:
     with pytest.raises(LocalError, match="No such file"):
         FileArbiter(tmp_path / "not mounted" / "grant").take(0, "a")
+
+
+@pytest.mark.parametrize("ask", ["current", "take", "order", "check"])
+def test_only_who_begins_makes_the_file(file: Path, ask: str) -> None:
+    arbiter = FileArbiter(file)
+    calls: dict[str, Callable[[], object]] = {
+        "current": arbiter.current,
+        "take": lambda: arbiter.take(7, "b"),
+        "order": lambda: arbiter.order("b"),
+        "check": lambda: arbiter.check(Grant(7, "")),
+    }
+    with pytest.raises(LocalError, match=r"No such file|does not show grant 7"):
+        calls[ask]()
+    assert not file.exists()
+
+
+def test_a_number_below_what_was_given_is_not_the_same_file(file: Path) -> None:
+    with pytest.raises(LocalError, match=r"does not show grant 7 .* must see the same file"):
+        begun(file).take(7, "b")
+    assert FileArbiter(file).current() == Grant(0, "")
+
+
+def test_another_hosts_grant_is_the_one_that_stands(file: Path) -> None:
+    arbiter = begun(file)
+    arbiter.take(0, "a")
+    arbiter.check(Grant(1, ""))
+    arbiter.check(Grant(1, "a"))
+    with pytest.raises(LocalError, match="does not show grant 2"):
+        arbiter.check(Grant(2, "a"))
+    with pytest.raises(
+        LocalError, match=r"grant 1 of the primary does not stand: .* a has grant 1"
+    ):
+        arbiter.check(Grant(1, "b"))
+    arbiter.take(1, "b")
+    with pytest.raises(
+        LocalError, match=r"grant 1 of the primary does not stand: .* b has grant 2"
+    ):
+        arbiter.check(Grant(1, "a"))
 
 
 def test_a_manual_arbiter_grants_by_order_only() -> None:
@@ -122,10 +170,22 @@ def test_another_name_is_refused_with_the_choices(text: str) -> None:
 
 
 def test_a_grant_whose_answer_never_came_is_got_by_asking_again(file: Path) -> None:
-    arbiter = FileArbiter(file)
+    arbiter = begun(file)
     assert arbiter.take(0, "a") == Grant(1, "a")
     assert arbiter.take(0, "a") == Grant(1, "a")
     assert arbiter.take(0, "b") is None
+
+
+def test_what_an_arbiter_answers_is_passed_on() -> None:
+    def fail() -> None:
+        raise LocalError("it is gone")
+
+    async def ask() -> None:
+        assert await reach(max, 1, 2) == 2
+        with pytest.raises(LocalError, match="it is gone"):
+            await reach(fail)
+
+    asyncio.run(ask())
 
 
 def test_an_arbiter_that_hangs_is_one_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +209,7 @@ class TestClaim:
         assert claim(arbiter, "a", "web1", stock=False, force=False) == Grant(2, "a")
 
     def test_another_holders_right_is_refused_by_name_and_taken_by_force(self, file: Path) -> None:
-        arbiter = FileArbiter(file)
+        arbiter = begun(file)
         arbiter.take(0, "b")
         with pytest.raises(UsageError, match=r"belongs to b \(grant 1\); .* say --claim"):
             claim(arbiter, "a", "web1", stock=False, force=False)

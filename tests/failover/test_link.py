@@ -35,7 +35,19 @@ def test_words_in_any_pieces_come_out_as_they_were_said(
 
 
 @pytest.mark.parametrize(
-    "line", [b"GET / HTTP/1.1", b"[]", b"{}", b'{"word": "sing"}', b"\xff\xfe", b"3", b'"hello"']
+    "line",
+    [
+        b"GET / HTTP/1.1",
+        b"[]",
+        b"{}",
+        b'{"word": "sing"}',
+        b'{"word": []}',
+        b"\xff\xfe",
+        b"3",
+        b'"hello"',
+        b"[" * 16_000,
+        b'{"a":' * 3_000,
+    ],
 )
 def test_what_is_no_word_is_the_peers_error(line: bytes) -> None:
     with pytest.raises(PeerError, match="not a word"):
@@ -48,12 +60,23 @@ def test_a_line_without_end_is_refused() -> None:
 
 
 def test_a_hello_survives_the_wire() -> None:
-    hello = Hello.ours(CONFIG, 7)
+    hello = Hello.ours(CONFIG, 7, "a/1/1")
     assert Hello.of(hello.word()) == hello
+    without = hello.word()
+    del without.content["holder"]
+    assert Hello.of(without) == Hello.ours(CONFIG, 7)
     assert hello.machine == machine_digest(CONFIG)
 
 
-@pytest.mark.parametrize("word", [Word(WordKind.HEARTBEAT), Word(WordKind.HELLO, {"vm": "x"})])
+@pytest.mark.parametrize(
+    "word",
+    [
+        Word(WordKind.HEARTBEAT),
+        Word(WordKind.HELLO, {"vm": "x"}),
+        Word(WordKind.HELLO, {**Hello.ours(CONFIG).word().content, "version": float("inf")}),
+        Word(WordKind.HELLO, {**Hello.ours(CONFIG).word().content, "grant": float("nan")}),
+    ],
+)
 def test_a_first_word_that_is_no_hello_is_refused(word: Word) -> None:
     with pytest.raises(PeerError, match="no hello"):
         Hello.of(word)

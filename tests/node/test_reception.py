@@ -123,6 +123,48 @@ def test_what_was_refused_is_not_remembered_without_end() -> None:
     assert refusals.is_new("a unix socket", "why 0")
 
 
+def test_however_many_say_nothing_who_does_is_led_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And accepting may fail for a while: descriptors are a thing that a process can run out of."""
+    monkeypatch.setattr(reception, "_FIRST_WORD_S", 60.0)
+    monkeypatch.setattr(reception, "_VISITS_MAX", 8)
+    monkeypatch.setattr(reception, "_AGAIN_S", 0.001)
+
+    async def run() -> None:
+        host, address, loop = Host(), Address(path=str(path)), asyncio.get_running_loop()
+        accept, failures, most = loop.sock_accept, [OSError(24, "Too many open files")] * 3, 0
+
+        async def failing(server: socket.socket) -> tuple[socket.socket, object]:
+            if failures:
+                raise failures.pop()
+            return await accept(server)
+
+        monkeypatch.setattr(loop, "sock_accept", failing)
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(address.listen())
+            door = Reception(server, host.channel, host.link, host.stranger)
+            serving = asyncio.create_task(door.serve())
+            for _ in range(50):
+                stack.enter_context(await address.connect())
+                await asyncio.sleep(0.002)
+                most = max(most, len(door._visits))
+            visitor = stack.enter_context(await address.connect())
+            await loop.sock_sendall(visitor, b"QEVM\0\0\0\3")
+            async with asyncio.timeout(10):
+                while not host.channels:
+                    await asyncio.sleep(0.001)
+            assert not serving.done() and not failures
+            assert most == 8
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+            await asyncio.sleep(0.01)
+            assert not door._visits
+
+    asyncio.run(run())
+
+
 # -- with TLS -----------------------------------------------------------------------------
 
 

@@ -12,10 +12,12 @@ import pytest
 from rich.console import Console
 
 from colo.errors import ColoError
-from colo.node.report import read_status, render
+from colo.node.report import is_alive, read_status, render
+from colo.node.statefolder import StateFolder
 
 STATUS: dict[str, Any] = {
     "pid": os.getpid(),
+    "alive": True,
     "written_at": time.time(),
     "role": "secondary",
     "vm": "web1",
@@ -64,3 +66,23 @@ def test_a_status_that_is_none_is_one_line(content: str, tmp_path: Path) -> None
         read_status(tmp_path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_alive_is_who_holds_the_lock_and_not_who_has_the_process_id(tmp_path: Path) -> None:
+    """After a reboot another process may have it: here it is this one."""
+    folder = StateFolder(tmp_path)
+    folder.write_status(STATUS)
+    assert is_alive(read_status(tmp_path))
+    folder.close()
+    content = read_status(tmp_path)
+    assert content["pid"] == os.getpid()
+    assert not is_alive(content)
+    assert "colo does not run" in shown(**content)
+    StateFolder(tmp_path).close()  # nobody who looked holds the lock
+    (tmp_path / "lock").unlink()
+    assert not is_alive(read_status(tmp_path))
+
+
+def test_a_folder_without_a_status_is_none_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(ColoError, match="is no state folder of colo"):
+        read_status(tmp_path)

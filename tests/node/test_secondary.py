@@ -1,4 +1,4 @@
-"""The secondary's shell, with a QEMU that only seems to wait."""
+"""The secondary's shell with a guest in memory: losses, orders, and what an end gives up."""
 
 from __future__ import annotations
 
@@ -6,169 +6,520 @@ import asyncio
 import contextlib
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from colo.config import VmConfig
-from colo.failover.arbiter import make_arbiter
-from colo.failover.link import Hello
+from colo.errors import ChannelLost, StoreError
+from colo.failover.arbiter import Arbiter, FileArbiter, Grant, ManualArbiter
+from colo.failover.link import Hello, Word, WordKind
+from colo.guest.memory import MemoryGuest
 from colo.guest.qemu import LaunchPlan
 from colo.migration.reader import Header
 from colo.node import secondary
 from colo.node.address import Address
-from colo.node.forwarding import Destination, Forwarding
-from colo.node.link import call
+from colo.node.control import Answer
+from colo.node.link import Link, call
 from colo.node.secondary import OnLoss, SecondaryNode
+from colo.node.sending import Sending
 from colo.node.statefolder import StateFolder
+from colo.store.store import Store
 
-LIMIT_S = 5.0
-HTTP = b"GET / HTTP/1.1"
-MULTIFD = b"\x11\x22\x33\x44"
+PAGES = 256
+A = "a/1/1"
 
 
 class Waiting:
-    """Stands in for WaitingQemu: it is there, and nothing happens to it."""
+    """Stands for the waiting QEMU; ``hold``: a start waits for ``let``."""
 
-    def __init__(self, *_: Any) -> None:
-        self.qemu = SimpleNamespace(pid=os.getpid(), qmp_socket=Path("qmp.sock"))
-        self.trouble = None
+    hold = False
+
+    def __init__(self, plan: object, image: Path, folder: Path, changed: object) -> None:
+        self.qemu = SimpleNamespace(
+            pid=os.getpid(),
+            exited=False,
+            qmp_socket=folder / "qmp.sock",
+            wait=self._never,
+            detach=self._nothing,
+        )
+        self.trouble, self.starts = None, 1
+        self.let = asyncio.Event()
+        self.loaded = self.stopped = False
 
     async def start(self) -> None:
-        pass
-
-    async def stop(self) -> None:
         pass
 
     def check(self, header: Header) -> None:
         pass
 
-    def status(self) -> None:
+    async def load(self, store: Store) -> None:
+        if self.hold:
+            await self.let.wait()
+        self.loaded = True
+
+    async def run(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    async def _never(self) -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    async def _nothing(self) -> None:
         pass
 
 
+class Mount(FileArbiter):
+    """A grant file; while the mount is ``dead``, whoever asks waits."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.alive = threading.Event()
+        self.alive.set()
+
+    def take(self, known: int, holder: str) -> Grant | None:
+        self.alive.wait()
+        return super().take(known, holder)
+
+    def order(self, holder: str) -> Grant:
+        self.alive.wait()
+        return super().order(holder)
+
+
+class Primary:
+    """A primary whose guest is memory."""
+
+    def __init__(self) -> None:
+        self.guest = MemoryGuest(PAGES)
+        self.link: Link | None = None
+        self._sending: Sending | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    async def protect(self, host: Host, grant: int, holder: str = A) -> None:
+        host.primaries.append(self)
+        ours = Hello.ours(host.config, grant, holder)
+        sock, _ = await call(host.address, ours, 3)
+        self.link = Link(sock, 0.02, 5, dict, lambda word: None, lambda error: None)
+        self.guest.running.set()
+        self._sending = Sending(host.config.name, self.guest, await host.address.connect())
+        await self._sending.migrate()
+        await host.until(lambda: host.node._number == 0)
+
+    async def checkpoint(self, host: Host) -> None:
+        """Write to the guest, and have the secondary commit that as checkpoint 1."""
+        assert self._sending is not None
+        self.guest.write(np.arange(PAGES), np.full((PAGES, 4096), 7, np.uint8))
+
+        async def due() -> None:
+            if host.node._store.checkpoint is not None and host.node._store.checkpoint.number:
+                await asyncio.Event().wait()
+
+        self._running = asyncio.create_task(self._sending.run(due))
+        await host.until(lambda: host.node._number == 1)
+
+    def die(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
+        if self.link is not None:
+            self.link.close()
+        if self._sending is not None:
+            self._sending.close()
+            self._sending = None
+
+
 class Host:
-    """A host with a ``colo secondary`` that listens at ``address``."""
+    """A running secondary."""
 
-    def __init__(self, folder: Path, forward: Destination | None) -> None:
-        self.address = Address(path=str(folder / "door"))
-        self.said: list[str] = []
-        self.folder = StateFolder(folder / "state")
-        self.config = VmConfig(name="web1", args=("-m", "1"), store_folder=folder)
-        self.node = SecondaryNode(
-            self.config,
-            cast(LaunchPlan, None),
-            self.address,
-            self.folder,
-            make_arbiter("none"),
-            OnLoss.HOLD,
-            self.said.append,
-            forward,
+    def __init__(self, folder: Path, arbiter: Arbiter, on_loss: OnLoss) -> None:
+        kind = "manual" if isinstance(arbiter, ManualArbiter) else f"file:{folder}/grant"
+        self.config = VmConfig(
+            name="web1",
+            args=("-m", "1"),
+            store_folder=folder,
+            arbiter=kind,
+            heartbeat_s=0.02,
+            heartbeat_limit_s=5,
         )
+        self.address = Address(path=str(folder / "b.sock"))
+        self.said: list[str] = []
+        self.primaries: list[Primary] = []
+        self.state_folder = StateFolder(folder / "state")
+        plan = cast(LaunchPlan, None)  # for the waiting QEMU only
+        self.node = SecondaryNode(
+            self.config, plan, self.address, self.state_folder, arbiter, on_loss, self.said.append
+        )
+        self.task = asyncio.create_task(self.node.run())
 
-    def refusals(self) -> list[str]:
-        return [line for line in self.said if "was refused" in line]
+    @property
+    def waiting(self) -> Any:
+        return self.node._waiting
 
-    def error(self) -> Any:
-        """What the status file says went wrong last."""
-        return json.loads(self.folder.status.read_text())["error"]
+    @property
+    def state(self) -> str:
+        return self.node._state.name if self.node._state is not None else "LISTENING"
 
-    async def visit(self, words: bytes) -> None:
-        """Connect, say this, and see the door shut."""
-        with await self.address.connect() as sock:
-            loop = asyncio.get_running_loop()
-            await loop.sock_sendall(sock, words)
-            with contextlib.suppress(ConnectionResetError):
-                while await loop.sock_recv(sock, 1024):
-                    pass
+    async def until(self, true: Callable[[], object]) -> None:
+        async with asyncio.timeout(10):
+            while not true():
+                await asyncio.sleep(0.002)
+
+    async def until_said(self, text: str) -> None:
+        try:
+            await self.until(lambda: any(text in line for line in self.said))
+        except TimeoutError:
+            raise AssertionError(f"{text!r} was not said: {self.said}") from None
+
+    async def order(self, force: bool = False) -> Answer:
+        async with asyncio.timeout(10):
+            return await self.node._obey("failover", force)
+
+    async def end(self) -> None:
+        self.task.cancel()
+        async with asyncio.timeout(10):
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.task
 
 
 @pytest.fixture(autouse=True)
-def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secondary, "WaitingQemu", Waiting)
+    monkeypatch.setattr(secondary, "RAM_BLOCK", "memory")
+    monkeypatch.setattr("colo.failover.arbiter._ANSWER_S", 0.2)
+    monkeypatch.setattr("colo.node.takeover._ARBITER_S", 0.01)
+    monkeypatch.setattr("colo.failover.arbiter._calls", [])
 
 
 @contextlib.asynccontextmanager
-async def listening(folder: Path, forward: Destination | None = None) -> AsyncIterator[Host]:
-    host = Host(folder, forward)
-    running = asyncio.create_task(host.node.run())
+async def hosted(
+    folder: Path, arbiter: Arbiter, on_loss: OnLoss = OnLoss.TAKEOVER
+) -> AsyncIterator[Host]:
+    host = Host(folder, arbiter, on_loss)
     try:
-        async with asyncio.timeout(LIMIT_S):
-            await until(lambda: host.said)
-            yield host
-        assert not running.done()
+        await host.until_said("waiting for a primary")
+        yield host
     finally:
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
-        host.folder.close()
+        if isinstance(arbiter, Mount):
+            arbiter.alive.set()
+        host.waiting.let.set()
+        for primary in host.primaries:
+            primary.die()
+        for _ in range(3):
+            await host.end()
+        host.state_folder.close()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0)
+def granted(folder: Path, number: int = 1, holder: str = A) -> Mount:
+    """The arbiter of both hosts."""
+    (folder / "grant").write_text(json.dumps({"number": number, "holder": holder}))
+    return Mount(folder / "grant")
 
 
-def test_a_forwarding_that_fails_does_not_end_the_protection(
+def test_a_lost_primary_is_taken_over(tmp_path: Path) -> None:
+    async def run() -> None:
+        arbiter, primary = granted(tmp_path), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            await primary.protect(host, 1)
+            primary.die()
+            await host.until_said("RUNNING HERE, from checkpoint 0")
+            assert arbiter.current().number == 2
+            await host.end()
+            assert host.said[-1].startswith("web1: the VM goes on without colo")
+            assert not host.waiting.stopped
+
+    asyncio.run(run())
+
+
+async def lost_with_the_arbiter(host: Host, arbiter: Mount, primary: Primary) -> None:
+    """The primary and the grant's storage die together."""
+    await primary.protect(host, 1)
+    arbiter.alive.clear()
+    primary.die()
+    await host.until_said("no grant yet")
+
+
+def test_an_order_by_force_does_without_an_arbiter_out_of_reach(tmp_path: Path) -> None:
+    async def run() -> None:
+        arbiter = granted(tmp_path)
+        async with hosted(tmp_path, arbiter) as host:
+            await lost_with_the_arbiter(host, arbiter, Primary())
+            refused = await host.order()
+            assert not refused.ok
+            assert refused.text.endswith("; --force does without it")
+            assert host.node._takeover.is_asking, "it is still asked for"
+            answer = await host.order(force=True)
+            assert answer == Answer(True, "the VM runs here, from checkpoint 0")
+
+    asyncio.run(run())
+
+
+def test_two_orders_at_once_are_one(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with hosted(tmp_path, granted(tmp_path), OnLoss.HOLD) as host:
+            primary = Primary()
+            await primary.protect(host, 1)
+            primary.die()
+            await host.until_said("holding")
+            answers = await asyncio.gather(host.order(), host.order(), host.order(force=True))
+            assert [answer.ok for answer in answers] == [True, True, True]
+            assert sum("RUNNING HERE" in line for line in host.said) == 1
+
+    asyncio.run(run())
+
+
+def test_the_only_copy_is_given_up_at_the_second_time_of_asking(tmp_path: Path) -> None:
+    async def run() -> None:
+        arbiter = granted(tmp_path)
+        async with hosted(tmp_path, arbiter) as host:
+            await lost_with_the_arbiter(host, arbiter, Primary())
+            store = host.node._store.folder
+            host.task.cancel()
+            await host.until_said("not ended: checkpoint 0 is all that is left")
+            assert "export --state-dir" in host.said[-1]
+            assert not host.task.done() and store.exists()
+            await host.end()
+            assert host.task.done() and not store.exists() and host.waiting.stopped
+
+    asyncio.run(run())
+
+
+def test_after_the_first_time_it_still_takes_over(tmp_path: Path) -> None:
+    async def run() -> None:
+        arbiter = granted(tmp_path)
+        async with hosted(tmp_path, arbiter) as host:
+            await lost_with_the_arbiter(host, arbiter, Primary())
+            host.task.cancel()
+            await host.until_said("not ended")
+            arbiter.alive.set()
+            await host.until_said("RUNNING HERE")
+            await host.end()
+            assert host.task.done() and not host.waiting.stopped
+
+    asyncio.run(run())
+
+
+def test_a_takeover_under_way_ends_first_however_often_it_is_told_to_end(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with hosted(tmp_path, granted(tmp_path)) as host:
+            host.waiting.hold = True
+            primary = Primary()
+            await primary.protect(host, 1)
+            primary.die()
+            await host.until(lambda: host.state == "TAKEOVER")
+            for _ in range(3):
+                host.task.cancel()
+                await asyncio.sleep(0.01)
+            assert not host.task.done() and not host.waiting.stopped
+            host.waiting.let.set()
+            await host.end()
+            assert host.waiting.loaded and not host.waiting.stopped
+            assert "the VM goes on without colo" in host.said[-1]
+
+    asyncio.run(run())
+
+
+def test_an_asking_ends_with_its_session(tmp_path: Path) -> None:
+    """The mount is dead on host B; host A gets the next grant, comes back and then dies."""
+
+    async def run() -> None:
+        arbiter, first, again = granted(tmp_path), Primary(), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            await lost_with_the_arbiter(host, arbiter, first)
+            assert FileArbiter(tmp_path / "grant").take(1, A) == Grant(2, A)
+            await again.protect(host, 2)
+            assert host.state == "READY"
+            assert not host.node._takeover.is_asking
+            arbiter.alive.set()
+            await asyncio.sleep(0.3)
+            assert host.state == "READY", host.said
+            again.die()
+            await host.until_said("RUNNING HERE")
+            assert arbiter.current().number == 3
+
+    asyncio.run(run())
+
+
+async def refusal(host: Host, grant: int, holder: str = A) -> str:
+    with pytest.raises(ChannelLost) as caught:
+        await Primary().protect(host, grant, holder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("here", "grant", "text"),
+    [
+        (None, 7, "the grant file {} here does not show grant 7 of the primary: both hosts must"),
+        ((0, ""), 7, "does not show grant 7 of the primary: both hosts must see the same file"),
+        ((7, "c/1/1"), 7, "grant 7 of the primary does not stand: by {} here c/1/1 has grant 7"),
+        ((8, "c/1/1"), 7, "grant 7 of the primary does not stand: by {} here c/1/1 has grant 8"),
+    ],
+)
+def test_hosts_with_different_grant_files_protect_nothing(
+    tmp_path: Path, here: tuple[int, str] | None, grant: int, text: str
+) -> None:
+    async def run() -> None:
+        path = tmp_path / "grant"
+        arbiter = Mount(path) if here is None else granted(tmp_path, *here)
+        async with hosted(tmp_path, arbiter) as host:
+            assert text.format(path) in await refusal(host, grant)
+            assert sum("was refused" in line for line in host.said) == 1
+            assert path.exists() == (here is not None), "no file is made here"
+            granted(tmp_path, grant)
+            await Primary().protect(host, grant)
+
+    asyncio.run(run())
+
+
+def test_the_only_copy_is_not_forgotten_for_a_primary_with_another_grant_file(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        primary = Primary()
+        async with hosted(tmp_path, granted(tmp_path), OnLoss.HOLD) as host:
+            await primary.protect(host, 1)
+            primary.die()
+            await host.until_said("holding checkpoint 0")
+            assert "does not show grant 9" in await refusal(host, 9)
+            assert host.state == "LOST"
+            assert (await host.order()).ok
+
+    asyncio.run(run())
+
+
+def test_a_grant_file_that_was_exchanged_is_no_answer(tmp_path: Path) -> None:
+    async def run() -> None:
+        arbiter, primary = granted(tmp_path, 7), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            await primary.protect(host, 7)
+            granted(tmp_path, 0, "")
+            primary.die()
+            await host.until_said("no grant yet: the grant file")
+            assert host.state == "LOST"
+            granted(tmp_path, 7)
+            await host.until_said("RUNNING HERE")
+
+    asyncio.run(run())
+
+
+def test_a_manual_arbiter_has_nothing_to_compare(tmp_path: Path) -> None:
+    async def run() -> None:
+        primary = Primary()
+        async with hosted(tmp_path, ManualArbiter()) as host:
+            await primary.protect(host, 3)
+            primary.die()
+            await host.until_said("holding checkpoint 0")
+            assert (await host.order()).ok
+
+    asyncio.run(run())
+
+
+def test_nobody_who_listens_and_a_full_folder_decide_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = []
-
-    async def run_and_fail(self: Forwarding) -> None:
-        failed.append(self)
-        raise RuntimeError("nobody foresaw this")
-
-    monkeypatch.setattr(Forwarding, "run", run_and_fail)
-
     async def run() -> None:
-        nowhere = Destination(Address(path=str(tmp_path / "nowhere")))
-        async with listening(tmp_path, nowhere) as host:
-            await until(lambda: failed)
-            await host.visit(HTTP)
-            await until(host.refusals)
+        primary = Primary()
+        async with hosted(tmp_path, granted(tmp_path)) as host:
+            await primary.protect(host, 1)
+
+            def broken(*_: object) -> None:
+                raise BrokenPipeError("nobody reads")
+
+            monkeypatch.setattr(host.node, "_tell", broken)
+            monkeypatch.setattr(host.state_folder, "write_status", broken)
+            await asyncio.sleep(0.6)
+            assert not host.task.done()
+            primary.die()
+            await host.until(lambda: host.state == "RUNNING")
 
     asyncio.run(run())
 
 
-def test_who_is_refused_again_and_again_is_told_of_once(tmp_path: Path) -> None:
+def test_who_says_two_things_before_the_answer_is_closed(tmp_path: Path) -> None:
     async def run() -> None:
-        async with listening(tmp_path) as host:
-            for _ in range(3):
-                await host.visit(HTTP)
-            for _ in range(3):
-                await host.visit(MULTIFD)
-            await host.visit(HTTP)
-            first, second = host.refusals()
-            assert first.endswith("it is neither a QEMU migration nor a colo")
-            assert "multifd" in second
-            assert first.endswith(host.error()), "the status has the last one"
+        loop = asyncio.get_running_loop()
+        async with hosted(tmp_path, granted(tmp_path)) as host:
+            with await host.address.connect() as sock:
+                hello = Hello.ours(host.config, 1).word().encode()
+                await loop.sock_sendall(sock, b"COLO" + hello + Word(WordKind.BYE).encode())
+                async with asyncio.timeout(5):
+                    assert await loop.sock_recv(sock, 1000) == b""
+            assert host.node._link is None
 
     asyncio.run(run())
 
 
-def test_it_is_told_of_anew_once_somebody_was_taken_in(tmp_path: Path) -> None:
+def test_who_says_no_hello_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("colo.node.greeting._HELLO_S", 0.05)
+
     async def run() -> None:
-        async with listening(tmp_path) as host:
-            await host.visit(HTTP)
-            with await host.address.connect() as primary:
-                await asyncio.get_running_loop().sock_sendall(primary, b"QEVM")
-                await until(lambda: "a primary has connected" in host.said[-1])
-                await host.visit(HTTP)
-                assert len(host.refusals()) == 2
+        loop = asyncio.get_running_loop()
+        async with hosted(tmp_path, granted(tmp_path)) as host:
+            with await host.address.connect() as sock:
+                await loop.sock_sendall(sock, b"COLO" + Word(WordKind.HEARTBEAT).encode())
+                async with asyncio.timeout(5):
+                    assert await loop.sock_recv(sock, 1000) == b""
 
     asyncio.run(run())
 
 
-def test_it_is_told_of_anew_once_a_control_link_was_taken_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [MemoryError(), StoreError("no room")])
+def test_a_checkpoint_that_could_not_be_copied_is_a_lost_session_and_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     async def run() -> None:
-        async with listening(tmp_path) as host:
-            await host.visit(HTTP)
-            sock, _ = await call(host.address, Hello.ours(host.config), LIMIT_S)
-            with sock:
-                await host.visit(HTTP)
-            assert len(host.refusals()) == 2
+        primary = Primary()
+        async with hosted(tmp_path, granted(tmp_path)) as host:
+            await primary.protect(host, 1)
+            store = host.node._store
+            copy, failures = store.apply, [error, error]
+
+            def apply() -> None:
+                if failures:
+                    raise failures.pop()
+                copy()
+
+            monkeypatch.setattr(store, "apply", apply)
+            await primary.checkpoint(host)
+            await host.until(lambda: host.state == "LOST")
+            assert host.node._last_session is not None
+            assert host.node._last_session.applying is None
+            primary.die()
+            await host.until_said("NOT RUNNING: checkpoint 1 cannot be applied: ")
+            assert (await host.order()).ok
+            assert store.is_applied and (store.images["memory"].pages == 7).all()
+
+    asyncio.run(run())
+
+
+def test_a_checkpoint_that_was_never_copied_is_not_the_next_primarys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        arbiter, first, second = granted(tmp_path), Primary(), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            await first.protect(host, 1)
+
+            def apply() -> None:
+                raise MemoryError
+
+            with monkeypatch.context() as patch:
+                patch.setattr(host.node._store, "apply", apply)
+                await first.checkpoint(host)
+                await host.until(lambda: host.state == "LOST")
+                assert arbiter.take(1, A) == Grant(2, A)
+                first.die()
+                await host.until_said("the other host has the right")
+            await second.protect(host, 2)
+            await second.checkpoint(host)
+            await host.until(lambda: host.node._store.is_applied)
+            second.die()
+            await host.until_said("RUNNING HERE, from checkpoint 1")
 
     asyncio.run(run())

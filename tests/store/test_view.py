@@ -16,7 +16,7 @@ from colo.migration.ram import Limits, PageRun
 from colo.migration.reader import Header, Migration
 from colo.store.export import export_stream
 from colo.store.store import Store
-from colo.store.view import View
+from colo.store.view import VIEWS_MAX, View
 from tests.streams import DEVICES_72, RAM, RSDP, fill, full, later_devices, naive
 
 LIMITS = Limits(ram_bytes=1 << 20, device_bytes=64 << 10, description_bytes=64 << 10)
@@ -224,3 +224,38 @@ def test_an_export_is_of_its_moment_and_closes_its_view(store: Store) -> None:
     assert found.tail.startswith(DEVICES_72)
     assert not any(image.watchers for image in store.images.values())
     assert np.array_equal(store.images["pc.ram"].pages[:16], full(RAM, range(16), 70).content)
+
+
+@pytest.mark.parametrize("error", [StoreError("cannot reserve"), MemoryError()])
+def test_where_no_memory_is_left_the_view_ends_and_the_store_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full_up(size: int) -> None:
+        raise error
+
+    view, other = View(store), View(store)
+    view.open()
+    pages = view.pages()
+    next(pages)
+    with monkeypatch.context() as patch:
+        patch.setattr("colo.store.view.reserve", full_up)
+        checkpoint(store, full(RAM, range(16), 80))
+    assert store.is_applied
+    assert np.array_equal(store.images["pc.ram"].pages[:16], full(RAM, range(16), 80).content)
+    with pytest.raises(StoreError, match="no memory was left to keep what was still to be read"):
+        list(pages)
+    with pytest.raises(StoreError, match="no memory"):
+        view.open()
+    checkpoint(store, full(RAM, range(16), 81))
+    other.open()
+    assert read(other) == held(store)
+
+
+def test_only_so_many_read_at_once(store: Store) -> None:
+    views = [View(store) for _ in range(VIEWS_MAX)]
+    with pytest.raises(StoreError, match=f"{VIEWS_MAX} others read this store already"):
+        export_stream(store)
+    views.pop().close()
+    for _ in export_stream(store):
+        pass
+    View(store)

@@ -14,14 +14,15 @@ moved on for whoever asks second.  That one runs the VM; the other stays silent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, ParamSpec, Protocol, TypeVar
+from typing import Final, ParamSpec, Protocol, TypeVar, cast
 
 from colo.errors import LocalError, UsageError
 
@@ -38,6 +39,8 @@ __all__ = [
 
 _FILE_BYTES: Final = 512
 _ANSWER_S: Final = 3.0
+_CALLS_MAX: Final = 4
+_calls: list[threading.Thread] = []
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,11 +59,22 @@ class Arbiter(Protocol):
 
     automatic: bool
 
+    def begin(self) -> Grant:
+        """Return the grant as it stands; where there never was one, number 0 is there now."""
+
     def current(self) -> Grant:
         """Return the grant as it stands."""
 
+    def check(self, grant: Grant) -> None:
+        """Raise LocalError where another host's ``grant`` cannot have come from this arbiter, or
+        is no more.  Its holder may be "", which is not known.
+        """
+
     def take(self, known: int, holder: str) -> Grant | None:
-        """Take the grant after number ``known``; None where it has moved on without us."""
+        """Take the grant after number ``known``; None where it has moved on without us.
+
+        Raises LocalError where ``known`` cannot have come from this arbiter.
+        """
 
     def order(self, holder: str) -> Grant:
         """Take the next grant whatever stands: by an operator's order."""
@@ -73,7 +87,8 @@ class FileArbiter:
     """A file with the grant as JSON, and a lock on it.
 
     The file has to be on a file system that both hosts reach and that carries flock between them
-    (NFSv4 does).  Where the file is out of reach nobody is granted anything.
+    (NFSv4 does).  Where the file is out of reach nobody is granted anything.  It is made only by
+    ``begin``: where another host has a grant, a file that is not there is not the one.
     """
 
     automatic = True
@@ -81,10 +96,37 @@ class FileArbiter:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    def begin(self) -> Grant:
+        """Return the grant as it stands, of a file that is there from now on."""
+        with self._locked(os.O_CREAT) as file:
+            return self._read(file)
+
     def current(self) -> Grant:
         """Return the grant as it stands."""
         with self._locked() as file:
             return self._read(file)
+
+    def check(self, grant: Grant) -> None:
+        """Raise LocalError unless the file shows another host's ``grant``."""
+        try:
+            now = self.current()
+        except LocalError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise self._another_file(grant.number) from error
+            raise
+        if now.number < grant.number:
+            raise self._another_file(grant.number)
+        if now.number > grant.number or grant.holder not in ("", now.holder):
+            raise LocalError(
+                f"grant {grant.number} of the primary does not stand: by {self._path} here "
+                f"{now.holder or 'nobody'} has grant {now.number}"
+            )
+
+    def _another_file(self, number: int) -> LocalError:
+        return LocalError(
+            f"the grant file {self._path} here does not show grant {number} of the primary: "
+            "both hosts must see the same file"
+        )
 
     def take(self, known: int, holder: str) -> Grant | None:
         """Take the grant after number ``known``; None where it has moved on without us."""
@@ -92,7 +134,9 @@ class FileArbiter:
             now = self._read(file)
             if now == Grant(known + 1, holder):
                 return now  # we have it from a call whose answer never came
-            if now.number != known:
+            if now.number < known:
+                raise self._another_file(known)
+            if now.number > known:
                 return None
             return self._write(file, Grant(known + 1, holder))
 
@@ -107,10 +151,10 @@ class FileArbiter:
             if self._read(file) == grant:
                 self._write(file, Grant(grant.number, ""))
 
-    @contextmanager
-    def _locked(self) -> Iterator[int]:
+    @contextlib.contextmanager
+    def _locked(self, flags: int = 0) -> Iterator[int]:
         try:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
         except OSError as error:
             raise LocalError(f"arbiter {self._path}: {error.strerror}") from error
         try:
@@ -149,9 +193,16 @@ class ManualArbiter:
     def __init__(self) -> None:
         self._grant = Grant(0, "")
 
+    def begin(self) -> Grant:
+        """Return the grant as this side knows it."""
+        return self._grant
+
     def current(self) -> Grant:
         """Return the grant as this side knows it."""
         return self._grant
+
+    def check(self, grant: Grant) -> None:
+        """An operator sees to it that only one side is given the order."""
 
     def take(self, known: int, holder: str) -> Grant | None:
         """Nobody is granted anything without an order."""
@@ -181,9 +232,37 @@ async def reach(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
     Raises LocalError where there is no answer in 3 seconds.  The call may still be carried out
     later; asking again is then answered with the grant that it got.
+
+    Each call has a thread of its own, for which nobody waits, not even at the end of the program:
+    one that hangs holds up nothing else.  So few may hang that no more are begun then.
     """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: Exception | None) -> None:
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(cast(T, result))
+
+    def ask() -> None:
+        result, failure = None, None
+        try:
+            result = call(*args, **kwargs)
+        except Exception as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    _calls[:] = [thread for thread in _calls if thread.is_alive()]
+    if len(_calls) >= _CALLS_MAX:
+        raise LocalError("the arbiter has not answered for some time")
+    _calls.append(threading.Thread(target=ask, name="arbiter", daemon=True))
+    _calls[-1].start()
     try:
-        return await asyncio.wait_for(asyncio.to_thread(call, *args, **kwargs), _ANSWER_S)
+        return await asyncio.wait_for(answer, _ANSWER_S)
     except TimeoutError:
         raise LocalError(f"the arbiter did not answer in {_ANSWER_S:.0f} s") from None
 
@@ -201,7 +280,7 @@ def claim(arbiter: Arbiter, holder: str, vm: str, stock: bool, force: bool) -> G
         )
     if not arbiter.automatic:
         return Grant(arbiter.current().number, holder)
-    grant = arbiter.current()
+    grant = arbiter.begin()
     if grant.holder in ("", holder):
         taken = arbiter.take(grant.number, holder)
     elif force:

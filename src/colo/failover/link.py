@@ -68,30 +68,35 @@ class Word:
 
 @dataclass(frozen=True)
 class Hello:
-    """Who speaks: versions, the VM's name, its machine's digest, the arbiter, the grant."""
+    """Who speaks: versions, the VM's name, its machine's digest, the arbiter, the grant.
+
+    ``holder``: the grant's, or "" where that is not said.
+    """
 
     version: int
     vm: str
     machine: str
     arbiter: str
     grant: int
+    holder: str = ""
 
     def word(self) -> Word:
         """This hello as a word."""
         return Word(WordKind.HELLO, asdict(self))
 
     @classmethod
-    def ours(cls, config: VmConfig, grant: int = 0) -> Hello:
+    def ours(cls, config: VmConfig, grant: int = 0, holder: str = "") -> Hello:
         """The hello of a colo with this VM file."""
         digest = machine_digest(config)
-        return cls(LINK_VERSION, config.name, digest, config.arbiter, grant)
+        return cls(LINK_VERSION, config.name, digest, config.arbiter, grant, holder)
 
     @classmethod
     def of(cls, word: Word) -> Hello:
         """Read a hello.  Raises PeerError where it is none."""
         try:
-            return cls(**{name: kind(word.content[name]) for name, kind in _HELLO.items()})
-        except (KeyError, TypeError, ValueError):
+            known = {name: kind(word.content[name]) for name, kind in _HELLO.items()}
+            return cls(**known, holder=str(word.content.get("holder", "")))
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise PeerError(f"the other side's first word is {word.kind.value}, no hello") from None
 
     def refusal(self, ours: Hello) -> str | None:
@@ -142,5 +147,5 @@ def _parse(line: bytes) -> Word:
     try:
         content = json.loads(line)
         return Word(WordKind(content.pop("word")), content)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise PeerError(f"not a word on the control link: {line[:60]!r}") from None

@@ -23,6 +23,7 @@ class Link:
 
     ``figures`` gives what goes with a heartbeat.  ``on_word`` gets each word but heartbeats;
     ``on_lost`` is called once, with why, when the other side is gone or silent for ``limit_s``.
+    ``waiting``: nothing is said by itself, and no silence is too long, before ``begin``.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Link:
         figures: Callable[[], dict[str, Any]],
         on_word: Callable[[Word], None],
         on_lost: Callable[[PeerError], None],
+        waiting: bool = False,
     ) -> None:
         self._sock = sock
         self._every_s = every_s
@@ -49,6 +51,14 @@ class Link:
         self._acknowledge = quick_acks(sock)
         self._loop.add_reader(sock, self._readable)
         self._timer = self._loop.call_later(every_s, self._beat)
+        if waiting:
+            self._timer.cancel()
+
+    def begin(self) -> None:
+        """Beat from now on, and hear whether the other side does."""
+        if self._open:
+            self._heard = time.monotonic()
+            self._timer = self._loop.call_later(self._every_s, self._beat)
 
     def say(self, word: Word) -> None:
         """Say a word.  A peer that does not take it at once is lost."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import Final
 
-from colo.errors import ColoError
+from colo.errors import ChannelLost, ColoError, StoreError
 from colo.migration.reader import Header
 from colo.node.channel import Channel
 from colo.node.figures import Figures
@@ -20,6 +21,18 @@ from colo.protocol.states import Do, SecondaryEvent, SecondaryState
 from colo.store.store import Store
 
 __all__ = ["Receiving"]
+
+#: States in which the primary has the word: it has to send, or it is lost.  A colo primary may
+#: leave REPLIED unanswered until a checkpoint is due; whether it lives is seen by the link.
+_PRIMARY_SENDS: Final = frozenset(
+    {
+        SecondaryState.INCOMING,
+        SecondaryState.REPLIED,
+        SecondaryState.RECEIVING_RAM,
+        SecondaryState.AWAITING_SIZE,
+        SecondaryState.RECEIVING_DEVICES,
+    }
+)
 
 
 class Receiving:
@@ -48,6 +61,8 @@ class Receiving:
         self._on_lost = on_lost
         self._number = -1
         self.applying: asyncio.Task[None] | None = None
+        self._failure: StoreError | None = None
+        store.abandon()
         self._session = Incoming(vm_name, store, figures, clock, check_header)
         self._channel: Channel | None = Channel(
             sock, self._session, clock, self._progress, self._lose
@@ -63,10 +78,21 @@ class Receiving:
         """Whether the primary's connection still is of use."""
         return self._channel is not None
 
-    @property
-    def silence_s(self) -> float:
-        """How long the primary has sent nothing; 0 where it is gone."""
-        return self._clock() - self._channel.last_heard if self._channel is not None else 0.0
+    def bound_silence(self, limit_s: float, has_link: bool) -> None:
+        """Give a primary up that has the word and has been silent for more than ``limit_s``."""
+        if self._channel is None or self.state not in _PRIMARY_SENDS:
+            return
+        if self.state is SecondaryState.REPLIED and has_link:
+            return
+        silence = self._clock() - self._channel.last_heard
+        if silence > limit_s:
+            self.lose(
+                self._session.stalled()
+                or ChannelLost(
+                    f"the primary was silent for {silence:.1f} s within "
+                    f"{'the first migration' if self._number < 0 else 'a checkpoint'}"
+                )
+            )
 
     def can(self, event: SecondaryEvent) -> bool:
         """Whether this event has its place now."""
@@ -75,10 +101,6 @@ class Receiving:
     def handle(self, event: SecondaryEvent) -> None:
         """Take an event from outside: the decision, and how a takeover went."""
         self._session.handle(event)
-
-    def stalled(self) -> ColoError | None:
-        """Say what is wrong with a primary that has been silent for long, if that can be told."""
-        return self._session.stalled()
 
     def close(self) -> None:
         """Close the connection; nothing is called any more."""
@@ -92,9 +114,16 @@ class Receiving:
         self._lose(error)
 
     async def applied(self) -> None:
-        """Wait until the images equal the last whole checkpoint."""
+        """Wait until the images equal the last whole checkpoint.
+
+        Copying that failed is tried once more; raises StoreError where it fails again.
+        """
+        if self.applying is None and not self._store.is_applied:
+            self.applying = asyncio.create_task(self._apply())
         while self.applying is not None:
             await asyncio.shield(self.applying)
+        if not self._store.is_applied:
+            raise StoreError(str(self._failure)) from self._failure
 
     def _lose(self, error: ColoError) -> None:
         self._channel = None
@@ -118,11 +147,22 @@ class Receiving:
     async def _apply(self) -> None:
         """Copy the committed pages into the images, while the primary's VM runs."""
         began = self._clock()
-        await asyncio.get_running_loop().run_in_executor(None, self._store.apply)
-        self._store.applied()
-        self._figures.phases["apply"].append(self._clock() - began)
-        self.applying = None
-        if self.state is SecondaryState.PREPARING:
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self._store.apply)
+            self._store.applied()
+            self._figures.phases["apply"].append(self._clock() - began)
+            self._failure = None
+        except (ColoError, OSError, MemoryError) as error:
+            why = error if str(error) else "out of memory"
+            self._failure = StoreError(f"checkpoint {self._number} cannot be applied: {why}")
+            self._failure.__cause__ = error
+        finally:
+            self.applying = None
+        if self._channel is None:
+            return
+        if self._failure is not None:
+            self.lose(self._failure)
+        elif self.state is SecondaryState.PREPARING:
             self._prepared()
 
     def _prepared(self) -> None:

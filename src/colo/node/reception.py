@@ -3,6 +3,9 @@
 They are told apart by their first four bytes, which are looked at and left where they are: «QEVM»
 begins a migration, «COLO» a control link.  Whoever says nothing is shown the door.  Where the VM
 file has [tls], nobody gets so far who has not proved who they are.
+
+However many come, they cost nobody else anything: only so many are let in who have not said what
+they want, and who has been silent for longest leaves for the next one.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ __all__ = ["Reception", "Refusals"]
 _FIRST_WORD_S: Final = 2.0
 _MAGIC_BYTES: Final = 4
 _REFUSALS_MAX: Final = 100
+#: How many may be at the door at once: far fewer than the descriptors that a process has.
+_VISITS_MAX: Final = 128
+_AGAIN_S: Final = 0.1
 _TLS_MAGIC: Final = b"\x16\x03"
 
 
@@ -47,7 +53,7 @@ class Reception:
         self._on_link = on_link
         self._on_stranger = on_stranger
         self._tls = tls
-        self._visits: set[asyncio.Task[None]] = set()
+        self._visits: dict[asyncio.Task[None], None] = {}  # in the order in which they came
 
     async def serve(self) -> None:
         """Accept until cancelled."""
@@ -55,13 +61,23 @@ class Reception:
         self._server.setblocking(False)
         try:
             while True:
-                sock, peer = await loop.sock_accept(self._server)
+                try:
+                    sock, peer = await loop.sock_accept(self._server)
+                except OSError:  # no descriptors, no memory, or it has gone again
+                    await asyncio.sleep(_AGAIN_S)
+                    continue
+                if len(self._visits) >= _VISITS_MAX:
+                    self._end(next(iter(self._visits)))
                 visit = asyncio.create_task(self._receive(sock, _name(peer)))
-                self._visits.add(visit)
-                visit.add_done_callback(self._visits.discard)
+                self._visits[visit] = None
+                visit.add_done_callback(self._end)
         finally:
-            for visit in self._visits:
-                visit.cancel()
+            for visit in list(self._visits):
+                self._end(visit)
+
+    def _end(self, visit: asyncio.Task[None]) -> None:
+        self._visits.pop(visit, None)
+        visit.cancel()
 
     async def _receive(self, sock: socket.socket, peer: str) -> None:
         if self._tls is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import time
@@ -29,7 +31,10 @@ _COLOURS: Final = {
 
 
 def read_status(state_dir: Path) -> dict[str, Any]:
-    """Read ``status.json``.  Raises ColoError where there is none, or something else."""
+    """Read ``status.json``, and say in ``alive`` whether the colo that wrote it still runs.
+
+    Raises ColoError where there is none, or something else.
+    """
     path = state_dir / "status.json"
     try:
         content = json.loads(path.read_text())
@@ -37,20 +42,39 @@ def read_status(state_dir: Path) -> dict[str, Any]:
         raise ColoError(f"{state_dir} is no state folder of colo: no status.json") from None
     except (OSError, ValueError) as error:
         raise ColoError(f"{path}: {error}") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or "pid" not in content:
         raise ColoError(f"{path}: it is no status that a colo has written")
-    return content
+    return {**content, "alive": _runs(state_dir, content["pid"])}
 
 
 def is_alive(content: dict[str, Any]) -> bool:
     """Whether the colo that wrote this status still runs."""
+    return bool(content["alive"])
+
+
+def _runs(state_dir: Path, pid: int) -> bool:
+    """Whether a colo runs with this state folder: it holds the lock; ``pid`` would be its id.
+
+    The process is looked for first, as a colo that starts just now must not find the lock taken.
+    """
+    with contextlib.suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
     try:
-        os.kill(content["pid"], 0)
-    except ProcessLookupError:
+        lock = os.open(state_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
         return False
-    except PermissionError:
+    except OSError as error:
+        raise ColoError(f"{state_dir / 'lock'}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    return bool(content["alive"]) if "alive" in content else True
+    finally:
+        os.close(lock)
+    return False
 
 
 def render(content: dict[str, Any], console: Console | None = None) -> None:

@@ -16,8 +16,8 @@ from enum import Enum
 from typing import Any, Final
 
 from colo.config import RAM_BLOCK, VmConfig
-from colo.errors import ChannelLost, ColoError, LocalError, PeerError, StoreError
-from colo.failover.arbiter import Arbiter, Grant, reach
+from colo.errors import ColoError, LocalError, PeerError, StoreError
+from colo.failover.arbiter import Arbiter, Grant
 from colo.failover.decision import Decision, LinkState, SecondaryView, decide_secondary
 from colo.failover.link import Hello, Word, WordKind
 from colo.guest.qemu import LaunchPlan
@@ -26,7 +26,9 @@ from colo.node.address import Address
 from colo.node.control import Answer, serve_orders
 from colo.node.figures import Figures
 from colo.node.forwarding import Destination, Forwarding
+from colo.node.greeting import Greeting
 from colo.node.instance import instance
+from colo.node.leaving import to_its_end, until_one_ends
 from colo.node.link import Link
 from colo.node.receiving import Receiving
 from colo.node.reception import Reception, Refusals
@@ -41,17 +43,6 @@ __all__ = ["OnLoss", "SecondaryNode"]
 
 _STATUS_S: Final = 0.25
 
-#: States in which the primary has the word: it has to send, or it is lost.  A colo primary may
-#: leave REPLIED unanswered until a checkpoint is due; whether it lives is seen by the link.
-_PRIMARY_SENDS: Final = frozenset(
-    {
-        SecondaryState.INCOMING,
-        SecondaryState.REPLIED,
-        SecondaryState.RECEIVING_RAM,
-        SecondaryState.AWAITING_SIZE,
-        SecondaryState.RECEIVING_DEVICES,
-    }
-)
 _HERE: Final = frozenset({SecondaryState.RUNNING, SecondaryState.TAKEOVER})
 
 
@@ -96,14 +87,15 @@ class SecondaryNode:
         self._link_state = LinkState.NONE
         self._word: WordKind | None = None
         self._known_grant = 0
-        self._grant: Grant | None = None
         self._forwarding: Forwarding | None = None
         if forward is not None:
             self._forwarding = Forwarding(
                 config.name, self._store, self._settled, forward, config.silence_s, self._say
             )
-        self._takeover = Takeover(arbiter, self._store, self._waiting, self._say)
-        self._taking: asyncio.Task[None] | None = None
+        self._takeover = Takeover(
+            arbiter, self._store, self._waiting, lambda: instance(self._qemu_pid()), self._say
+        )
+        self._warned: Receiving | None = None
         self._error: str | None = None
         self._facts: dict[str, Any] = {}
         self._committed_at: float | None = None
@@ -132,16 +124,14 @@ class SecondaryNode:
                 tasks = [asyncio.create_task(each) for each in work]
                 if self._forwarding is not None:  # nobody waits for it, nor for its end
                     tasks.append(asyncio.create_task(self._forwarding.run()))
-                done, _ = await asyncio.wait(
-                    tasks[: len(work)], return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    task.result()
+                await until_one_ends(tasks[: len(work)], self._stays)
                 return 0
             finally:
                 for task in tasks:
                     task.cancel()
-                await self._leave()
+                leaving = asyncio.create_task(self._leave())
+                await to_its_end(leaving)
+                leaving.result()
 
     # -- the primary's connections --------------------------------------------------------
 
@@ -177,7 +167,7 @@ class SecondaryNode:
         if self._link is None:
             self._forget_session()
             try:
-                self._known_grant = self._arbiter.current().number
+                self._known_grant = self._arbiter.begin().number
             except LocalError as error:
                 sock.close()
                 self._strange(peer, str(error))
@@ -198,42 +188,38 @@ class SecondaryNode:
         self._write_status()
 
     def _greet(self, sock: socket.socket, peer: str) -> None:
-        """A control link has connected: its first word has to be a hello."""
-        ours = Hello.ours(self._config)
+        """A control link has connected."""
+        Greeting(
+            sock,
+            self._config,
+            self._arbiter,
+            self._beat,
+            self._welcome,
+            lambda why: self._strange(peer, why),
+            self._hear,
+            self._link_lost,
+        )
 
-        def first(word: Word) -> None:
-            hello = Hello.of(word)
-            final = hello.refusal(ours)
-            if self._state is SecondaryState.LOST and hello.grant > self._known_grant:
-                self._say("the primary was granted the VM: forgetting the checkpoint held here")
-                self._forget_session()
-            why = final or self._occupied()
-            why = why or ("it has a control link already" if self._link is not None else None)
-            if why is not None:
-                link.say(Word(WordKind.REFUSED, {"why": why, "final": final is not None}))
-                link.close()
-                self._strange(peer, why)
-                return
+    def _welcome(self, link: Link, hello: Hello) -> str | None:
+        """Take a primary in by its control link, or return why not."""
+        if self._state is SecondaryState.LOST and hello.grant > self._known_grant:
+            self._say("the primary was granted the VM: forgetting the checkpoint held here")
+            self._forget_session()
+        why = self._occupied()
+        if why is None and self._link is not None:
+            why = "it has a control link already"
+        if why is None:
             self._forget_session()
             self._link, self._link_state = link, LinkState.UP
             self._known_grant = hello.grant
             self._refusals.clear()
-            link.say(ours.word())
-
-        link = Link(
-            sock,
-            self._config.heartbeat_s,
-            self._config.heartbeat_limit_s,
-            self._beat,
-            lambda word: self._hear(word) if self._link is link else first(word),
-            lambda error: self._link_lost(error) if self._link is link else None,
-        )
+        return why
 
     def _strange(self, peer: str, why: str) -> None:
         """A connection was refused; that is said once, however often it comes again."""
         self._error = f"a connection from {peer} was refused: {why}"
         if self._refusals.is_new(peer, why):
-            self._tell(f"{self._config.name}: {self._error}")
+            self._inform(self._error)
         self._write_status()
 
     def _hear(self, word: Word) -> None:
@@ -250,6 +236,7 @@ class SecondaryNode:
 
     def _forget_session(self) -> None:
         """Begin anew: nothing of the last primary counts any more."""
+        self._takeover.stop_asking()
         if self._session is not None:
             self._session.close()
             self._session = None
@@ -272,8 +259,8 @@ class SecondaryNode:
             self._write_status()
 
     async def _settled(self) -> None:
-        """Wait until the store's images equal its last whole checkpoint."""
-        while self._last_session is not None and self._last_session.applying is not None:
+        """Wait until the store's images equal its last whole checkpoint.  Raises StoreError."""
+        if self._last_session is not None:
             await self._last_session.applied()
 
     # -- losses ---------------------------------------------------------------------------
@@ -297,7 +284,7 @@ class SecondaryNode:
 
     def _decide(self, why: str) -> None:
         """Something changed: do what the decision says."""
-        if self._state in _HERE or self._is_taking():
+        if self._state in _HERE:
             return
         if self._session is None or self._number < 0:
             if self._link is None or self._word is not None:
@@ -319,6 +306,8 @@ class SecondaryNode:
         """The primary is lost: ask for the right to take over, or hold."""
         session = self._session
         assert session is not None
+        if self._takeover.is_asking:
+            return
         if session.connected:
             session.close()
             self._facts["lost_in"] = session.state.name
@@ -330,70 +319,51 @@ class SecondaryNode:
             )
             return
         self._say(f"the primary is lost: {why}")
-        self._taking = asyncio.create_task(self._win_and_take_over())
+        self._ask_for_grant(session)
 
-    async def _win_and_take_over(self) -> None:
-        """Get the grant, and take over with it; or forget the VM, which then runs elsewhere."""
-        grant = await self._takeover.win(self._known_grant, self._qemu_pid())
-        if grant is None:
-            self._say(
-                f"the other host has the right to run the VM: forgetting checkpoint {self._number}"
-            )
-            self._forget_session()
-            self._write_status()
-        else:
-            await self._take_over(grant)
+    def _ask_for_grant(self, session: Receiving) -> None:
+        self._takeover.ask(self._known_grant, lambda grant: self._answered(session, grant))
+
+    def _answered(self, session: Receiving, grant: Grant | None) -> None:
+        """The arbiter has answered: take over, or forget the VM, which then runs elsewhere."""
+        if session is not self._session:
+            return
+        if grant is not None:
+            self._takeover.start(session, grant, self._ended)
+            return
+        self._say(
+            f"the other host has the right to run the VM: forgetting checkpoint {self._number}"
+        )
+        self._forget_session()
+        self._write_status()
 
     async def _watch(self) -> None:
         """Bound the primary's silence, and keep the status file fresh."""
         while True:
             await asyncio.sleep(_STATUS_S)
             self._write_status()
-            session = self._session
-            if session is None or not session.connected or session.state not in _PRIMARY_SENDS:
-                continue
-            if session.state is SecondaryState.REPLIED and self._link is not None:
-                continue
-            silence = session.silence_s
-            if silence > self._config.silence_s:
-                session.lose(
-                    session.stalled()
-                    or ChannelLost(
-                        f"the primary was silent for {silence:.1f} s within "
-                        f"{'the first migration' if self._number < 0 else 'a checkpoint'}"
-                    )
-                )
+            if self._session is not None:
+                self._session.bound_silence(self._config.silence_s, self._link is not None)
 
     # -- the takeover ---------------------------------------------------------------------
 
     def _qemu_pid(self) -> int:
         return self._waiting.qemu.pid if self._waiting.qemu is not None else 0
 
-    async def _take_over(self, grant: Grant) -> None:
-        session = self._session
-        assert session is not None
-        self._grant = grant
-        session.handle(SecondaryEvent.FAILOVER)
-        session.close()
-        await session.applied()
-        try:
-            facts = await self._takeover.start()
-        except ColoError as error:
-            self._error = str(error)
-            session.handle(SecondaryEvent.NOT_STARTED)
-            self._say(f"NOT RUNNING: {error}; `colo failover` tries again")
+    def _ended(self, outcome: dict[str, Any] | ColoError) -> None:
+        """A takeover has ended: with the VM running here, or with an error."""
+        if isinstance(outcome, ColoError):
+            self._error = str(outcome)
+            self._say(f"NOT RUNNING: {outcome}; `colo failover` tries again")
         else:
-            session.handle(SecondaryEvent.RESUMED)
-            self._facts["takeover"] = {**facts, "grant": grant.number}
+            assert self._takeover.grant is not None
+            self._facts["takeover"] = {**outcome, "grant": self._takeover.grant.number}
             self._say(
                 f"RUNNING HERE, from checkpoint {self._number}, started in "
-                f"{facts['total_ms']:.0f} ms (QEMU {self._qemu_pid()})"
+                f"{outcome['total_ms']:.0f} ms (QEMU {self._qemu_pid()})"
             )
             self._store.remove()  # the running QEMU holds its memory; nobody needs the files
         self._write_status()
-
-    def _is_taking(self) -> bool:
-        return self._taking is not None and not self._taking.done()
 
     def _is_running(self) -> bool:
         return self._state is SecondaryState.RUNNING
@@ -406,11 +376,26 @@ class SecondaryNode:
         how = await self._waiting.qemu.wait()
         self._say(f"the VM has ended; QEMU: {how}")
 
+    async def _stays(self) -> bool:
+        """We are told to end: whether that is put off, as it would give up the only copy of a VM.
+
+        It is once for each; whoever says it again means it.
+        """
+        await self._takeover.settled()
+        if self._state is not SecondaryState.LOST or self._warned is self._session:
+            return False
+        self._warned = self._session
+        self._say(
+            f"not ended: checkpoint {self._number} is all that is left of the lost primary's VM; "
+            f"`colo export --state-dir {self._folder.path} FILE` keeps it, `colo failover` runs "
+            "it; end colo once more to give it up"
+        )
+        return True
+
     async def _leave(self) -> None:
         """End what is ours; a VM that runs here goes on."""
-        if self._taking is not None and not self._taking.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(self._taking)
+        self._takeover.stop_asking()
+        await self._takeover.settled()
         qemu = self._waiting.qemu
         if self._is_running() and qemu is not None:
             if not qemu.exited:
@@ -431,8 +416,9 @@ class SecondaryNode:
             return Answer(False, f"there is no order {order!r}")
         if self._is_running():
             return Answer(True, "the VM runs here already")
-        if not self._is_taking():
-            if self._session is None or not self._session.can(SecondaryEvent.FAILOVER):
+        if not self._takeover.is_starting:
+            session = self._session
+            if session is None or not session.can(SecondaryEvent.FAILOVER):
                 return Answer(False, "there is no whole checkpoint to run the VM from")
             if self._connected and not force:
                 return Answer(
@@ -440,16 +426,20 @@ class SecondaryNode:
                     "the primary is connected and its VM runs: two VMs would run; "
                     "end that one first, or say --force",
                 )
+            asked = self._takeover.stop_asking()
             try:
-                grant = await reach(self._arbiter.order, instance(self._qemu_pid()))
+                grant = await self._takeover.order()
             except LocalError as error:
                 if not force:
+                    if asked and session is self._session:
+                        self._ask_for_grant(session)
                     return Answer(False, f"{error}; --force does without it")
                 grant = Grant(0, instance(self._qemu_pid()))
-            self._takeover.decided()
-            self._taking = asyncio.create_task(self._take_over(grant))
-        if self._taking is not None:
-            await asyncio.shield(self._taking)
+            if session is not self._session:
+                return Answer(False, "that checkpoint was forgotten meanwhile")
+            if session.can(SecondaryEvent.FAILOVER):  # no other order was faster
+                self._takeover.start(session, grant, self._ended, decided_now=True)
+        await self._takeover.settled()
         if self._is_running():
             return Answer(True, f"the VM runs here, from checkpoint {self._number}")
         return Answer(False, f"the VM could not be started: {self._error}")
@@ -465,10 +455,17 @@ class SecondaryNode:
 
     def _say(self, text: str) -> None:
         self._refusals.clear()
-        self._tell(f"{self._config.name}: {text}")
+        self._inform(text)
+
+    def _inform(self, text: str) -> None:
+        """Tell the user; where nobody can be told any more, nothing changes by that."""
+        with contextlib.suppress(OSError):
+            self._tell(f"{self._config.name}: {text}")
 
     def _write_status(self) -> None:
-        self._folder.write_status(self._status())
+        """Say what we do; a folder that is full or gone decides nothing."""
+        with contextlib.suppress(OSError):
+            self._folder.write_status(self._status())
 
     def _status(self) -> dict[str, Any]:
         state = self._state
@@ -480,7 +477,7 @@ class SecondaryNode:
             "mode": "periodic",
             "on_loss": self._on_loss.value,
             "arbiter": self._config.arbiter,
-            "grant": self._grant.number if self._grant else self._known_grant,
+            "grant": self._takeover.grant.number if self._takeover.grant else self._known_grant,
             "listen": str(self._listen),
             "link": self._link_state.name,
             "error": self._error or self._waiting.trouble,

@@ -72,7 +72,9 @@ class StartingNode(PrimaryNode):
         PeerError where it can never be protected there.
         """
         try:
-            sock, _ = await call(self._to, Hello.ours(self._config, self._solo.grant.number), _ASK_S)
+            sock, _ = await call(
+                self._to, Hello.ours(self._config, self._solo.grant.number), _ASK_S
+            )
             sock.close()
         except Refused as error:
             raise UsageError(f"{error}; the VM is not started here") from error

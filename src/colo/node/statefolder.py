@@ -103,12 +103,19 @@ class StateFolder:
             time.sleep(_POLL_S)  # it has the tap, and the folder's sockets
 
     def write_status(self, content: dict[str, Any]) -> None:
-        """Replace the status as a whole: a reader sees the one before or this one."""
+        """Replace the status as a whole: a reader sees the one before or this one.
+
+        Raises OSError where the folder is full or gone.
+        """
         content = {**content, "pid": os.getpid(), "written_at": time.time()}
         file, name = tempfile.mkstemp(dir=self.path, prefix=".status-")
-        with os.fdopen(file, "w") as text:
-            json.dump(content, text, indent=1)
-        os.replace(name, self.status)
+        try:
+            with os.fdopen(file, "w") as text:
+                json.dump(content, text, indent=1)
+            os.replace(name, self.status)
+        except BaseException:
+            os.unlink(name)  # a folder that is full shall not be filled by what is left of this
+            raise
 
     def close(self) -> None:
         """Let go of the lock, and of what only a running colo has."""

@@ -140,6 +140,12 @@ class Store:
         self._committed = []
         self.staging.clear()
 
+    def abandon(self) -> None:
+        """Forget a checkpoint that never was applied: the next primary begins anew."""
+        if self._committed:
+            self._committed, self.checkpoint = [], None
+            self.epoch += 1
+
     def discard(self) -> None:
         """Forget what is staged and not committed."""
         self.staging.runs = []

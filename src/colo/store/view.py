@@ -4,6 +4,10 @@ Whoever reads the store, to export it or to hand it on to a further secondary, m
 pages of two checkpoints nor make the primary wait.  So the store is not held up: before it
 overwrites a page that an open view has yet to read, the view sets the old content aside.
 
+What is set aside takes up memory, at most as much as the guest has.  Where there is none left it
+is the view that ends, with an error for its reader: the store never fails for one.  And there are
+only so many at once.
+
 A view also knows which pages were written since it was last opened.  Opened again and again it
 reads a series of checkpoints, each time only what changed.
 """
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 
@@ -22,7 +27,10 @@ from colo.migration.writer import RUN_PAGES, by_kind
 from colo.store.image import Image, reserve
 from colo.store.store import Checkpoint, Store
 
-__all__ = ["View"]
+__all__ = ["VIEWS_MAX", "View"]
+
+#: How many views of a store there are at once: each may take up as much memory as the guest.
+VIEWS_MAX: Final = 4
 
 
 class View:
@@ -37,6 +45,8 @@ class View:
             raise StoreError("there is no whole checkpoint yet")
         if store.given_up:
             raise StoreError("there is no checkpoint any more: its VM runs")
+        if len(store.images[store.main.name].watchers) >= VIEWS_MAX:
+            raise StoreError(f"{VIEWS_MAX} others read this store already: wait for one to end")
         self._store = store
         self._epoch = store.epoch
         self.machine = store.checkpoint.header.machine
@@ -80,10 +90,16 @@ class View:
     def _check(self) -> None:
         if self._store.epoch != self._epoch:
             raise StoreError("this checkpoint is no more: its VM runs, or a new primary has come")
+        for block in self._blocks:
+            if block.broken is not None:
+                raise StoreError(
+                    "the store went on, and no memory was left to keep what was still to be read"
+                ) from block.broken
 
 
 class _Block:
-    """One block of a view.  ``wanted``: pages still to be read; ``changed``: written since.
+    """One block of a view.  ``wanted``: pages still to be read; ``changed``: written since;
+    ``broken``: why what was to be read could not be set aside.
 
     Whoever calls ``open`` or ``take`` holds ``lock``.
     """
@@ -97,6 +113,7 @@ class _Block:
         self._changed = np.ones(count, np.bool_)
         self._is_aside = np.zeros(count, np.bool_)
         self._aside: Bytes | None = None
+        self.broken: Exception | None = None
         image.watchers.append(self._before)
 
     def close(self) -> None:
@@ -111,14 +128,23 @@ class _Block:
 
     def _before(self, numbers: Offsets) -> None:
         with self._lock:
-            self._changed[numbers] = True
-            lost = numbers[self.wanted[numbers] & ~self._is_aside[numbers]]
-            if len(lost):
-                if self._aside is None:
-                    room = reserve(self.ram.length)
-                    self._aside = np.frombuffer(room, np.uint8).reshape(-1, PAGE_SIZE)
-                self._aside[lost] = self._image.pages[lost]
-                self._is_aside[lost] = True
+            if self.broken is not None:
+                return
+            try:
+                self._set_aside(numbers)
+            except (StoreError, MemoryError) as error:
+                self.broken, self._aside = error, None
+                self._is_aside[:] = False
+
+    def _set_aside(self, numbers: Offsets) -> None:
+        self._changed[numbers] = True
+        lost = numbers[self.wanted[numbers] & ~self._is_aside[numbers]]
+        if len(lost):
+            if self._aside is None:
+                room = reserve(self.ram.length)
+                self._aside = np.frombuffer(room, np.uint8).reshape(-1, PAGE_SIZE)
+            self._aside[lost] = self._image.pages[lost]
+            self._is_aside[lost] = True
 
     def take(self, numbers: Offsets) -> Bytes:
         """Read these pages, which are wanted; they are not any more."""

@@ -1,0 +1,99 @@
+"""How a control link begins: a primary says hello, and is taken in or refused.
+
+Before it is taken in, the arbiter here has to show the grant under which it runs: two hosts that
+do not ask the same arbiter would each be granted the VM, or neither, once they lose each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from colo.config import VmConfig
+from colo.errors import LocalError, PeerError
+from colo.failover.arbiter import Arbiter, Grant, reach
+from colo.failover.link import Hello, Word, WordKind
+from colo.node.link import Link
+
+__all__ = ["Greeting"]
+
+_HELLO_S: Final = 2.0
+#: Less than the primary waits for the answer to its hello.
+_ARBITER_S: Final = 1.5
+
+
+class Greeting:
+    """The control link that comes over ``sock``, which it owns.
+
+    ``welcome`` gets the link and a hello that fits, and returns why that primary cannot be taken
+    in now, or None: it is taken in, ``hear`` gets its words and ``lost`` how it ended.  Whoever
+    is not taken in is closed; ``refused`` gets why, where it said hello.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        config: VmConfig,
+        arbiter: Arbiter,
+        beat: Callable[[], dict[str, Any]],
+        welcome: Callable[[Link, Hello], str | None],
+        refused: Callable[[str], None],
+        hear: Callable[[Word], None],
+        lost: Callable[[PeerError], None],
+    ) -> None:
+        self._ours = Hello.ours(config)
+        self._arbiter = arbiter
+        self._welcome = welcome
+        self._refused = refused
+        self._hear = hear
+        self._lost = lost
+        self._is_in = False
+        self._judging: asyncio.Task[None] | None = None
+        limit_s = config.heartbeat_limit_s
+        self._link = Link(sock, config.heartbeat_s, limit_s, beat, self._word, self._ended, True)
+        self._timer = asyncio.get_running_loop().call_later(_HELLO_S, self._too_late)
+
+    def _word(self, word: Word) -> None:
+        if self._is_in:
+            self._hear(word)
+        elif self._judging is not None:
+            raise PeerError(f"it says {word.kind.value} before its hello is answered")
+        else:
+            self._judging = asyncio.create_task(self._judge(Hello.of(word)))
+            self._timer.cancel()
+
+    def _ended(self, error: PeerError) -> None:
+        self._timer.cancel()
+        if self._is_in:
+            self._lost(error)
+        elif self._judging is not None:
+            self._judging.cancel()
+
+    def _too_late(self) -> None:
+        self._link.close()
+
+    async def _judge(self, hello: Hello) -> None:
+        why = hello.refusal(self._ours)
+        final = why is not None
+        why = why or await self._another_arbiter(hello) or self._welcome(self._link, hello)
+        if why is not None:
+            self._link.say(Word(WordKind.REFUSED, {"why": why, "final": final}))
+            self._link.close()
+            self._refused(why)
+            return
+        self._is_in = True
+        self._link.say(self._ours.word())
+        self._link.begin()
+
+    async def _another_arbiter(self, hello: Hello) -> str | None:
+        """Why the arbiter here cannot be the one that the primary asks, or None."""
+        try:
+            async with asyncio.timeout(_ARBITER_S):
+                await reach(self._arbiter.check, Grant(hello.grant, hello.holder))
+        except TimeoutError:
+            return f"the arbiter here did not answer in {_ARBITER_S} s"
+        except LocalError as error:
+            return str(error)
+        return None

@@ -1,0 +1,254 @@
+"""Asking for the right to run the VM can be given up at any moment; starting it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from colo.errors import ColoError, GuestError, LocalError, StoreError
+from colo.failover.arbiter import FileArbiter, Grant
+from colo.node import takeover
+from colo.node.leaving import to_its_end, until_one_ends
+from colo.node.takeover import Takeover
+from colo.protocol.states import SecondaryEvent
+from colo.store.store import Store
+
+
+class Session:
+    """A lost primary's session."""
+
+    def __init__(self, trouble: ColoError | None = None) -> None:
+        self.events: list[SecondaryEvent] = []
+        self.closed = False
+        self._trouble = trouble
+
+    def handle(self, event: SecondaryEvent) -> None:
+        self.events.append(event)
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def applied(self) -> None:
+        if self._trouble is not None:
+            raise self._trouble
+
+
+class Guest:
+    """Starts when it is let; fails as often as it is told to."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.let = asyncio.Event()
+        self.failures = failures
+        self.runs = False
+
+    async def load(self, store: Store) -> None:
+        await self.let.wait()
+        if self.failures:
+            self.failures -= 1
+            raise GuestError("no")
+
+    async def run(self) -> None:
+        self.runs = True
+
+
+class AbsentArbiter(FileArbiter):
+    """Its file is on a mount that hangs until it is ``back``."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.back = threading.Event()
+        self.asked: list[str] = []
+
+    def take(self, known: int, holder: str) -> Grant | None:
+        self.asked.append(holder)
+        self.back.wait()
+        return super().take(known, holder)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("colo.failover.arbiter._ANSWER_S", 0.02)
+    monkeypatch.setattr(takeover, "_ARBITER_S", 0.001)
+
+
+class Scene:
+    def __init__(self, folder: Path, failures: int = 0) -> None:
+        self.arbiter = AbsentArbiter(folder / "grant")
+        self.arbiter.begin()
+        self.guest = Guest(failures)
+        self.store = SimpleNamespace(
+            checkpoint=SimpleNamespace(number=5), give_up=lambda: None, take_back=lambda: None
+        )
+        self.said: list[str] = []
+        self.answers: list[Grant | None] = []
+        self.outcomes: list[dict[str, Any] | ColoError] = []
+        self.names = iter("bcdefg")
+        self.takeover = Takeover(
+            self.arbiter,
+            cast(Store, self.store),
+            self.guest,
+            lambda: next(self.names),
+            self.said.append,
+        )
+
+    async def until_told(self) -> None:
+        while not self.said:
+            await asyncio.sleep(0.001)
+
+
+def test_the_grant_is_asked_for_until_it_comes(tmp_path: Path) -> None:
+    async def run() -> None:
+        scene = Scene(tmp_path)
+        scene.takeover.ask(0, scene.answers.append)
+        await scene.until_told()
+        assert scene.takeover.is_asking and not scene.takeover.is_starting
+        scene.arbiter.back.set()
+        while not scene.answers:
+            await asyncio.sleep(0.001)
+        assert scene.answers == [Grant(1, "b")]
+        assert not scene.takeover.is_asking
+        assert len(scene.said) == 1
+
+    asyncio.run(run())
+
+
+def test_asking_ends_at_once_and_no_answer_comes(tmp_path: Path) -> None:
+    async def run() -> None:
+        scene = Scene(tmp_path)
+        scene.takeover.ask(0, scene.answers.append)
+        await scene.until_told()
+        assert scene.takeover.stop_asking()
+        scene.arbiter.back.set()
+        await asyncio.sleep(0.05)
+        assert scene.answers == []
+        assert not scene.takeover.stop_asking()
+
+    asyncio.run(run())
+
+
+def test_an_answer_that_came_late_is_got_by_asking_again(tmp_path: Path) -> None:
+    """Though the QEMU that waits, and so our name, is another one by then."""
+
+    async def run() -> None:
+        scene = Scene(tmp_path)
+        scene.takeover.ask(0, scene.answers.append)
+        await scene.until_told()
+        scene.takeover.stop_asking()
+        scene.arbiter.back.set()
+        while scene.arbiter.current().number == 0:
+            await asyncio.sleep(0.001)
+        scene.takeover.ask(0, scene.answers.append)
+        while not scene.answers:
+            await asyncio.sleep(0.001)
+        assert scene.answers == [Grant(1, "b")]
+
+    asyncio.run(run())
+
+
+def test_a_start_ends_the_asking_and_is_waited_for_whatever_comes(tmp_path: Path) -> None:
+    async def run() -> None:
+        scene, session = Scene(tmp_path), Session()
+        scene.takeover.ask(0, scene.answers.append)
+        await scene.until_told()
+        scene.takeover.start(session, Grant(0, "b"), scene.outcomes.append, decided_now=True)
+        assert not scene.takeover.is_asking and scene.takeover.is_starting
+        assert session.closed and session.events == [SecondaryEvent.FAILOVER]
+        leaving = asyncio.create_task(scene.takeover.settled())
+        for _ in range(3):
+            await asyncio.sleep(0.002)
+            leaving.cancel()
+        assert not leaving.done()
+        scene.guest.let.set()
+        await leaving
+        assert scene.guest.runs
+        assert session.events == [SecondaryEvent.FAILOVER, SecondaryEvent.RESUMED]
+        (facts,) = scene.outcomes
+        assert isinstance(facts, dict) and facts["checkpoint"] == 5
+        scene.arbiter.back.set()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("failures", "trouble", "text"),
+    [
+        (3, None, "the takeover failed 3 times: no"),
+        (0, StoreError("no room"), "no room"),
+    ],
+)
+def test_a_start_that_fails_can_be_tried_again(
+    tmp_path: Path, failures: int, trouble: ColoError | None, text: str
+) -> None:
+    async def run() -> None:
+        scene, session = Scene(tmp_path, failures), Session(trouble)
+        scene.guest.let.set()
+        scene.takeover.start(session, Grant(1, "b"), scene.outcomes.append)
+        await scene.takeover.settled()
+        assert [str(outcome) for outcome in scene.outcomes] == [text]
+        assert session.events == [SecondaryEvent.FAILOVER, SecondaryEvent.NOT_STARTED]
+        scene.takeover.start(Session(), Grant(2, "b"), scene.outcomes.append)
+        await scene.takeover.settled()
+        assert scene.guest.runs
+
+    asyncio.run(run())
+
+
+def test_the_arbiter_that_does_not_answer_holds_up_nothing_else(tmp_path: Path) -> None:
+    async def run() -> None:
+        scene = Scene(tmp_path)
+        scene.takeover.ask(0, scene.answers.append)
+        await asyncio.sleep(0.3)
+        assert len(scene.arbiter.asked) <= 4, "calls that hang are not piled up"
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*(loop.run_in_executor(None, int) for _ in range(50)))
+        with pytest.raises(LocalError):
+            await scene.takeover.order()
+        scene.takeover.stop_asking()
+        scene.arbiter.back.set()
+
+    asyncio.run(run())
+
+
+def test_who_is_told_to_end_does_when_nothing_speaks_against_it() -> None:
+    answers = [True, True, False]
+
+    async def stays() -> bool:
+        return answers.pop(0)
+
+    async def run() -> None:
+        work = asyncio.create_task(asyncio.sleep(60))
+        waiting = asyncio.create_task(until_one_ends([work], stays))
+        for _ in range(2):
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.sleep(0.001)
+            assert not waiting.done()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        work.cancel()
+
+    asyncio.run(run())
+
+
+def test_what_one_of_them_raises_is_raised() -> None:
+    async def stays() -> bool:
+        return False
+
+    async def fail() -> None:
+        raise LocalError("it broke")
+
+    async def run() -> None:
+        with pytest.raises(LocalError, match="it broke"):
+            await until_one_ends([asyncio.create_task(fail())], stays)
+        ended = asyncio.create_task(asyncio.sleep(0))
+        await to_its_end(ended)
+        await until_one_ends([ended], stays)
+
+    asyncio.run(run())
