@@ -148,6 +148,11 @@ class Solo:
 
         Raises GuestError where the VM does not run.
         """
+        if await self._look() is not Verdict.ALONE:
+            self._hang_up()  # it may only be blocked by a secondary that does not read
+            if (verdict := await self._look()) is not Verdict.ALONE:
+                self._gate.shut()
+                return verdict
         if self._arbiter.automatic:
             try:
                 grant = await reach(self._arbiter.take, self.grant.number, self.grant.holder)
