@@ -367,6 +367,19 @@ def test_no_grant_is_taken_for_a_vm_that_is_gone(automatic: bool) -> None:
     play(scene, automatic)
 
 
+def test_a_grant_that_comes_too_late_runs_nothing() -> None:
+    async def scene(s: Scene) -> None:
+        s.arbiter.pause.clear()
+        deciding = s.lost()
+        await until(lambda: s.arbiter.calls)
+        s.gone.set()
+        s.arbiter.pause.set()
+        assert await deciding is Verdict.GONE
+        assert s.silent and s.solo.grant == s.arbiter.grant, "so it can be given back"
+
+    play(scene)
+
+
 def test_a_qemu_that_has_just_died_is_gone_and_one_that_hangs_is_silenced() -> None:
     async def scene(s: Scene) -> None:
         s.qemu.hangs = True

@@ -198,6 +198,8 @@ class Solo:
                 else:
                     self._asking = False  # an order that comes now would stay for the next loss
                     self.grant = grant or self.grant
+                    if self._gone.is_set():
+                        return Verdict.GONE
                     return Verdict.FENCED if grant is None else Verdict.ALONE
             if not told:
                 told = True
