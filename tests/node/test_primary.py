@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -95,6 +96,19 @@ def test_neither_a_full_folder_nor_a_dead_terminal_decides_anything(
         watching.cancel()
 
     play(scene)
+
+
+def test_a_status_that_could_not_be_written_leaves_no_file(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = list(folder.path.iterdir())
+    monkeypatch.setattr(json, "dump", fail)
+    with pytest.raises(OSError, match="No space left"):
+        folder.write_status({})
+    assert list(folder.path.iterdir()) == before
 
 
 def test_where_the_secondary_got_nothing_the_vm_runs_on_and_nobody_is_asked(

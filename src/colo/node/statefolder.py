@@ -80,12 +80,19 @@ class StateFolder:
         link.symlink_to(store)
 
     def write_status(self, content: dict[str, Any]) -> None:
-        """Replace the status as a whole: a reader sees the one before or this one."""
+        """Replace the status as a whole: a reader sees the one before or this one.
+
+        Raises OSError and leaves nothing behind: it is tried again, however long it takes.
+        """
         content = {**content, "pid": os.getpid(), "written_at": time.time()}
         file, name = tempfile.mkstemp(dir=self.path, prefix=".status-")
-        with os.fdopen(file, "w") as text:
-            json.dump(content, text, indent=1)
-        os.replace(name, self.status)
+        try:
+            with os.fdopen(file, "w") as text:
+                json.dump(content, text, indent=1)
+            os.replace(name, self.status)
+        except OSError:
+            os.unlink(name)
+            raise
 
     def close(self) -> None:
         """Let go of the lock, and of what only a running colo has."""
