@@ -138,6 +138,31 @@ def test_where_the_secondary_got_nothing_the_vm_runs_on_and_nobody_is_asked(
     play(scene)
 
 
+def test_a_vm_that_may_have_been_copied_is_silent_where_its_qemu_fails(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU has the VM run again then, and the secondary may have all of it."""
+    monkeypatch.setitem(ANSWERS, "query-migrate", {"status": "active"})
+
+    async def scene() -> None:
+        s, held = Scene(folder), list[bool]()
+        monkeypatch.setattr(s.node._gate, "hold", lambda: held.append(not s.said))
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(folder.path / "b"))
+            server.listen(1)
+            protecting = asyncio.create_task(s.node._protect())
+            while "migrate" not in s.qemu.asked:
+                await asyncio.sleep(0.001)
+            with socket.socket(socket.AF_UNIX) as ours:
+                ours.connect(str(folder.path / "colo.sock"))
+                ANSWERS["query-migrate"] = {"status": "failed"}
+                await protecting
+        assert "the secondary is lost: COLO to unix:" in s.said[0]
+        assert held == [True], "before anybody was asked"
+
+    play(scene)
+
+
 def test_an_order_has_no_place_but_where_the_secondary_is_lost(folder: StateFolder) -> None:
     async def scene() -> None:
         s = Scene(folder)
