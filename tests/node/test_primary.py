@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -97,6 +98,19 @@ def test_neither_a_full_folder_nor_a_dead_terminal_decides_anything(
     play(scene)
 
 
+def test_a_status_that_could_not_be_written_leaves_no_file(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = list(folder.path.iterdir())
+    monkeypatch.setattr(json, "dump", fail)
+    with pytest.raises(OSError, match="No space left"):
+        folder.write_status({})
+    assert list(folder.path.iterdir()) == before
+
+
 def test_where_the_secondary_got_nothing_the_vm_runs_on_and_nobody_is_asked(
     folder: StateFolder,
 ) -> None:
@@ -120,6 +134,31 @@ def test_where_the_secondary_got_nothing_the_vm_runs_on_and_nobody_is_asked(
             "web1: UNPROTECTED: the VM runs here alone (grant 0)",
         ]
         assert not (folder.path / "grant").exists()
+
+    play(scene)
+
+
+def test_a_vm_that_may_have_been_copied_is_silent_where_its_qemu_fails(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU has the VM run again then, and the secondary may have all of it."""
+    monkeypatch.setitem(ANSWERS, "query-migrate", {"status": "active"})
+
+    async def scene() -> None:
+        s, held = Scene(folder), list[bool]()
+        monkeypatch.setattr(s.node._gate, "hold", lambda: held.append(not s.said))
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(folder.path / "b"))
+            server.listen(1)
+            protecting = asyncio.create_task(s.node._protect())
+            while "migrate" not in s.qemu.asked:
+                await asyncio.sleep(0.001)
+            with socket.socket(socket.AF_UNIX) as ours:
+                ours.connect(str(folder.path / "colo.sock"))
+                ANSWERS["query-migrate"] = {"status": "failed"}
+                await protecting
+        assert "the secondary is lost: COLO to unix:" in s.said[0]
+        assert held == [True], "before anybody was asked"
 
     play(scene)
 

@@ -89,6 +89,7 @@ class FakeQemu(Monitor):
     def __init__(self) -> None:
         super().__init__()
         self.dead = self.hangs = False
+        self.blocked = False  # it hangs in a write to the secondary
         self.asked: list[str] = []
 
     async def execute(self, command: str, *, oob: bool = False, **arguments: Any) -> Any:
@@ -134,6 +135,7 @@ class Scene:
 
     def _hang_up(self) -> None:
         self.hung_up += 1
+        self.qemu.hangs &= not self.qemu.blocked
 
     def lost(self) -> asyncio.Task[Verdict]:
         """The secondary is lost, once more."""
@@ -223,6 +225,20 @@ def test_parting_takes_the_grant_first_and_goes_on_without_an_arbiter() -> None:
         assert str(NFS) in s.said[-2]
 
     play(scene)
+
+
+def test_parting_from_a_vm_that_hangs_leaves_it_to_the_other_host() -> None:
+    async def hanging(s: Scene) -> None:
+        s.qemu.hangs = True
+        assert await s.solo.part() is Verdict.HUNG
+        assert s.silent and s.gate.gate.state is GateState.SHUT and s.arbiter.calls == []
+
+    async def blocked(s: Scene) -> None:
+        s.qemu.hangs = s.qemu.blocked = True
+        assert await s.solo.part() is Verdict.ALONE
+
+    play(hanging)
+    play(blocked)
 
 
 # -- an operator's order ------------------------------------------------------------------
@@ -349,6 +365,19 @@ def test_no_grant_is_taken_for_a_vm_that_is_gone(automatic: bool) -> None:
         assert s.silent and s.arbiter.grant == Grant(1, HERE)
 
     play(scene, automatic)
+
+
+def test_a_grant_that_comes_too_late_runs_nothing() -> None:
+    async def scene(s: Scene) -> None:
+        s.arbiter.pause.clear()
+        deciding = s.lost()
+        await until(lambda: s.arbiter.calls)
+        s.gone.set()
+        s.arbiter.pause.set()
+        assert await deciding is Verdict.GONE
+        assert s.silent and s.solo.grant == s.arbiter.grant, "so it can be given back"
+
+    play(scene)
 
 
 def test_a_qemu_that_has_just_died_is_gone_and_one_that_hangs_is_silenced() -> None:

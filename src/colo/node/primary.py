@@ -224,8 +224,7 @@ class PrimaryNode:
             await self._gate.install(self._netdevs)
             await self._start_colo(channel)
         except (GuestError, OSError) as error:
-            self._error = str(error)
-            self._finish(_End.LOST)
+            self._lost(error)
         if not self._relayed:
             channel.close()
         end = await self._end
@@ -374,7 +373,7 @@ class PrimaryNode:
         self._retry.succeeded()
         self._say(f"PROTECTED by {self._to}{', over TLS' if self._to.tls else ''}")
 
-    def _lost(self, error: PeerError) -> None:
+    def _lost(self, error: PeerError | GuestError | OSError) -> None:
         if self._session.machine.state is PrimaryState.MIGRATING:
             self._gate.hold()  # the secondary may have a whole first copy that we do not know of
         self._error = self._error or str(error)

@@ -148,6 +148,11 @@ class Solo:
 
         Raises GuestError where the VM does not run.
         """
+        if await self._look() is not Verdict.ALONE:
+            self._hang_up()  # it may only be blocked by a secondary that does not read
+            if (verdict := await self._look()) is not Verdict.ALONE:
+                self._gate.shut()
+                return verdict
         if self._arbiter.automatic:
             try:
                 grant = await reach(self._arbiter.take, self.grant.number, self.grant.holder)
@@ -193,6 +198,8 @@ class Solo:
                 else:
                     self._asking = False  # an order that comes now would stay for the next loss
                     self.grant = grant or self.grant
+                    if self._gone.is_set():
+                        return Verdict.GONE
                     return Verdict.FENCED if grant is None else Verdict.ALONE
             if not told:
                 told = True

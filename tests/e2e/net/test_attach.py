@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -226,6 +227,21 @@ def test_stock_qemu_as_the_secondary(stage: Stage) -> None:
     primary.wait_checkpoints()
     client.wait_heard()
     client.check()
+
+
+@pytest.mark.parametrize("vm", [BARE], ids=["bare"])
+def test_stock_secondary_hangs_within_the_first_copy(stage: Stage, vm: Vm) -> None:
+    stock = stage.stock_secondary("b")
+    os.kill(stock.qemu_pid(), signal.SIGSTOP)
+    by_hand = stage.qemu("q")
+    primary = stage.protect("a", Place.HOST_A, by_hand.state / "qmp.sock", "--stock")
+    primary.wait_state("COPYING")
+    primary.wait_said("the secondary is lost: the first copy did not move for 10 s")
+    primary.wait_said("the VM runs here alone")
+    primary.signal(signal.SIGINT)
+    assert primary.wait_exit() == 0
+    assert execute(by_hand.state / "second.sock", "query-status")["running"]
+    os.kill(stock.qemu_pid(), signal.SIGCONT)
 
 
 def test_secondary_out_of_reach(stage: Stage) -> None:

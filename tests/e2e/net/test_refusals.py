@@ -58,6 +58,8 @@ def grant_another(stage: Stage, qemu: Colo) -> None:
 
 
 DISK = ("-drive", "if=virtio,driver=null-co,size=1048576,id=d0")
+SHARED = ("-object", "memory-backend-ram,id=m,size=1M,share=on")
+BLOCKER = (*SHARED, "-device", "ivshmem-plain,memdev=m")
 CASES = {
     "another name": Case(1, "its VM is ", other=BARE, other_name="another"),
     "other args": Case(1, "another machine", other=replace(BARE, args=(*ARGS, "-snapshot"))),
@@ -70,6 +72,7 @@ CASES = {
         1, "--unprotected-disks", vm=replace(BARE, args=DISK), way_out="--unprotected-disks"
     ),
     "a migration": Case(1, "a migration is active", prepare=migrate),
+    "a blocker": Case(1, "QEMU cannot migrate this VM", vm=replace(BARE, args=BLOCKER)),
     "tls-creds": Case(1, "the migration parameter tls-creds is set", prepare=set_tls),
     "suppress-vmdesc": Case(
         1, "suppress-vmdesc", vm=replace(BARE, args=("-machine", "suppress-vmdesc=on"))
