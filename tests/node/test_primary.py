@@ -146,6 +146,7 @@ def test_a_vm_that_may_have_been_copied_is_silent_where_its_qemu_fails(
 
     async def scene() -> None:
         s, held = Scene(folder), list[bool]()
+        s.arbiter.begin()
         monkeypatch.setattr(s.node._gate, "hold", lambda: held.append(not s.said))
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(folder.path / "b"))
@@ -182,6 +183,7 @@ def test_a_first_copy_that_stands_still_is_lost(
 
     async def scene() -> None:
         s = Scene(folder, VmConfig(name="web1", silence_s=0.1))
+        s.arbiter.begin()
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(folder.path / "b"))
             server.listen(1)
