@@ -58,6 +58,9 @@ class Waiting:
     def check(self, header: Header) -> None:
         pass
 
+    def status(self) -> dict[str, Any]:
+        return {"pid": self.qemu.pid}
+
     async def load(self, store: Store) -> None:
         if self.hold:
             await self.let.wait()

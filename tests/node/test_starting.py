@@ -150,6 +150,7 @@ def test_the_vm_starts_after_the_grant_and_the_secondarys_hello(folder: Path) ->
 
 def test_whose_grant_it_is_not_is_not_heard(folder: Path) -> None:
     scene = Scene(folder, HELLO)
+    scene.file.begin()
     scene.file.order(ANOTHER)
     with pytest.raises(UsageError, match=f"belongs to {ANOTHER}"):
         scene.run()
@@ -171,6 +172,7 @@ def test_a_secondary_that_refuses_for_now_ends_it(folder: Path, arbiter: str) ->
 def test_a_grant_taken_from_another_is_not_given_away(folder: Path) -> None:
     """It was claimed wrongly: that VM lives.  The next start must not find the grant free."""
     scene = Scene(folder, HERE)
+    scene.file.begin()
     scene.file.order(ANOTHER)
     with pytest.raises(UsageError, match="refuses: the VM runs here"):
         scene.run(claim=True)
