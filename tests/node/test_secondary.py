@@ -469,6 +469,28 @@ def test_who_says_no_hello_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     asyncio.run(run())
 
 
+def test_however_many_begin_a_link_a_primary_is_taken_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("colo.node.greeting._UNDECIDED_MAX", 4)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as stack:
+            async with hosted(tmp_path, granted(tmp_path)) as host:
+                for _ in range(20):
+                    sock = stack.enter_context(await host.address.connect())
+                    await loop.sock_sendall(sock, b"COLO")
+                await host.until(lambda: len(host.node._greetings) == 4)
+                primary = Primary()
+                await primary.protect(host, 1)
+                assert len(host.node._greetings) == 3
+                primary.die()
+                await host.until_said("RUNNING HERE")
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("error", [MemoryError(), StoreError("no room")])
 def test_a_checkpoint_that_could_not_be_copied_is_a_lost_session_and_is_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

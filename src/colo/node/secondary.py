@@ -83,6 +83,7 @@ class SecondaryNode:
         self._session: Receiving | None = None
         self._last_session: Receiving | None = None
         self._link: Link | None = None
+        self._greetings: list[Greeting] = []
         self._link_state = LinkState.NONE
         self._word: WordKind | None = None
         self._known_grant = 0
@@ -197,6 +198,7 @@ class SecondaryNode:
             lambda why: self._strange(peer, why),
             self._hear,
             self._link_lost,
+            self._greetings,
         )
 
     def _welcome(self, link: Link, hello: Hello) -> str | None:
