@@ -290,6 +290,20 @@ def test_the_only_copy_is_given_up_at_the_second_time_of_asking(tmp_path: Path) 
     asyncio.run(run())
 
 
+def test_a_copy_whose_primary_is_heard_is_not_the_only_one(tmp_path: Path) -> None:
+    async def run() -> None:
+        primary = Primary()
+        async with hosted(tmp_path, granted(tmp_path)) as host:
+            await primary.protect(host, 1)
+            assert primary._sending is not None
+            primary._sending.close()
+            await host.until(lambda: host.state == "LOST")
+            await host.end()
+            assert host.task.done() and host.waiting.stopped
+
+    asyncio.run(run())
+
+
 def test_after_the_first_time_it_still_takes_over(tmp_path: Path) -> None:
     async def run() -> None:
         arbiter = granted(tmp_path)

@@ -381,7 +381,8 @@ class SecondaryNode:
         It is once for each; whoever says it again means it.
         """
         await self._takeover.settled()
-        if self._state is not SecondaryState.LOST or self._warned is self._session:
+        lives = self._link is not None and self._word is not WordKind.DEAD
+        if self._state is not SecondaryState.LOST or lives or self._warned is self._session:
             return False
         self._warned = self._session
         self._say(
