@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -126,6 +127,22 @@ def test_asking_ends_at_once_and_no_answer_comes(tmp_path: Path) -> None:
         await asyncio.sleep(0.05)
         assert scene.answers == []
         assert not scene.takeover.stop_asking()
+
+    asyncio.run(run())
+
+
+def test_an_answer_that_comes_in_the_very_moment_counts_for_nothing(tmp_path: Path) -> None:
+    async def run() -> None:
+        scene = Scene(tmp_path)
+        scene.arbiter.back.set()
+        scene.takeover.ask(0, scene.answers.append)
+        while scene.arbiter.current().number == 0:
+            await asyncio.sleep(0)
+        time.sleep(0.01)  # the answer is on its way, and is taken before us
+        await asyncio.sleep(0)
+        if scene.takeover.stop_asking():
+            await asyncio.sleep(0.05)
+            assert scene.answers == []
 
     asyncio.run(run())
 
