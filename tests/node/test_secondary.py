@@ -293,6 +293,20 @@ def test_the_only_copy_is_given_up_at_the_second_time_of_asking(tmp_path: Path) 
     asyncio.run(run())
 
 
+def test_a_copy_whose_primary_is_heard_is_not_the_only_one(tmp_path: Path) -> None:
+    async def run() -> None:
+        primary = Primary()
+        async with hosted(tmp_path, granted(tmp_path)) as host:
+            await primary.protect(host, 1)
+            assert primary._sending is not None
+            primary._sending.close()
+            await host.until(lambda: host.state == "LOST")
+            await host.end()
+            assert host.task.done() and host.waiting.stopped
+
+    asyncio.run(run())
+
+
 def test_after_the_first_time_it_still_takes_over(tmp_path: Path) -> None:
     async def run() -> None:
         arbiter = granted(tmp_path)
@@ -468,6 +482,28 @@ def test_who_says_no_hello_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 await loop.sock_sendall(sock, b"COLO" + Word(WordKind.HEARTBEAT).encode())
                 async with asyncio.timeout(5):
                     assert await loop.sock_recv(sock, 1000) == b""
+
+    asyncio.run(run())
+
+
+def test_however_many_begin_a_link_a_primary_is_taken_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("colo.node.greeting._UNDECIDED_MAX", 4)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as stack:
+            async with hosted(tmp_path, granted(tmp_path)) as host:
+                for _ in range(20):
+                    sock = stack.enter_context(await host.address.connect())
+                    await loop.sock_sendall(sock, b"COLO")
+                await host.until(lambda: len(host.node._greetings) == 4)
+                primary = Primary()
+                await primary.protect(host, 1)
+                assert len(host.node._greetings) == 3
+                primary.die()
+                await host.until_said("RUNNING HERE")
 
     asyncio.run(run())
 

@@ -262,7 +262,8 @@ async def reach(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     _calls.append(threading.Thread(target=ask, name="arbiter", daemon=True))
     _calls[-1].start()
     try:
-        return await asyncio.wait_for(answer, _ANSWER_S)
+        async with asyncio.timeout(_ANSWER_S):  # wait_for may lose a cancellation
+            return await answer
     except TimeoutError:
         raise LocalError(f"the arbiter did not answer in {_ANSWER_S:.0f} s") from None
 

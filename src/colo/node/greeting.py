@@ -7,6 +7,7 @@ do not ask the same arbiter would each be granted the VM, or neither, once they 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import Any, Final
@@ -22,6 +23,8 @@ __all__ = ["Greeting"]
 _HELLO_S: Final = 2.0
 #: Less than the primary waits for the answer to its hello.
 _ARBITER_S: Final = 1.5
+#: How many may be undecided at once; beyond, the oldest is closed.
+_UNDECIDED_MAX: Final = 64
 
 
 class Greeting:
@@ -29,7 +32,8 @@ class Greeting:
 
     ``welcome`` gets the link and a hello that fits, and returns why that primary cannot be taken
     in now, or None: it is taken in, ``hear`` gets its words and ``lost`` how it ended.  Whoever
-    is not taken in is closed; ``refused`` gets why, where it said hello.
+    is not taken in is closed; ``refused`` gets why, where it said hello.  ``undecided`` are those
+    of the same secondary of which neither has happened yet.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Greeting:
         refused: Callable[[str], None],
         hear: Callable[[Word], None],
         lost: Callable[[PeerError], None],
+        undecided: list[Greeting],
     ) -> None:
         self._ours = Hello.ours(config)
         self._arbiter = arbiter
@@ -53,7 +58,11 @@ class Greeting:
         self._judging: asyncio.Task[None] | None = None
         limit_s = config.heartbeat_limit_s
         self._link = Link(sock, config.heartbeat_s, limit_s, beat, self._word, self._ended, True)
-        self._timer = asyncio.get_running_loop().call_later(_HELLO_S, self._too_late)
+        self._timer = asyncio.get_running_loop().call_later(_HELLO_S, self._close)
+        self._undecided = undecided
+        undecided.append(self)
+        if len(undecided) > _UNDECIDED_MAX:
+            undecided[0]._close()
 
     def _word(self, word: Word) -> None:
         if self._is_in:
@@ -65,19 +74,27 @@ class Greeting:
             self._timer.cancel()
 
     def _ended(self, error: PeerError) -> None:
-        self._timer.cancel()
         if self._is_in:
             self._lost(error)
-        elif self._judging is not None:
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        self._decided()
+        self._link.close()
+        if self._judging is not None:
             self._judging.cancel()
 
-    def _too_late(self) -> None:
-        self._link.close()
+    def _decided(self) -> None:
+        self._timer.cancel()
+        with contextlib.suppress(ValueError):
+            self._undecided.remove(self)
 
     async def _judge(self, hello: Hello) -> None:
         why = hello.refusal(self._ours)
         final = why is not None
         why = why or await self._another_arbiter(hello) or self._welcome(self._link, hello)
+        self._decided()
         if why is not None:
             self._link.say(Word(WordKind.REFUSED, {"why": why, "final": final}))
             self._link.close()

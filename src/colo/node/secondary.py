@@ -84,6 +84,7 @@ class SecondaryNode:
         self._session: Receiving | None = None
         self._last_session: Receiving | None = None
         self._link: Link | None = None
+        self._greetings: list[Greeting] = []
         self._link_state = LinkState.NONE
         self._word: WordKind | None = None
         self._known_grant = 0
@@ -198,6 +199,7 @@ class SecondaryNode:
             lambda why: self._strange(peer, why),
             self._hear,
             self._link_lost,
+            self._greetings,
         )
 
     def _welcome(self, link: Link, hello: Hello) -> str | None:
@@ -382,7 +384,8 @@ class SecondaryNode:
         It is once for each; whoever says it again means it.
         """
         await self._takeover.settled()
-        if self._state is not SecondaryState.LOST or self._warned is self._session:
+        lives = self._link is not None and self._word is not WordKind.DEAD
+        if self._state is not SecondaryState.LOST or lives or self._warned is self._session:
             return False
         self._warned = self._session
         self._say(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -118,6 +121,50 @@ def test_hosts_come_and_go(stage: Stage, draw: random.Random) -> None:
     stage.kill(primary)
     second.wait_state("RUNNING")
     check(watching)
+
+
+@contextlib.contextmanager
+def arbiter_hangs(stage: Stage) -> Iterator[None]:
+    """As on a dead mount: whoever asks for the grant waits."""
+    with stage.grant.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def test_host_dies_with_the_arbiter_and_an_operator_forces_it(stage: Stage) -> None:
+    primary, secondary = stage.protected()
+    watching = clients(stage)
+    with arbiter_hangs(stage):
+        stage.kill(primary)
+        secondary.wait_said("no grant yet")
+        refused = secondary.run("failover")
+        assert refused.returncode == 1
+        assert "--force does without it" in refused.stderr
+        forced = secondary.run("failover", "--force")
+        assert forced.returncode == 0, forced.stderr
+        secondary.wait_state("RUNNING")
+        check(watching)
+        secondary.signal(signal.SIGTERM)
+        assert secondary.wait_exit() == 0
+    assert secondary.said("the VM goes on without colo")
+
+
+def test_host_dies_with_the_arbiter_and_an_operator_gives_the_vm_up(stage: Stage) -> None:
+    primary, secondary = stage.protected()
+    store = (secondary.state / "store").resolve()
+    with arbiter_hangs(stage):
+        stage.kill(primary)
+        secondary.wait_said("no grant yet")
+        secondary.signal(signal.SIGINT)
+        secondary.wait_said("not ended: checkpoint")
+        kept = stage.folder / "kept.mig"
+        assert secondary.run("export", str(kept)).returncode == 0
+        assert kept.stat().st_size > 1 << 20
+        assert store.exists()
+        secondary.signal(signal.SIGINT)
+        assert secondary.wait_exit() == 0
+    assert not store.exists()
+    assert not secondary.said("Traceback")
 
 
 @pytest.mark.parametrize("frozen", [None, "a", "b"], ids=["nobody frozen", "a frozen", "b frozen"])
