@@ -9,7 +9,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
@@ -289,9 +289,10 @@ def export(state_dir: Path, file: Path) -> int:
     The protection goes on meanwhile.  `qemu-system-x86_64 … -incoming "exec:cat FILE"` loads it.
     """
     from colo.node.control import fetch_checkpoint
+    from colo.progress import shown
     from colo.store.export import write_file
 
-    size = write_file(file, fetch_checkpoint(state_dir))
+    size = write_file(file, shown(fetch_checkpoint(state_dir), "exporting"))
     click.echo(f"{file}: {size:,} bytes", err=True)
     return 0
 
@@ -313,8 +314,12 @@ def inspect(source: Path, other: Path | None, patterns: tuple[str, ...], as_json
     from colo.inspection.report import matching, render_difference, render_source
     from colo.inspection.source import load_source
     from colo.node.control import fetch_checkpoint
+    from colo.progress import shown
 
-    sources = [load_source(path, fetch_checkpoint) for path in (source, other) if path is not None]
+    def fetch(state_dir: Path) -> Iterator[bytes]:
+        return shown(fetch_checkpoint(state_dir), "reading")
+
+    sources = [load_source(path, fetch) for path in (source, other) if path is not None]
     wanted = matching(patterns, *sources) if patterns else None
     if other is None and as_json:
         click.echo(json.dumps(source_json(sources[0], wanted), indent=1))

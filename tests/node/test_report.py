@@ -54,6 +54,12 @@ def test_what_is_handed_on(changes: dict[str, Any], line: str) -> None:
     assert f"  handed on    {line}\n" in text
 
 
+def test_how_far_a_first_copy_is() -> None:
+    assert "  first copy   3 MiB sent\n" in shown(state="COPYING", bytes_total=3 << 20)
+    assert "first copy" not in shown(state="PROTECTED", bytes_total=3 << 20)
+    assert "first copy" not in shown(state="COPYING", bytes_total=None)
+
+
 def test_a_secondary_that_hands_nothing_on_says_nothing_of_it() -> None:
     assert "handed on" not in shown(forward=None)
 

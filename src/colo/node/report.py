@@ -102,6 +102,8 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if content.get("pages_total"):
         total = mib(content["bytes_total"])
         yield "received", f"{content['pages_total']:,} pages, {total} in checkpoints"
+    if content["state"] == "COPYING" and content.get("bytes_total"):
+        yield "first copy", f"{mib(content['bytes_total'])} sent"
     for role in ("primary", "secondary"):
         if role in content:
             yield role, content[role]
