@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from colo import cli
 from colo.cli import main
 from tests.certificates import Authority
 
@@ -42,3 +43,17 @@ def test_a_certificate_that_is_missing_is_told_at_once(command: str, tmp_path: P
     assert len(result.output.splitlines()) == 1
     assert f"[tls] certificate = {tmp_path / 'ca' / 'a.crt'}" in result.output
     assert not (tmp_path / "state").exists()
+
+
+def test_what_nobody_reads_any_more_is_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A terminal that is gone decides nothing, and the log has the line."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("click.echo", broken)
+    with caplog.at_level("INFO", "colo"):
+        cli._say("web1: PROTECTED")
+    assert caplog.messages == ["web1: PROTECTED"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import json
@@ -375,7 +376,9 @@ def _on_signal(stop: Callable[[], object]) -> None:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    """Tell the user, and the log, which remains where nobody reads the other any more."""
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
     logging.getLogger("colo").info("%s", line)
 
 

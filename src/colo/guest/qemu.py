@@ -23,15 +23,13 @@ from colo.config import RAM_BLOCK, VmConfig
 from colo.errors import GuestError
 from colo.guest.accelerator import kvm_works, named_accelerator
 from colo.guest.monitor import Monitor
-from colo.guest.preload import tcg_preload
+from colo.guest.preload import PRELOADED_MAJORS, tcg_preload
 
 __all__ = ["LaunchPlan", "Qemu", "plan", "version_of"]
 
 _START_S: Final = 20.0
 _LAST_WORDS: Final = 600  # bytes
 _SOCKET_PATH_MAX: Final = 107  # sun_path, less its terminating NUL
-#: The major versions that need the preload as a primary under TCG.
-_PRELOADED_MAJORS: Final = (7,)
 
 
 def version_of(binary: str) -> tuple[int, int]:
@@ -97,7 +95,7 @@ def plan(config: VmConfig) -> LaunchPlan:
     if accelerator == "auto":
         accelerator = "kvm" if kvm_works(config.binary, config.args) else "tcg"
     environment = dict(os.environ)
-    if accelerator == "tcg" and version[0] in _PRELOADED_MAJORS:
+    if accelerator == "tcg" and version[0] in PRELOADED_MAJORS:
         environment["LD_PRELOAD"] = str(tcg_preload())
     args = () if named else ("-accel", accelerator)
     return LaunchPlan(config, version, accelerator, args, environment)
