@@ -258,7 +258,7 @@ class PrimaryNode:
             self._end = asyncio.get_running_loop().create_future()
 
     async def _open_link(self) -> None:
-        ours = Hello.ours(self._config, self._solo.grant.number)
+        ours = self._hello()
         sock, _ = await call(self._to, ours, _CALL_S)
         self._link = Link(
             sock,
@@ -358,6 +358,10 @@ class PrimaryNode:
         """This VM is not run any more, or never was protected: anyone may begin anew."""
         with contextlib.suppress(LocalError):
             await reach(self._arbiter.release, self._solo.grant)
+
+    def _hello(self) -> Hello:
+        grant = self._solo.grant
+        return Hello.ours(self._config, grant.number, grant.holder)
 
     async def _pause(self) -> None:
         """Wait before the next try, longer each time: every try copies the whole VM."""

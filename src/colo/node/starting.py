@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from colo.config import VmConfig
 from colo.errors import ChannelLost, Refused, UsageError
-from colo.failover.link import Hello
 from colo.guest.qemu import Qemu
 from colo.node.link import call
 from colo.node.primary import PrimaryNode
@@ -72,9 +71,7 @@ class StartingNode(PrimaryNode):
         PeerError where it can never be protected there.
         """
         try:
-            sock, _ = await call(
-                self._to, Hello.ours(self._config, self._solo.grant.number), _ASK_S
-            )
+            sock, _ = await call(self._to, self._hello(), _ASK_S)
             sock.close()
         except Refused as error:
             raise UsageError(f"{error}; the VM is not started here") from error
