@@ -6,10 +6,12 @@ PYTEST := $(PYTHON) -m pytest
 CODE := $(wildcard src tests bench)
 # More pytest arguments: make test ARGS="-k store"
 ARGS ?=
+# How often make soak has each death.
+ROUNDS ?= 20
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test qemu11 demo test check lint types pairs bench docs clean
+.PHONY: help setup setup-test qemu11 demo test check lint types soak pairs bench docs clean
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +39,9 @@ types: setup-test ## check types, strictly
 	$(PYTHON) -m mypy --strict $(CODE)
 
 check: lint types test ## style, types and every test: run it before a commit
+
+soak: qemu11 ## every kind of death at random moments, ROUNDS times each (20); ARGS="-k 7.2" for less
+	$(PYTEST) --e2e=require --rounds=$(ROUNDS) tests/e2e/net/test_deaths.py tests/e2e/net/test_takeover.py $(ARGS)
 
 pairs: qemu11 ## have all pairs of QEMU and colo play, and write docs/compatibility.md
 	COLO_WRITE_PAIRS=1 $(PYTEST) --e2e=require tests/e2e/test_pairs.py

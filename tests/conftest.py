@@ -22,6 +22,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="auto",
         help="tests on real QEMU: where there is one, in any case (a skip fails), not at all",
     )
+    parser.addoption(
+        "--rounds",
+        type=int,
+        default=1,
+        help="how often each test that draws its moments at random is run, each time drawn anew",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    rounds = metafunc.config.getoption("--rounds")
+    if rounds > 1 and "draw" in metafunc.fixturenames:
+        metafunc.fixturenames.append("round_number")
+        metafunc.parametrize("round_number", range(1, rounds + 1), ids=lambda n: f"round {n}")
 
 
 def has_qemu() -> bool:
