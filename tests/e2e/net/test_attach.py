@@ -159,6 +159,7 @@ def test_manual_arbiter(stage: Stage, vm: Vm) -> None:
     client.check()
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 def test_orders_while_the_arbiter_is_out_of_reach(stage: Stage) -> None:
     primary, secondary = stage.protected()
     client = stage.client("stream")
@@ -186,6 +187,7 @@ def test_orders_while_the_arbiter_is_out_of_reach(stage: Stage) -> None:
     client.check()
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 def test_ctrl_c_while_nobody_has_decided(stage: Stage) -> None:
     """The first one says what is missing, the second leaves the VM silent, the next colo begins."""
     stage.vm = Vm(arbiter="manual")
@@ -244,6 +246,7 @@ def test_stock_secondary_hangs_within_the_first_copy(stage: Stage, vm: Vm) -> No
     os.kill(stock.qemu_pid(), signal.SIGCONT)
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 def test_secondary_out_of_reach(stage: Stage) -> None:
     """Nothing happens to the VM, however long; and once it is in reach it is found."""
     by_hand = stage.qemu("q")

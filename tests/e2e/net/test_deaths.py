@@ -131,6 +131,7 @@ def arbiter_hangs(stage: Stage) -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 def test_host_dies_with_the_arbiter_and_an_operator_forces_it(stage: Stage) -> None:
     primary, secondary = stage.protected()
     watching = clients(stage)
@@ -149,6 +150,7 @@ def test_host_dies_with_the_arbiter_and_an_operator_forces_it(stage: Stage) -> N
     assert secondary.said("the VM goes on without colo")
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 def test_host_dies_with_the_arbiter_and_an_operator_gives_the_vm_up(stage: Stage) -> None:
     primary, secondary = stage.protected()
     store = (secondary.state / "store").resolve()
@@ -213,6 +215,7 @@ def goes_on(primary: Colo, secondary: Colo) -> Colo | None:
     return secondary if secondary.said("RUNNING HERE") else None
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 def test_guest_process_dies_while_nobody_has_decided(stage: Stage) -> None:
     """Both hosts wait for the arbiter.  The one whose VM is dead does not ask it any more."""
     primary, secondary = stage.protected()

@@ -54,6 +54,7 @@ def test_vm_that_was_taken_over(stage: Stage, vm: Vm) -> None:
     client.check()
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 @pytest.mark.parametrize("vm", [Vm(guest=False, memory_mib=32, arbiter="manual")], ids=["manual"])
 def test_nobody_can_be_asked(stage: Stage, vm: Vm) -> None:
     """The manual arbiter knows nothing, and the secondary is not there: an operator decides."""
@@ -70,6 +71,7 @@ def test_nobody_can_be_asked(stage: Stage, vm: Vm) -> None:
     primary.wait_state("PROTECTED")
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 @pytest.mark.parametrize("vm", [BARE], ids=["bare"])
 def test_vm_that_still_runs_here(stage: Stage, vm: Vm) -> None:
     """Ctrl-C has left it running: it is neither started twice nor cut off from its QMP."""
@@ -88,6 +90,7 @@ def test_vm_that_still_runs_here(stage: Stage, vm: Vm) -> None:
     assert primary.qmp("query-status")["running"]
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 @pytest.mark.parametrize("vm", [BARE], ids=["bare"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_ended_before_the_vm_starts(stage: Stage, vm: Vm, number: signal.Signals) -> None:
@@ -116,6 +119,7 @@ def test_ended_before_the_vm_starts(stage: Stage, vm: Vm, number: signal.Signals
     assert json.loads(stage.grant.read_text())["holder"] == ""
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 @pytest.mark.parametrize("vm", [BARE], ids=["bare"])
 def test_secondary_that_does_not_answer(stage: Stage, vm: Vm) -> None:
     """The grant is there: the VM does not wait for ever for a secondary that only listens."""
