@@ -179,8 +179,9 @@ class StockSecondary(PrimaryVm):
         self.execute("migrate-incoming", uri=f"unix:{self.socket}")
 
     def take_over(self) -> None:
-        assert counts(self.console.text()), "its VM has run between checkpoints"
+        said = self.console.text()
         self.execute("x-colo-lost-heartbeat")
+        assert counts(said), "its VM has run between checkpoints"
         wait(self.is_running, "the VM to run on the stock secondary")
 
     def words(self) -> str:
