@@ -163,7 +163,7 @@ def play(body: Callable[[Scene], Awaitable[None]], automatic: bool = True) -> No
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_RETRY_S", "_QEMU_S", "_DYING_S"):
+    for name in ("RETRY_S", "_QEMU_S", "_DYING_S"):
         monkeypatch.setattr(solo, name, 0.02)
 
 

@@ -21,12 +21,12 @@ from colo.guest.outgoing import ColoPrimary
 from colo.node.checkpointing import Checkpointing
 from colo.node.control import Answer
 from colo.node.netgate import NetGate
+from colo.node.retry import RETRY_S
 from colo.node.standing import Standing
 from colo.protocol.states import Do, Effect, PrimaryEvent
 
 __all__ = ["Solo", "Verdict"]
 
-_RETRY_S: Final = 1.0
 _QEMU_S: Final = 5.0
 _DYING_S: Final = 0.5
 _ORDER_S: Final = 60.0
@@ -233,7 +233,7 @@ class Solo:
     async def _something(self) -> None:
         """Wait for an order, a signal, the VM's end, or the time to ask again."""
         waits = [asyncio.ensure_future(each.wait()) for each in (self._wake, self._gone)]
-        await asyncio.wait(waits, timeout=_RETRY_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, timeout=RETRY_S, return_when=asyncio.FIRST_COMPLETED)
         for each in waits:
             each.cancel()
 
