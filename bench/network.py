@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +41,28 @@ _LINE_MS: Final = 10
 _START_S: Final = 60.0
 _CLIENT_S: Final = 120.0
 _HOLD_LIMIT: Final = 64 << 20
+_PROCESSORS: Final = sorted(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of VM and hosts.
+
+    ``lean``: a VM whose devices have little state.  ``tuned``: QEMU and colo have processors of
+    their own, QEMU all but the last one, and colo keeps them awake while a client is answered.
+    """
+
+    lean: bool = False
+    tuned: bool = False
+
+
+_AS_THEY_COME: Final = _Kind()
+_KINDS: Final = {
+    "as they come": _AS_THEY_COME,
+    "lean devices": _Kind(lean=True),
+    "tuned hosts": _Kind(tuned=True),
+    "tuned hosts, lean devices": _Kind(lean=True, tuned=True),
+}
 
 
 def measure_costs(
@@ -48,25 +70,27 @@ def measure_costs(
 ) -> dict[str, Any]:
     """Round trips of one byte, and bulk out of the guest, protected and not, in turns.
 
-    Times in milliseconds, rates in MiB/s; ``ratios`` and ``added`` are of each round.  ``lean``:
-    the round trips of a VM whose devices have little state.
+    Times in milliseconds, rates in MiB/s; ``ratios`` and ``added`` are of each round.  The round
+    trips are of each kind of VM and host in ``_KINDS``, as far as this machine can be one.
     """
     rates: dict[str, list[float]] = {"open": [], "protected": []}
-    with _protected_by_turns(binary, rounds, lean=False) as turns:
-        trips = _RoundTrips(requests)
+    with _protected_by_turns(binary, _AS_THEY_COME, rounds) as turns:
         for scene, protected in turns:
-            trip = trips.take(scene, protected)
-            kind = "protected" if protected else "open"
-            rates[kind].append(scene.bulk(mib) if protected else scene.bulk_with_open_gate(mib))
-            say(f"  round trip {trip:.2f} ms, bulk {rates[kind][-1]:.0f} MiB/s ({kind})")
-    with _protected_by_turns(binary, rounds, lean=True) as turns:
-        lean = _RoundTrips(requests)
-        for scene, protected in turns:
-            trip = lean.take(scene, protected)
-            say(f"  lean: round trip {trip:.2f} ms{' protected' if protected else ''}")
+            gate = "protected" if protected else "open"
+            rates[gate].append(scene.bulk(mib) if protected else scene.bulk_with_open_gate(mib))
+            say(f"  bulk {rates[gate][-1]:.0f} MiB/s ({gate})")
+    trips = []
+    for name, kind in _KINDS.items():
+        if kind.tuned and len(_PROCESSORS) < 2:
+            continue
+        row = _RoundTrips(requests)
+        with _protected_by_turns(binary, kind, rounds) as turns:
+            for scene, protected in turns:
+                trip = row.take(scene, protected)
+                say(f"  {name}: round trip {trip:.2f} ms{' protected' if protected else ''}")
+        trips.append({"kind": name, **row.row()})
     return {
-        "round_trip": trips.row(),
-        "lean": lean.row(),
+        "round_trips": trips,
         "bulk": {
             **{name: asdict(summarise(values)) for name, values in rates.items()},
             "ratios": [
@@ -78,7 +102,7 @@ def measure_costs(
 
 @contextlib.contextmanager
 def _protected_by_turns(
-    binary: str, rounds: int, lean: bool
+    binary: str, kind: _Kind, rounds: int
 ) -> Iterator[Iterator[tuple[_Scene, bool]]]:
     """One VM, for each round first unprotected and then protected."""
 
@@ -88,7 +112,7 @@ def _protected_by_turns(
             with scene.primary("a"):
                 yield scene, True
 
-    with _scene(binary, lean) as scene, scene.secondary("b"), scene.qemu():
+    with _scene(binary, kind) as scene, scene.secondary("b"), scene.qemu():
         yield turns(scene)
 
 
@@ -142,17 +166,18 @@ def _one_gap(binary: str, kind: str, offset: float) -> float:
 
 
 @contextlib.contextmanager
-def _scene(binary: str, lean: bool = False) -> Iterator[_Scene]:
+def _scene(binary: str, kind: _Kind = _AS_THEY_COME) -> Iterator[_Scene]:
     with Lab() as lab, tempfile.TemporaryDirectory(prefix="colo-bench-") as name:
-        yield _Scene(lab, Path(name), binary, lean)
+        yield _Scene(lab, Path(name), binary, kind)
 
 
 class _Scene:
     """A VM on host A, and who protects it."""
 
-    def __init__(self, lab: Lab, folder: Path, binary: str, lean: bool) -> None:
+    def __init__(self, lab: Lab, folder: Path, binary: str, kind: _Kind) -> None:
         self.lab = lab
         self._folder = folder
+        self._tuned = kind.tuned
         self._qmp = folder / "colo.qmp"
         self._other_qmp = folder / "bench.qmp"
         self._vm = folder / "vm.toml"
@@ -164,7 +189,7 @@ class _Scene:
         args += ["-append", f"{KERNEL_WORDS} {mode}"]
         args += ["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"]
         card = "virtio-net-pci,netdev=n0,mac=52:54:00:c0:10:06"
-        if lean:
+        if kind.lean:
             card += ",disable-modern=on,disable-legacy=off"
             for option in ("acpi-root-pci-hotplug", "acpi-pci-hotplug-with-bridge-support"):
                 args += ["-global", f"PIIX4_PM.{option}=off"]
@@ -173,10 +198,12 @@ class _Scene:
             f'[qemu.{role}]\nargs = ["-serial", "file:{folder / role}.console"]\n'
             for role in ("primary", "secondary")
         ]
+        tuning = "[checkpoints]\ncpu_latency_us = 0\n" if kind.tuned else ""
         self._vm.write_text(
             f'name = "bench"\n[qemu]\nbinary = {json.dumps(binary)}\naccel = "tcg"\n'
             f"args = {json.dumps(args)}\n{''.join(roles)}"
             f'[failover]\narbiter = "file:{folder / "grant"}"\n'
+            f"{tuning}"
         )
 
     @contextlib.contextmanager
@@ -186,6 +213,7 @@ class _Scene:
         command = launch.primary()
         for path in (self._qmp, self._other_qmp):
             command += ["-qmp", f"unix:{path},server=on,wait=off"]
+        command = [*self._on(_PROCESSORS[:-1]), *command]
         with self._process(Place.HOST_A, "qemu", command, env=launch.environment) as process:
             self.qemu_pid = process.pid
             console = self._folder / "primary.console"
@@ -253,6 +281,10 @@ class _Scene:
         assert isinstance(verdict, dict)
         return verdict
 
+    def _on(self, processors: list[int]) -> list[str]:
+        """What has a command run on these, on tuned hosts."""
+        return ["taskset", "-c", ",".join(map(str, processors))] if self._tuned else []
+
     def _state(self, state: str) -> str | None:
         try:
             return str(json.loads((self._folder / state / "status.json").read_text())["state"])
@@ -262,7 +294,8 @@ class _Scene:
     def _colo(
         self, place: Place, state: str, verb: str, *options: str
     ) -> contextlib.AbstractContextManager[subprocess.Popen[Any]]:
-        command = [sys.executable, "-m", "colo", verb, str(self._vm), *options]
+        command = [*self._on(_PROCESSORS[-1:]), sys.executable, "-m", "colo"]
+        command += [verb, str(self._vm), *options]
         return self._process(
             place, f"colo-{verb}", [*command, "--state-dir", str(self._folder / state)]
         )

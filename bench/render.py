@@ -83,11 +83,11 @@ def _costs(rows: Sequence[_Row]) -> str:
 
 def _cost(row: _Row) -> Iterable[list[str]]:
     bulk = row["bulk"]
-    for trip, devices in ((row["round_trip"], ""), (row["lean"], "lean devices, ")):
+    for trip in row["round_trips"]:
         for name in ("unprotected", "protected"):
             last = f"**{_spread(trip['added'])} ms added**" if name == "protected" else ""
             values = [_ms(trip[name][key]) for key in ("median", "p99", "max")]
-            yield [row["qemu"], f"round trip, {devices}{name}, ms", *values, last]
+            yield [row["qemu"], f"round trip, {trip['kind']}, {name}, ms", *values, last]
     for name, text in (("open", "gate open"), ("protected", "protected")):
         last = f"**{_spread(bulk['ratios'])} ×**" if name == "protected" else ""
         yield [row["qemu"], f"bulk, {text}, MiB/s", f"{bulk[name]['median']:.0f}", "", "", last]

@@ -70,6 +70,13 @@ def test_a_name_can_be_a_file_name(name: str, file: Path) -> None:
     assert load(file).name == name
 
 
+def test_a_latency_of_the_processors_is_asked_for_only_where_it_is_named(file: Path) -> None:
+    file.write_text('name = "web1"\n[checkpoints]\ncpu_latency_us = 0\n')
+    assert load(file).cpu_latency_us == 0
+    file.write_text('name = "web1"\n[checkpoints]\n')
+    assert load(file).cpu_latency_us is None
+
+
 def test_tls_is_three_files_and_perhaps_a_name(file: Path) -> None:
     text = 'name = "web1"\n[tls]\nca = "/ca"\ncertificate = "host.crt"\nkey = "/key"\n'
     file.write_text(text)
@@ -112,6 +119,9 @@ BAD = [
     ('name = "a"\n[failover]\nsilence_s = nan', "silence_s = nan: "),
     ('name = "a"\n[failover]\nsilence_s = inf', "silence_s = inf: "),
     ('name = "a"\n[failover]\narbiter = "x"', "arbiter = 'x': file:PATH, manual or none"),
+    ('name = "a"\n[checkpoints]\ncpu_latency_us = 1.5', "cpu_latency_us = 1.5: it has to be"),
+    ('name = "a"\n[checkpoints]\ncpu_latency_us = -1', "cpu_latency_us = -1: microseconds, 0 to"),
+    ('name = "a"\n[checkpoints]\ncpu_latency_us = 1000001', "microseconds, 0 to 1000000"),
     ('name = "a"\n[tls]', "tls.ca is missing"),
     ('name = "a"\n[tls]\nca = "x"\nkey = "y"', "tls.certificate is missing"),
     ('name = "a"\n[tls]\nca = "x"\ncertificate = "y"', "tls.key is missing"),

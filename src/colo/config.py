@@ -24,6 +24,8 @@
     run_min_ms = 0.5                         # the VM runs at least so long between two,
     run_factor = 1.0                         # and so many times as long as it was stopped
     age_max_ms = 1000                        # an idle VM is checkpointed so often
+    cpu_latency_us = 0                       # not needed: while clients are answered, processors
+                                             # that take longer to wake are kept awake
     [network]
     high_water_mib = 4                       # so much held output asks for a checkpoint at once
     hold_limit_mib = 64                      # beyond so much, packets are dropped
@@ -70,6 +72,7 @@ _POSITIVE: Final = (
     "high_water_mib",
     "hold_limit_mib",
 )
+_LATENCY_MAX_US: Final = 1_000_000
 _OWN_OPTIONS: Final = {
     "-incoming": "colo starts the waiting QEMU itself",
     "-S": "the VM has to run as soon as it is taken over",
@@ -111,6 +114,7 @@ class VmConfig:
     run_min_ms: float = 0.5
     run_factor: float = 1.0
     age_max_ms: float = 1000.0
+    cpu_latency_us: int | None = None
     high_water_mib: float = 4.0
     hold_limit_mib: float = 64.0
     tls: TlsFiles | None = None
@@ -199,6 +203,7 @@ def _vm(top: _Table) -> VmConfig:
         run_min_ms=checkpoints.number("run_min_ms"),
         run_factor=checkpoints.number("run_factor"),
         age_max_ms=checkpoints.number("age_max_ms"),
+        cpu_latency_us=checkpoints.optional("cpu_latency_us", int),
         high_water_mib=network.number("high_water_mib"),
         hold_limit_mib=network.number("hold_limit_mib"),
         tls=tls,
@@ -227,6 +232,10 @@ def _check(config: VmConfig) -> None:
     for key in _POSITIVE:
         if not 0 < getattr(config, key) < float("inf"):
             raise UsageError(f"{key} = {getattr(config, key)}: more than 0, and finite")
+    if config.cpu_latency_us is not None and not 0 <= config.cpu_latency_us <= _LATENCY_MAX_US:
+        raise UsageError(
+            f"cpu_latency_us = {config.cpu_latency_us}: microseconds, 0 to {_LATENCY_MAX_US}"
+        )
     for arg in (*config.args, *config.primary_args, *config.secondary_args):
         if arg in _OWN_OPTIONS:
             raise UsageError(f"[qemu] args: remove {arg}: {_OWN_OPTIONS[arg]}")
@@ -261,6 +270,10 @@ class _Table:
             wanted = " or ".join(_KINDS[each] for each in names)
             raise UsageError(f"{self._name(key)} = {value!r}: it has to be {wanted}")
         return value
+
+    def optional(self, key: str, kind: type[_T]) -> _T | None:
+        """A value that need not be there."""
+        return self.take(key, kind) if key in self else None
 
     def number(self, key: str) -> float:
         """A number of the same name as a field of VmConfig, and with its default."""

@@ -12,6 +12,7 @@ from colo.config import VmConfig
 from colo.errors import UnexpectedMessage
 from colo.guest.outgoing import ColoPrimary
 from colo.node import checkpointing
+from colo.node.awake import Awake
 from colo.node.checkpointing import Checkpointing
 from colo.node.netgate import NetGate
 from colo.protocol.messages import COLOMessage, Message
@@ -59,11 +60,29 @@ class FakeColo:
         self.asked += 1
 
 
+class FakeAwake:
+    """Counts checkpoints, and remembers whether it was closed after the last."""
+
+    def __init__(self) -> None:
+        self.checkpoints, self.closed = 0, False
+
+    def checkpoint(self) -> None:
+        self.checkpoints, self.closed = self.checkpoints + 1, False
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class Scene:
     def __init__(self, config: VmConfig) -> None:
         self.gate, self.colo, self.protected = FakeGate(), FakeColo(), 0
+        self.awake = FakeAwake()
         self.session = Checkpointing(
-            config, cast(ColoPrimary, self.colo), cast(NetGate, self.gate), self._protected
+            config,
+            cast(ColoPrimary, self.colo),
+            cast(NetGate, self.gate),
+            cast(Awake, self.awake),
+            self._protected,
         )
         self.passed: list[COLOMessage] = []
         self.session.pass_on = lambda message: self.passed.append(message.kind)
@@ -113,7 +132,9 @@ def test_packets_are_released_when_the_secondary_has_the_checkpoint_and_not_befo
         await asyncio.sleep(0)
         assert s.gate.told == ["hold", "flush"]
         s.gate.holds()
+        assert s.awake.checkpoints == 0
         await until(lambda: COLOMessage.CHECKPOINT_REPLY in s.passed)
+        assert s.awake.checkpoints == 1
         assert s.gate.told == ["hold", "flush"]
         s.hear(COLOMessage.VMSTATE_RECEIVED)
         assert s.gate.told == ["hold", "flush", "release"]
@@ -203,6 +224,7 @@ def test_nothing_begins_after_the_end() -> None:
     async def scene(s: Scene) -> None:
         s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
         s.session.end()
+        assert s.awake.closed
         s.gate.holds()
         await asyncio.sleep(0.03)
         assert s.passed == [COLOMessage.CHECKPOINT_READY]

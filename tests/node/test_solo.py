@@ -16,6 +16,7 @@ from colo.guest.monitor import Monitor
 from colo.guest.outgoing import ColoPrimary
 from colo.network.gate import Gate, GateState
 from colo.node import solo
+from colo.node.awake import Awake
 from colo.node.checkpointing import Checkpointing
 from colo.node.control import Answer
 from colo.node.netgate import NetGate
@@ -119,7 +120,9 @@ class Scene:
         self.said: list[str] = []
         self.hung_up = 0
         gate, colo = cast(NetGate, self.gate), cast(ColoPrimary, self.colo)
-        self.session = Checkpointing(VmConfig(name="web1"), colo, gate, lambda: None)
+        config = VmConfig(name="web1")
+        awake = Awake(config, self.said.append)
+        self.session = Checkpointing(config, colo, gate, awake, lambda: None)
         self.solo = Solo(
             cast(Arbiter, self.arbiter),
             self.arbiter.grant,

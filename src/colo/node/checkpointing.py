@@ -24,6 +24,7 @@ from colo.config import VmConfig
 from colo.errors import GuestError
 from colo.guest.outgoing import ColoPrimary
 from colo.network.pace import due_at
+from colo.node.awake import Awake
 from colo.node.figures import summarise, summary
 from colo.node.netgate import NetGate
 from colo.protocol.machine import VMState
@@ -50,11 +51,13 @@ class Checkpointing:
         config: VmConfig,
         colo: ColoPrimary,
         gate: NetGate,
+        awake: Awake,
         on_protected: Callable[[], None],
     ) -> None:
         self._config = config
         self._colo = colo
         self._gate = gate
+        self._awake = awake
         self._on_protected = on_protected
         self._timer: asyncio.TimerHandle | None = None
         self._nudging: asyncio.Task[None] | None = None
@@ -80,6 +83,7 @@ class Checkpointing:
     def end(self) -> None:
         """The session is over: begin no checkpoint any more."""
         self._replied = False
+        self._awake.close()
         self._cancel()
 
     def received(self, message: Message) -> bool:
@@ -113,6 +117,7 @@ class Checkpointing:
         self.machine.handle(PrimaryEvent.CHECKPOINT_DUE)
         self.machine.receive(reply)
         self.pass_on(reply)
+        self._awake.checkpoint()
         for event in (PrimaryEvent.SUSPENDED, PrimaryEvent.RAM_SAVED):
             self.machine.handle(event)
         self.machine.handle(PrimaryEvent.DEVICES_SAVED, 0)

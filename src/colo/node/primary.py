@@ -24,6 +24,7 @@ from colo.guest.monitor import Monitor
 from colo.guest.outgoing import ColoPrimary
 from colo.guest.preflight import obstacles
 from colo.node.address import Address
+from colo.node.awake import Awake
 from colo.node.checkpointing import Checkpointing
 from colo.node.control import Answer, serve_orders
 from colo.node.instance import instance
@@ -96,7 +97,8 @@ class PrimaryNode:
         self._colo = ColoPrimary(qemu, allow_broken)
         limit = int(config.hold_limit_mib * (1 << 20))
         self._gate = NetGate(qemu, folder.path, limit)
-        self._session = Checkpointing(config, self._colo, self._gate, self._protected)
+        self._awake = Awake(config, self._say)
+        self._session = Checkpointing(config, self._colo, self._gate, self._awake, self._protected)
         self._gone = asyncio.Event()  # the VM has ended
         self._solo = Solo(
             arbiter,
@@ -486,5 +488,6 @@ class PrimaryNode:
             "bytes_total": self._relay.bytes_sent if self._relay else None,
             "phases_ms": self._session.figures(),
             "network": self._gate.figures(),
+            "awake": self._awake.held,
             "qemu": {"pid": self._qemu.pid},
         }

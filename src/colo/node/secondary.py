@@ -23,6 +23,7 @@ from colo.failover.link import Hello, Word, WordKind
 from colo.guest.qemu import LaunchPlan
 from colo.migration.ram import RamBlock
 from colo.node.address import Address
+from colo.node.awake import Awake
 from colo.node.control import Answer, serve_orders
 from colo.node.figures import Figures
 from colo.node.forwarding import Destination, Forwarding
@@ -74,6 +75,7 @@ class SecondaryNode:
         self._on_loss = on_loss
         self._tell = say
         self._figures = Figures()
+        self._awake = Awake(config, self._say)
         self._refusals = Refusals()
         store_folder = folder.store(config.store_folder, config.name)
         folder.clean(store_folder)
@@ -109,11 +111,11 @@ class SecondaryNode:
         """
         tasks: list[asyncio.Task[None]] = []
         with contextlib.ExitStack() as stack:
+            stack.callback(self._awake.close)
             try:
                 server = stack.enter_context(self._listen.listen())
                 await self._waiting.start()
-                control = await serve_orders(self._folder.control, self._obey)
-                stack.callback(control.close)
+                stack.callback((await serve_orders(self._folder.control, self._obey)).close)
                 assert self._waiting.qemu is not None
                 self._say(
                     f"waiting for a primary on {self._listen} "
@@ -254,6 +256,7 @@ class SecondaryNode:
         """The store holds a new checkpoint."""
         assert self._store.checkpoint is not None
         self._number, self._committed_at = self._store.checkpoint.number, time.time()
+        self._awake.checkpoint()
         if self._forwarding is not None:
             self._forwarding.fresh.set()
         if self._number == 0:
@@ -492,5 +495,6 @@ class SecondaryNode:
             "store": str(self._store.folder),
             "forward": self._forwarding.status() if self._forwarding is not None else None,
             "qemu": self._waiting.status(),
+            "awake": self._awake.held,
             **self._facts,
         }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from colo.demo.lab import Link, Place
 from tests.e2e.harness import wait
-from tests.e2e.net.stage import WAIT_S, Stage, Vm, alive, at, execute, left_in_qemu
+from tests.e2e.net.stage import WAIT_S, Colo, Stage, Vm, alive, at, execute, left_in_qemu
 
 pytestmark = pytest.mark.e2e
 
@@ -49,6 +50,30 @@ def test_protection_ends_by_order_and_begins_again(stage: Stage, vm: Vm) -> None
     secondary.wait_state("RUNNING")
     client.wait_heard()
     client.check()
+
+
+def has_awake(colo: Colo, wanted: bool) -> bool:
+    """Whether this colo keeps its host's processors awake, or does not."""
+    return bool(colo.status()["awake"]) is wanted
+
+
+AWAKE = Vm(options="[checkpoints]\ncpu_latency_us = 0\n")
+
+
+@pytest.mark.parametrize("vm", [AWAKE], ids=["awake"])
+def test_processors_are_kept_awake_while_a_client_is_answered(stage: Stage, vm: Vm) -> None:
+    primary, secondary = stage.protected()
+    client = stage.client("echo")
+    client.wait_heard()
+    for colo in (primary, secondary):
+        if Path("/dev/cpu_dma_latency").exists():
+            wait(partial(has_awake, colo, True), f"{colo.name} to keep processors awake", WAIT_S)
+            assert not colo.said("processors")
+        else:
+            colo.wait_said("processors are not kept awake: /dev/cpu_dma_latency: No such file")
+    client.check()
+    for colo in (primary, secondary):
+        wait(partial(has_awake, colo, False), f"{colo.name} to let processors sleep", WAIT_S)
 
 
 @pytest.mark.parametrize("vm", [BARE], ids=["bare"])
