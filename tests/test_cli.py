@@ -57,3 +57,15 @@ def test_what_nobody_reads_any_more_is_in_the_log(
     with caplog.at_level("INFO", "colo"):
         cli._say("web1: PROTECTED")
     assert caplog.messages == ["web1: PROTECTED"]
+
+
+def test_what_others_say_does_nothing_to_the_terminal_nor_to_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    result = CliRunner().invoke(main, ["status", "--state-dir", str(tmp_path / "a\x1b[2Jb")])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"colo: {tmp_path}/a\\x1b[2Jb is no state folder")
+    with caplog.at_level("INFO", "colo"):
+        cli._say("host b refuses: \x1b[2J\nweb1: RUNNING")
+    assert capsys.readouterr().err == "host b refuses: \\x1b[2J\\nweb1: RUNNING\n"
+    assert caplog.messages == ["host b refuses: \\x1b[2J\\nweb1: RUNNING"]

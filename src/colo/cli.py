@@ -18,6 +18,7 @@ import click
 
 from colo import __version__
 from colo.errors import ColoError, UsageError
+from colo.terminal import printable
 
 if TYPE_CHECKING:
     from colo.config import VmConfig
@@ -48,10 +49,10 @@ def _reporting(command: Callable[P, int]) -> Callable[P, None]:
         try:
             code = command(*args, **kwargs)
         except UsageError as error:
-            click.echo(f"colo: {error}", err=True)
+            click.echo(f"colo: {printable(str(error))}", err=True)
             code = _WRONG_USAGE
         except ColoError as error:
-            click.echo(f"colo: {error}", err=True)
+            click.echo(f"colo: {printable(str(error))}", err=True)
             code = _FAILED
         sys.exit(code)
 
@@ -276,7 +277,7 @@ def failover(state_dir: Path, force: bool) -> int:
     from colo.node.control import give_order
 
     answer = give_order(state_dir, "failover", force)
-    click.echo(answer.text, err=not answer.ok)
+    click.echo(printable(answer.text), err=not answer.ok)
     return 0 if answer.ok else _FAILED
 
 
@@ -377,6 +378,7 @@ def _on_signal(stop: Callable[[], object]) -> None:
 
 def _say(line: str) -> None:
     """Tell the user, and the log, which remains where nobody reads the other any more."""
+    line = printable(line)
     with contextlib.suppress(OSError):
         click.echo(line, err=True)
     logging.getLogger("colo").info("%s", line)

@@ -92,3 +92,18 @@ def test_alive_is_who_holds_the_lock_and_not_who_has_the_process_id(tmp_path: Pa
 def test_a_folder_without_a_status_is_none_of_ours(tmp_path: Path) -> None:
     with pytest.raises(ColoError, match="is no state folder of colo"):
         read_status(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("told", "seen"),
+    [
+        ('[failover] arbiter = "none" would do', '[failover] arbiter = "none" would do'),
+        ("tcp:[fd00::2]:9000 refuses: [/]", "tcp:[fd00::2]:9000 refuses: [/]"),
+        ("it is \x1b]0;mine\x07", r"it is \x1b]0;mine\x07"),
+    ],
+)
+def test_what_others_say_stands_as_it_is(told: str, seen: str) -> None:
+    text = shown(error=told, secondary=told, meaning=told, forward={**FORWARD, "error": told})
+    assert f"  last error   {seen}\n" in text
+    assert f"  secondary    {seen}\n" in text
+    assert text.count(seen) == 4

@@ -9,7 +9,6 @@ from typing import Final
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 
 from colo.errors import UsageError
 from colo.inspection.difference import DeviceDifference, Difference, FieldDifference
@@ -17,6 +16,7 @@ from colo.inspection.pages import Statistics
 from colo.inspection.source import Inspected
 from colo.migration.fields import DeviceState, Value
 from colo.migration.format import PAGE_SIZE
+from colo.terminal import plain
 
 __all__ = ["Wanted", "matching", "render_difference", "render_source"]
 
@@ -46,14 +46,14 @@ def matching(patterns: Iterable[str], *sources: Inspected) -> Wanted:
 def render_source(source: Inspected, wanted: Wanted | None, console: Console | None = None) -> None:
     """Print a summary; with ``wanted``, the fields of those devices instead."""
     console = console or _console()
-    console.print(f"[bold]{_shown(source.name)}[/bold]  {_shown(_machine(source))}")
+    console.print(f"[bold]{plain(source.name)}[/bold]  {plain(_machine(source))}")
     if wanted is None:
         _summary(source, console)
         return
     for device in source.devices:
         if wanted(device.name):
             title = f"{device.name} {device.instance}, version {device.version}"
-            console.print(f"\n[bold]{_shown(title)}[/bold]")
+            console.print(f"\n[bold]{plain(title)}[/bold]")
             rows = [(path, _text(value)) for path, value in _lines(device.fields)]
             _print_pairs(console, rows)
 
@@ -64,18 +64,18 @@ def render_difference(
     """Print what differs, some fields of each device; with ``wanted``, all of those devices'."""
     console = console or _console()
     for title, source in (("old", difference.old), ("new", difference.new)):
-        console.print(f"{title}  [bold]{_shown(source.name)}[/bold]  {_shown(_machine(source))}")
+        console.print(f"{title}  [bold]{plain(source.name)}[/bold]  {plain(_machine(source))}")
     if wanted is None:
         _blocks_that_differ(difference, console)
     devices = [device for device in difference.devices if device.is_different]
     shown = [device for device in devices if wanted is None or wanted(device.name)]
     for device in shown:
-        console.print(f"\n[bold]{_shown(_device_title(device))}[/bold]")
+        console.print(f"\n[bold]{plain(_device_title(device))}[/bold]")
         fields = device.fields[: _FIELDS_SHOWN if wanted is None else None]
         _print_pairs(console, [(field.path, _change(field)) for field in fields])
         if len(fields) < len(device.fields):
             more = len(device.fields) - len(fields)
-            console.print(f"  [dim]… {more} more: --device {_shown(device.name)}[/dim]")
+            console.print(f"  [dim]… {more} more: --device {plain(device.name)}[/dim]")
     if not shown:
         console.print("\nno difference in the devices")
 
@@ -240,11 +240,6 @@ def _size(size: int) -> str:
     return f"{size >> 20:,} MiB" if size >= 1 << 20 else f"{size >> 10:,} KiB"
 
 
-def _shown(text: str) -> str:
-    """Text that stands for itself on a terminal, whoever wrote it."""
-    return escape(text if text.isprintable() else ascii(text))
-
-
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
@@ -252,7 +247,7 @@ def _console() -> Console:
 def _print_pairs(console: Console, rows: list[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
-        console.print(f"  {_shown(f'{name:<{width}}  {text}')}")
+        console.print(f"  {plain(f'{name:<{width}}  {text}')}")
 
 
 def _print_table(
@@ -268,5 +263,5 @@ def _print_table(
             cell.ljust(width) if number in texts else cell.rjust(width)
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        line = _shown("  " + "  ".join(cells).rstrip())
+        line = plain("  " + "  ".join(cells).rstrip())
         console.print(f"[dim]{line}[/dim]" if row is header else line)

@@ -16,6 +16,7 @@ from rich.console import Console
 from colo.errors import ColoError
 from colo.node.figures import PHASES
 from colo.store.image import mib
+from colo.terminal import plain
 
 __all__ = ["is_alive", "read_status", "render"]
 
@@ -82,14 +83,14 @@ def render(content: dict[str, Any], console: Console | None = None) -> None:
     console = console or Console(highlight=False, soft_wrap=True)
     colour = _COLOURS.get(content["state"], "bold")
     console.print(
-        f"[bold]{content['vm']}[/bold]  {content['role']}  [{colour}]{content['state']}[/]: "
-        f"{content['meaning']}"
+        f"[bold]{plain(content['vm'])}[/bold]  {content['role']}  "
+        f"[{colour}]{plain(content['state'])}[/]: {plain(content['meaning'])}"
     )
     if not is_alive(content):
         ago = _ago(content["written_at"])
         console.print(f"  [red]colo does not run[/red]: this is what it wrote {ago} ago")
     for name, text in _facts(content):
-        console.print(f"  {name:<12} {text}")
+        console.print(f"  {name:<12} {plain(str(text))}")
     if content["checkpoint"]:
         for line in _checkpoints(content):
             console.print(line)
