@@ -54,7 +54,7 @@ class Checkpointing:
         awake: Awake,
         on_protected: Callable[[], None],
     ) -> None:
-        self._config = config
+        self._vm_name, self._pace = config.name, config.pace
         self._colo = colo
         self._gate = gate
         self._awake = awake
@@ -77,7 +77,7 @@ class Checkpointing:
 
     def begin(self) -> None:
         """A new session: nothing is protected yet."""
-        self.machine = Primary(self._config.name)
+        self.machine = Primary(self._vm_name)
         self._sent = -1
 
     def end(self) -> None:
@@ -139,7 +139,7 @@ class Checkpointing:
             return
         self._cancel()
         due = due_at(
-            self._config.pace,
+            self._pace,
             self._gate.held_since,
             self._gate.held_bytes,
             self._resumed_at,
