@@ -235,7 +235,6 @@ def test_nothing_begins_after_the_end() -> None:
 def test_a_checkpoint_that_does_not_end_is_overdue() -> None:
     async def scene(s: Scene) -> None:
         s.hear(COLOMessage.CHECKPOINT_READY)
-        assert not s.session.overdue(0.0)
         s.hear(COLOMessage.CHECKPOINT_REPLY)
         s.gate.holds()
         await until(lambda: s.vm == "stop")
@@ -246,12 +245,26 @@ def test_a_checkpoint_that_does_not_end_is_overdue() -> None:
     play(scene)
 
 
-def test_a_held_packet_that_nobody_covers_is_overdue() -> None:
+@pytest.mark.parametrize("held", [False, True], ids=["silent", "heard"])
+def test_a_checkpoint_that_is_not_asked_for_is_overdue(held: bool) -> None:
+    """A QEMU that hangs just then asks for none, and may have sent nothing since."""
+
     async def scene(s: Scene) -> None:
         s.hear(COLOMessage.CHECKPOINT_READY)
-        s.gate.holds()
+        if held:
+            s.gate.holds()
         await asyncio.sleep(0.002)
         assert s.session.overdue(0.001)
+        assert not s.session.overdue(60)
+
+    play(scene)
+
+
+def test_an_idle_vm_that_could_be_checkpointed_at_any_moment_is_not_overdue() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        await asyncio.sleep(0.002)
+        assert not s.session.overdue(0.001)
 
     play(scene)
 

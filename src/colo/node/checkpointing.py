@@ -156,12 +156,11 @@ class Checkpointing:
             self._timer = None
 
     def overdue(self, limit_s: float) -> bool:
-        """Whether a checkpoint has been waited for longer than ``limit_s``."""
+        """Whether a checkpoint, or QEMU's request for it, has not come for ``limit_s``."""
         limit = time.monotonic() - limit_s
-        if self.machine.state is not PrimaryState.RUNNING:
-            return self.machine.vm is VMState.STOP and self._stopped_at < limit
-        held_since = self._gate.held_since
-        return held_since is not None and max(held_since, self._resumed_at) < limit
+        if self.machine.state is PrimaryState.RUNNING:
+            return not self._replied and self._resumed_at < limit
+        return self.machine.vm is VMState.STOP and self._stopped_at < limit
 
     def stalled(self, sent: int, limit_s: float) -> bool:
         """Whether the first copy, of which ``sent`` bytes are gone, stands still for ``limit_s``.
