@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from colo.errors import LocalError, UsageError
-from colo.failover import arbiter
 from colo.failover.arbiter import (
     FileArbiter,
     Grant,
@@ -19,7 +16,6 @@ from colo.failover.arbiter import (
     NoArbiter,
     claim,
     make_arbiter,
-    reach,
 )
 
 
@@ -174,32 +170,6 @@ def test_a_grant_whose_answer_never_came_is_got_by_asking_again(file: Path) -> N
     assert arbiter.take(0, "a") == Grant(1, "a")
     assert arbiter.take(0, "a") == Grant(1, "a")
     assert arbiter.take(0, "b") is None
-
-
-def test_what_an_arbiter_answers_is_passed_on() -> None:
-    def fail() -> None:
-        raise LocalError("it is gone")
-
-    async def ask() -> None:
-        assert await reach(max, 1, 2) == 2
-        with pytest.raises(LocalError, match="it is gone"):
-            await reach(fail)
-
-    asyncio.run(ask())
-
-
-def test_an_arbiter_that_hangs_is_one_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    released = threading.Event()
-    monkeypatch.setattr(arbiter, "_ANSWER_S", 0.05)
-
-    async def ask() -> None:
-        try:
-            with pytest.raises(LocalError, match="did not answer"):
-                await reach(released.wait)
-        finally:
-            released.set()
-
-    asyncio.run(ask())
 
 
 class TestClaim:

@@ -195,9 +195,9 @@ class Host:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secondary, "WaitingQemu", Waiting)
     monkeypatch.setattr(secondary, "RAM_BLOCK", "memory")
-    monkeypatch.setattr("colo.failover.arbiter._ANSWER_S", 0.2)
+    monkeypatch.setattr("colo.failover.reach._ANSWER_S", 0.2)
     monkeypatch.setattr("colo.node.takeover._ARBITER_S", 0.01)
-    monkeypatch.setattr("colo.failover.arbiter._calls", [])
+    monkeypatch.setattr("colo.failover.reach._calls", [])
 
 
 @contextlib.asynccontextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -57,11 +59,14 @@ class Guest:
 
 
 class AbsentArbiter(FileArbiter):
-    """Its file is on a mount that hangs until it is ``back``."""
+    """Its mount hangs until it is ``back``; whoever has written waits for its ``disk``."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self.path = path
         self.back = threading.Event()
+        self.disk = threading.Event()
+        self.disk.set()
         self.asked: list[str] = []
 
     def take(self, known: int, holder: str) -> Grant | None:
@@ -69,10 +74,20 @@ class AbsentArbiter(FileArbiter):
         self.back.wait()
         return super().take(known, holder)
 
+    def _write(self, file: int, grant: Grant) -> Grant:
+        super()._write(file, grant)
+        self.disk.wait()
+        return grant
+
+    async def until_written(self, grant: Grant) -> None:
+        async with asyncio.timeout(10):
+            while asdict(grant) != json.loads(self.path.read_text() or "{}"):
+                await asyncio.sleep(0.001)
+
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("colo.failover.arbiter._ANSWER_S", 0.02)
+    monkeypatch.setattr("colo.failover.reach._ANSWER_S", 0.02)
     monkeypatch.setattr(takeover, "_ARBITER_S", 0.001)
 
 
@@ -152,12 +167,12 @@ def test_an_answer_that_came_late_is_got_by_asking_again(tmp_path: Path) -> None
 
     async def run() -> None:
         scene = Scene(tmp_path)
-        scene.takeover.ask(0, scene.answers.append)
-        await scene.until_told()
-        scene.takeover.stop_asking()
         scene.arbiter.back.set()
-        while scene.arbiter.current().number == 0:
-            await asyncio.sleep(0.001)
+        scene.arbiter.disk.clear()
+        scene.takeover.ask(0, scene.answers.append)
+        await scene.arbiter.until_written(Grant(1, "b"))
+        scene.takeover.stop_asking()
+        scene.arbiter.disk.set()
         scene.takeover.ask(0, scene.answers.append)
         while not scene.answers:
             await asyncio.sleep(0.001)

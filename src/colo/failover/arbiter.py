@@ -13,18 +13,17 @@ moved on for whoever asks second.  That one runs the VM; the other stays silent.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import json
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, ParamSpec, Protocol, TypeVar, cast
+from typing import Final, Protocol
 
 from colo.errors import LocalError, UsageError
+from colo.failover.reach import about_to_write
 
 __all__ = [
     "Arbiter",
@@ -34,16 +33,9 @@ __all__ = [
     "NoArbiter",
     "claim",
     "make_arbiter",
-    "reach",
 ]
 
 _FILE_BYTES: Final = 512
-_ANSWER_S: Final = 3.0
-_CALLS_MAX: Final = 4
-_calls: list[threading.Thread] = []
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,11 @@ class Grant:
 
 
 class Arbiter(Protocol):
-    """Hands out the right to run one VM.  All calls raise LocalError where it cannot be reached."""
+    """Hands out the right to run one VM.  All calls raise LocalError where it cannot be reached.
+
+    They may hang: see ``failover.reach``, by which they are called.  Before one changes who has the
+    grant it says ``about_to_write``.
+    """
 
     automatic: bool
 
@@ -180,6 +176,7 @@ class FileArbiter:
         data = json.dumps(asdict(grant)).encode().ljust(_FILE_BYTES - 1) + b"\n"
         if len(data) > _FILE_BYTES:
             raise LocalError(f"arbiter {self._path}: the holder's name {grant.holder} is too long")
+        about_to_write()
         os.pwrite(file, data, 0)
         os.fsync(file)
         return grant
@@ -225,47 +222,6 @@ class NoArbiter(ManualArbiter):
     def take(self, known: int, holder: str) -> Grant | None:
         """Grant it."""
         return self.order(holder)
-
-
-async def reach(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call an arbiter without waiting for ever: its file may lie on a dead network mount.
-
-    Raises LocalError where there is no answer in 3 seconds.  The call may still be carried out
-    later; asking again is then answered with the grant that it got.
-
-    Each call has a thread of its own, for which nobody waits, not even at the end of the program:
-    one that hangs holds up nothing else.  So few may hang that no more are begun then.
-    """
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: Exception | None) -> None:
-        if answer.done():
-            return
-        if error is not None:
-            answer.set_exception(error)
-        else:
-            answer.set_result(cast(T, result))
-
-    def ask() -> None:
-        result, failure = None, None
-        try:
-            result = call(*args, **kwargs)
-        except Exception as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    _calls[:] = [thread for thread in _calls if thread.is_alive()]
-    if len(_calls) >= _CALLS_MAX:
-        raise LocalError("the arbiter has not answered for some time")
-    _calls.append(threading.Thread(target=ask, name="arbiter", daemon=True))
-    _calls[-1].start()
-    try:
-        async with asyncio.timeout(_ANSWER_S):  # wait_for may lose a cancellation
-            return await answer
-    except TimeoutError:
-        raise LocalError(f"the arbiter did not answer in {_ANSWER_S:.0f} s") from None
 
 
 def claim(arbiter: Arbiter, holder: str, vm: str, stock: bool, force: bool) -> Grant:

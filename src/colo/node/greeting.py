@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from colo.config import VmConfig
 from colo.errors import LocalError, PeerError
-from colo.failover.arbiter import Arbiter, Grant, reach
+from colo.failover.arbiter import Arbiter, Grant
 from colo.failover.link import Hello, Word, WordKind
+from colo.failover.reach import reach
 from colo.node.link import Link
 
 __all__ = ["Greeting"]

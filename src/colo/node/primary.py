@@ -18,8 +18,9 @@ from qemu.qmp import EventListener
 
 from colo.config import VmConfig
 from colo.errors import ChannelLost, GuestError, LocalError, PeerError
-from colo.failover.arbiter import Arbiter, Grant, claim, reach
+from colo.failover.arbiter import Arbiter, Grant, claim
 from colo.failover.link import Hello, Word, WordKind
+from colo.failover.reach import reach
 from colo.guest.monitor import Monitor
 from colo.guest.outgoing import ColoPrimary
 from colo.guest.preflight import obstacles

@@ -15,7 +15,8 @@ from enum import Enum
 from typing import Final
 
 from colo.errors import GuestError, LocalError
-from colo.failover.arbiter import Arbiter, Grant, reach
+from colo.failover.arbiter import Arbiter, Grant
+from colo.failover.reach import reach
 from colo.guest.monitor import Monitor
 from colo.guest.outgoing import ColoPrimary
 from colo.node.checkpointing import Checkpointing

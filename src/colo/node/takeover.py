@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from colo.errors import ColoError, GuestError, LocalError
-from colo.failover.arbiter import Arbiter, Grant, reach
+from colo.failover.arbiter import Arbiter, Grant
+from colo.failover.reach import reach
 from colo.guest.interface import SecondaryGuest
 from colo.node.leaving import to_its_end
 from colo.protocol.states import SecondaryEvent
