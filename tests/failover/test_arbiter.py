@@ -172,6 +172,20 @@ def test_a_grant_whose_answer_never_came_is_got_by_asking_again(file: Path) -> N
     assert arbiter.take(0, "b") is None
 
 
+@pytest.mark.parametrize(
+    ("void", "got"),
+    [(Grant(2, "a"), Grant(3, "b")), (Grant(3, "a"), None), (Grant(2, "c"), None), (None, None)],
+)
+def test_a_grant_whose_holder_is_dead_is_in_nobodys_way_but_only_that_one(
+    file: Path, void: Grant | None, got: Grant | None
+) -> None:
+    arbiter = begun(file)
+    arbiter.take(0, "a")
+    arbiter.take(1, "a")
+    assert arbiter.take(1, "b", void) == got
+    assert arbiter.take(1, "b", void) == got, "and asking again is answered so again"
+
+
 class TestClaim:
     def test_a_free_right_and_our_own_are_claimed(self, file: Path) -> None:
         arbiter = FileArbiter(file)

@@ -88,9 +88,9 @@ class Mount(FileArbiter):
         self.alive = threading.Event()
         self.alive.set()
 
-    def take(self, known: int, holder: str) -> Grant | None:
+    def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
         self.alive.wait()
-        return super().take(known, holder)
+        return super().take(known, holder, void)
 
     def order(self, holder: str) -> Grant:
         self.alive.wait()
@@ -127,6 +127,13 @@ class Primary:
 
         self._running = asyncio.create_task(self._sending.run(due))
         await host.until(lambda: host.node._number == 1)
+
+    async def says_that_it_is_dead(self, host: Host, content: dict[str, Any]) -> None:
+        """Say so while the channel is open, so that it is heard before the end."""
+        assert self.link is not None
+        self.link.say(Word(WordKind.DEAD, content))
+        await host.until(lambda: host.node._heard.word is WordKind.DEAD)
+        self.die()
 
     def die(self) -> None:
         if self._running is not None:
@@ -236,6 +243,51 @@ def test_a_lost_primary_is_taken_over(tmp_path: Path) -> None:
             await host.end()
             assert host.said[-1].startswith("web1: the VM goes on without colo")
             assert not host.waiting.stopped
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("meanwhile", [1, 2])
+def test_a_grant_that_a_dead_primary_got_is_in_nobodys_way(tmp_path: Path, meanwhile: int) -> None:
+    """It was to run alone, or its call came to life late, and its VM died."""
+
+    async def run() -> None:
+        arbiter, primary = granted(tmp_path), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            await primary.protect(host, 1)
+            granted(tmp_path, meanwhile)
+            await primary.says_that_it_is_dead(host, {"grant": 2})
+            await host.until_said("RUNNING HERE, from checkpoint 0")
+            assert arbiter.current().number == meanwhile + 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("content", "stands"),
+    [
+        ({"grant": 2}, Grant(2, "c/1/1")),
+        ({"grant": 2}, Grant(2, "")),
+        ({"grant": 3}, Grant(2, A)),
+        ({"grant": 2}, Grant(3, A)),
+        *(
+            ({"grant": number} if number else {}, Grant(2, A))
+            for number in (None, "2", 2.0, [2], {"2": 2}, True, -1, 1, float("nan"), 10**4000)
+        ),
+    ],
+)
+def test_a_word_about_another_grant_takes_nothing_from_its_holder(
+    tmp_path: Path, content: dict[str, Any], stands: Grant
+) -> None:
+    async def run() -> None:
+        arbiter, primary = granted(tmp_path), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            await primary.protect(host, 1)
+            granted(tmp_path, stands.number, stands.holder)
+            await primary.says_that_it_is_dead(host, content)
+            await host.until_said("the other host has the right to run the VM")
+            assert arbiter.current() == stands
+            await Primary().protect(host, stands.number, stands.holder)
 
     asyncio.run(run())
 

@@ -69,10 +69,10 @@ class AbsentArbiter(FileArbiter):
         self.disk.set()
         self.asked: list[str] = []
 
-    def take(self, known: int, holder: str) -> Grant | None:
+    def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
         self.asked.append(holder)
         self.back.wait()
-        return super().take(known, holder)
+        return super().take(known, holder, void)
 
     def _write(self, file: int, grant: Grant) -> Grant:
         super()._write(file, grant)

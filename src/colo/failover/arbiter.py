@@ -66,10 +66,11 @@ class Arbiter(Protocol):
         is no more.  Its holder may be "", which is not known.
         """
 
-    def take(self, known: int, holder: str) -> Grant | None:
+    def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
         """Take the grant after number ``known``; None where it has moved on without us.
 
-        Raises LocalError where ``known`` cannot have come from this arbiter.
+        To ``void``, it has not: its holder has said that it will run nothing.  Raises LocalError
+        where ``known`` cannot have come from this arbiter.
         """
 
     def order(self, holder: str) -> Grant:
@@ -124,17 +125,17 @@ class FileArbiter:
             "both hosts must see the same file"
         )
 
-    def take(self, known: int, holder: str) -> Grant | None:
-        """Take the grant after number ``known``; None where it has moved on without us."""
+    def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
+        """Take the grant after number ``known``; None where it has moved on, but to ``void``."""
         with self._locked() as file:
             now = self._read(file)
-            if now == Grant(known + 1, holder):
+            if now.number > known and now.holder == holder:
                 return now  # we have it from a call whose answer never came
             if now.number < known:
                 raise self._another_file(known)
-            if now.number > known:
+            if now.number > known and now != void:
                 return None
-            return self._write(file, Grant(known + 1, holder))
+            return self._write(file, Grant(now.number + 1, holder))
 
     def order(self, holder: str) -> Grant:
         """Take the next grant whatever stands."""
@@ -201,7 +202,7 @@ class ManualArbiter:
     def check(self, grant: Grant) -> None:
         """An operator sees to it that only one side is given the order."""
 
-    def take(self, known: int, holder: str) -> Grant | None:
+    def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
         """Nobody is granted anything without an order."""
         return None
 
@@ -219,7 +220,7 @@ class NoArbiter(ManualArbiter):
 
     automatic = True
 
-    def take(self, known: int, holder: str) -> Grant | None:
+    def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
         """Grant it."""
         return self.order(holder)
 

@@ -128,6 +128,7 @@ class PrimaryNode:
         self._was_protected = True
         self._retry = Retry()
         self._relayed = False  # in this session the secondary may have got something
+        self._contested = False  # and it may run that
 
     def stop(self) -> None:
         """Ask to end the protection: the VM goes on, and nothing is left behind in QEMU."""
@@ -183,7 +184,7 @@ class PrimaryNode:
             end = await self._protect()
             if end is _End.DIED:
                 self._standing = Standing.DEAD
-                await self._give_back()
+                await self._leave_it()
                 self._say("QEMU is dead: the other host takes over")
                 return 1
             if end is _End.SHUTDOWN:
@@ -197,7 +198,7 @@ class PrimaryNode:
                 return 0
             if end is _End.HUNG:
                 self._standing = Standing.DEAD
-                await self._give_back()
+                await self._leave_it()
                 self._say(
                     "QEMU does not answer: the other host takes over if it has a checkpoint; the "
                     "copy here is silent: end its QEMU"
@@ -223,6 +224,7 @@ class PrimaryNode:
         self._session.begin()
         self._refused.clear()
         self._was_protected, self._relayed, self._error = False, False, None
+        self._contested = False
         try:
             await self._gate.install(self._netdevs)
             await self._start_colo(channel)
@@ -301,7 +303,7 @@ class PrimaryNode:
             self._lost,
             self._left_by_qemu,
         )
-        self._relayed = True
+        self._relayed = self._contested = True
         self._session.pass_on = self._relay.send
         self._standing = Standing.COPYING
         second: set[asyncio.Future[Any]] = {starting, self._end}
@@ -322,7 +324,7 @@ class PrimaryNode:
         elif end is _End.ORDERED:
             end = self._after(await self._solo.part(), end, WordKind.BYE)
         if end in (_End.DIED, _End.HUNG):
-            self._say_word(WordKind.DEAD)
+            self._say_word(WordKind.DEAD, grant=self._solo.last_number)
         elif end is _End.SHUTDOWN:
             self._say_word(WordKind.SHUTDOWN)
         self._close_link()
@@ -335,6 +337,7 @@ class PrimaryNode:
         """The end of a session after a decision; ``word`` lets the secondary go."""
         if verdict is Verdict.ALONE:
             self._say_word(word)  # only now: a VM that does not run needs its secondary
+            self._contested = False
             return end
         if verdict is Verdict.GONE:
             assert self._fate is not None
@@ -361,6 +364,11 @@ class PrimaryNode:
         """This VM is not run any more, or never was protected: anyone may begin anew."""
         with contextlib.suppress(LocalError):
             await reach(self._arbiter.release, self._solo.grant)
+
+    async def _leave_it(self) -> None:
+        """This VM is dead: the other host has it; anyone may begin anew where it has no copy."""
+        if not self._contested:
+            await self._give_back()
 
     def _hello(self) -> Hello:
         grant = self._solo.grant
@@ -424,9 +432,9 @@ class PrimaryNode:
 
     # -- words, orders, status ------------------------------------------------------------
 
-    def _say_word(self, kind: WordKind) -> None:
+    def _say_word(self, kind: WordKind, **content: int) -> None:
         if self._link is not None:
-            self._link.say(Word(kind))
+            self._link.say(Word(kind, content))
 
     def _close_link(self) -> None:
         if self._link is not None:

@@ -71,16 +71,19 @@ class Takeover:
         """Whether the grant is asked for, and there is no answer yet."""
         return self._asking is not None
 
-    def ask(self, known: int, answered: Callable[[Grant | None], None]) -> None:
+    def ask(
+        self, known: int, answered: Callable[[Grant | None], None], void: Grant | None = None
+    ) -> None:
         """Ask for the grant after ``known``; ``answered`` gets it, or None: another host has it.
 
-        Waits while the arbiter is out of reach: without a grant nothing may run.
+        ``void``: a later one that is in nobody's way.  Waits while the arbiter is out of reach:
+        without a grant nothing may run.
         """
         self._decided_at = time.monotonic()
         if self._asked is None or self._asked[0] != known:
             # The name stays: an answer that comes late is got by asking again under the same one.
             self._asked = known, self._holder()
-        self._asking = asyncio.create_task(self._ask(*self._asked, answered))
+        self._asking = asyncio.create_task(self._ask(*self._asked, void, answered))
 
     def stop_asking(self) -> bool:
         """Ask no more, whatever the answer would be; return whether there was one to come."""
@@ -91,11 +94,17 @@ class Takeover:
         """Take the next grant by an operator's order.  Raises LocalError."""
         return await reach(self._arbiter.order, self._holder())
 
-    async def _ask(self, known: int, holder: str, answered: Callable[[Grant | None], None]) -> None:
+    async def _ask(
+        self,
+        known: int,
+        holder: str,
+        void: Grant | None,
+        answered: Callable[[Grant | None], None],
+    ) -> None:
         told = False
         while True:
             try:
-                grant = await reach(self._arbiter.take, known, holder)
+                grant = await reach(self._arbiter.take, known, holder, void)
                 break
             except LocalError as error:
                 if not told:
