@@ -125,8 +125,9 @@ def test_a_number_below_what_was_given_is_not_the_same_file(file: Path) -> None:
 def test_another_hosts_grant_is_the_one_that_stands(file: Path) -> None:
     arbiter = begun(file)
     arbiter.take(0, "a")
-    arbiter.check(Grant(1, ""))
-    arbiter.check(Grant(1, "a"))
+    assert arbiter.check(Grant(1, "")) == Grant(1, "a")
+    assert arbiter.check(Grant(1, "a")) == Grant(1, "a")
+    assert arbiter.check(Grant(0, "a")) == Grant(1, "a"), "of which it has not heard"
     with pytest.raises(LocalError, match="does not show grant 2"):
         arbiter.check(Grant(2, "a"))
     with pytest.raises(

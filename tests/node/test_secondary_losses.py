@@ -446,6 +446,23 @@ def test_hosts_with_different_grant_files_protect_nothing(
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("known_as", [A, ""])
+def test_a_grant_of_which_its_primary_has_not_heard_is_taken_over_from(
+    tmp_path: Path, known_as: str
+) -> None:
+    """An order that hung, and was granted: the primary went on without, as it was told to."""
+
+    async def run() -> None:
+        arbiter, primary = granted(tmp_path, 2 if known_as else 1), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            await primary.protect(host, 1, known_as)
+            primary.die()
+            await host.until_said("RUNNING HERE")
+            assert arbiter.current().number == (3 if known_as else 2)
+
+    asyncio.run(run())
+
+
 def test_the_only_copy_is_not_forgotten_for_a_primary_with_another_grant_file(
     tmp_path: Path,
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from colo.errors import ColoError, GuestError, LocalError, StoreError
+from colo.errors import ColoError, GuestError, LocalError, NoAnswer, StoreError
 from colo.failover.arbiter import FileArbiter, Grant
 from colo.node import takeover
 from colo.node.takeover import Takeover
@@ -181,6 +181,24 @@ def test_an_answer_that_came_late_is_got_by_asking_again(tmp_path: Path) -> None
     asyncio.run(run())
 
 
+def test_an_order_that_was_not_heard_to_succeed_is_no_other_hosts_grant(tmp_path: Path) -> None:
+    """It hung, and the asking that goes on must not be told that the VM runs elsewhere."""
+
+    async def run() -> None:
+        scene = Scene(tmp_path)
+        scene.arbiter.back.set()
+        scene.arbiter.disk.clear()
+        with pytest.raises(NoAnswer):
+            await scene.takeover.order(0)
+        scene.arbiter.disk.set()
+        scene.takeover.ask(0, scene.answers.append)
+        while not scene.answers:
+            await asyncio.sleep(0.001)
+        assert scene.answers == [Grant(1, "b")]
+
+    asyncio.run(run())
+
+
 def test_a_start_ends_the_asking_and_is_waited_for_whatever_comes(tmp_path: Path) -> None:
     async def run() -> None:
         scene, session = Scene(tmp_path), Session()
@@ -239,7 +257,7 @@ def test_the_arbiter_that_does_not_answer_holds_up_nothing_else(tmp_path: Path) 
         async with asyncio.timeout(5):
             await asyncio.gather(*(loop.run_in_executor(None, int) for _ in range(50)))
         with pytest.raises(LocalError):
-            await scene.takeover.order()
+            await scene.takeover.order(0)
         scene.takeover.stop_asking()
         scene.arbiter.back.set()
 

@@ -61,9 +61,11 @@ class Arbiter(Protocol):
     def current(self) -> Grant:
         """Return the grant as it stands."""
 
-    def check(self, grant: Grant) -> None:
-        """Raise LocalError where another host's ``grant`` cannot have come from this arbiter, or
-        is no more.  Its holder may be "", which is not known.
+    def check(self, grant: Grant) -> Grant:
+        """Return another host's ``grant`` as it stands: a later one where it got that unheard.
+
+        Its holder may be "", which is not known.  Raises LocalError where the grant cannot have
+        come from this arbiter, or is no more.
         """
 
     def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
@@ -103,8 +105,8 @@ class FileArbiter:
         with self._locked() as file:
             return self._read(file)
 
-    def check(self, grant: Grant) -> None:
-        """Raise LocalError unless the file shows another host's ``grant``."""
+    def check(self, grant: Grant) -> Grant:
+        """Return the grant in the file.  Raises LocalError unless it is that other host's."""
         try:
             now = self.current()
         except LocalError as error:
@@ -113,11 +115,12 @@ class FileArbiter:
             raise
         if now.number < grant.number:
             raise self._another_file(grant.number)
-        if now.number > grant.number or grant.holder not in ("", now.holder):
-            raise LocalError(
-                f"grant {grant.number} of the primary does not stand: by {self._path} here "
-                f"{now.holder or 'nobody'} has grant {now.number}"
-            )
+        if now.holder == grant.holder or (not grant.holder and now.number == grant.number):
+            return now
+        raise LocalError(
+            f"grant {grant.number} of the primary does not stand: by {self._path} here "
+            f"{now.holder or 'nobody'} has grant {now.number}"
+        )
 
     def _another_file(self, number: int) -> LocalError:
         return LocalError(
@@ -199,8 +202,9 @@ class ManualArbiter:
         """Return the grant as this side knows it."""
         return self._grant
 
-    def check(self, grant: Grant) -> None:
-        """An operator sees to it that only one side is given the order."""
+    def check(self, grant: Grant) -> Grant:
+        """Return it: an operator sees to it that only one side is given the order."""
+        return grant
 
     def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
         """Nobody is granted anything without an order."""

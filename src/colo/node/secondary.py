@@ -432,7 +432,7 @@ class SecondaryNode:
                 )
             asked = self._takeover.stop_asking()
             try:
-                grant = await self._takeover.order()
+                grant = await self._takeover.order(self._heard.known)
             except LocalError as error:
                 if not force:
                     if asked and session is self._session:

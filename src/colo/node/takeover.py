@@ -80,19 +80,22 @@ class Takeover:
         without a grant nothing may run.
         """
         self._decided_at = time.monotonic()
-        if self._asked is None or self._asked[0] != known:
-            # The name stays: an answer that comes late is got by asking again under the same one.
-            self._asked = known, self._holder()
-        self._asking = asyncio.create_task(self._ask(*self._asked, void, answered))
+        self._asking = asyncio.create_task(self._ask(known, self._name(known), void, answered))
 
     def stop_asking(self) -> bool:
         """Ask no more, whatever the answer would be; return whether there was one to come."""
         asking, self._asking = self._asking, None
         return asking is not None and asking.cancel()
 
-    async def order(self) -> Grant:
-        """Take the next grant by an operator's order.  Raises LocalError."""
-        return await reach(self._arbiter.order, self._holder())
+    async def order(self, known: int) -> Grant:
+        """Take the next grant by an operator's order, after ``known`` too.  Raises LocalError."""
+        return await reach(self._arbiter.order, self._name(known))
+
+    def _name(self, known: int) -> str:
+        """Our name, which stays: an answer that is not heard is got by asking again under it."""
+        if self._asked is None or self._asked[0] != known:
+            self._asked = known, self._holder()
+        return self._asked[1]
 
     async def _ask(
         self,
