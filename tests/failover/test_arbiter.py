@@ -15,6 +15,7 @@ from colo.failover.arbiter import (
     ManualArbiter,
     NoArbiter,
     claim,
+    give_back,
     make_arbiter,
 )
 
@@ -185,6 +186,15 @@ def test_a_grant_whose_holder_is_dead_is_in_nobodys_way_but_only_that_one(
     arbiter.take(1, "a")
     assert arbiter.take(1, "b", void) == got
     assert arbiter.take(1, "b", void) == got, "and asking again is answered so again"
+
+
+def test_what_one_has_is_given_back_and_what_another_has_is_not(file: Path) -> None:
+    arbiter = begun(file)
+    arbiter.take(0, "a")
+    give_back(arbiter, "b")
+    assert arbiter.current() == Grant(1, "a")
+    give_back(arbiter, "a")
+    assert arbiter.current() == Grant(1, "")
 
 
 class TestClaim:

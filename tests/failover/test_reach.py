@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import fcntl
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from colo import node
 from colo.errors import LocalError, NoAnswer
 from colo.failover import reach as module
 from colo.failover.arbiter import FileArbiter, Grant, claim
@@ -129,3 +131,19 @@ def test_whoever_gives_up_while_it_is_written_is_told(file: Path) -> None:
         assert await reach(slow.take, 1, "a") == Grant(2, "a"), "asking again gets it"
 
     asyncio.run(ask())
+
+
+def test_no_node_calls_an_arbiter_by_itself() -> None:
+    """It would stand still, with all that it serves, for as long as the arbiter's mount is dead."""
+    modules = sorted(Path(node.__path__[0]).glob("*.py"))
+    calls = [
+        f"{module.name}:{call.lineno}"
+        for module in modules
+        for call in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and (
+            ast.unparse(call.func) in ("claim", "give_back")
+            or "_arbiter." in ast.unparse(call.func).replace("_arbiter.automatic", "")
+        )
+    ]
+    assert len(modules) > 10 and calls == []

@@ -18,6 +18,7 @@ import pytest
 from colo.config import VmConfig
 from colo.errors import ChannelLost, StoreError
 from colo.failover.arbiter import Arbiter, FileArbiter, Grant, ManualArbiter
+from colo.failover.decision import LinkState
 from colo.failover.link import Hello, Word, WordKind
 from colo.guest.memory import MemoryGuest
 from colo.guest.qemu import LaunchPlan
@@ -88,6 +89,10 @@ class Mount(FileArbiter):
         self.alive = threading.Event()
         self.alive.set()
 
+    def begin(self) -> Grant:
+        self.alive.wait()
+        return super().begin()
+
     def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
         self.alive.wait()
         return super().take(known, holder, void)
@@ -107,10 +112,14 @@ class Primary:
         self._running: asyncio.Task[None] | None = None
 
     async def protect(self, host: Host, grant: int, holder: str = A) -> None:
-        host.primaries.append(self)
         ours = Hello.ours(host.config, grant, holder)
         sock, _ = await call(host.address, ours, 3)
         self.link = Link(sock, 0.02, 5, dict, lambda word: None, lambda error: None)
+        await self.protect_as_stock(host)
+
+    async def protect_as_stock(self, host: Host) -> None:
+        """Without a control link."""
+        host.primaries.append(self)
         self.guest.running.set()
         self._sending = Sending(host.config.name, self.guest, await host.address.connect())
         await self._sending.migrate()
@@ -629,5 +638,64 @@ def test_a_checkpoint_that_was_never_copied_is_not_the_next_primarys(
             await host.until(lambda: host.node._store.is_applied)
             second.die()
             await host.until_said("RUNNING HERE, from checkpoint 1")
+
+    asyncio.run(run())
+
+
+def test_a_dead_mount_holds_up_nothing_but_a_stock_primary(tmp_path: Path) -> None:
+    async def run() -> None:
+        arbiter, loop = granted(tmp_path), asyncio.get_running_loop()
+        async with hosted(tmp_path, arbiter) as host:
+            arbiter.alive.clear()
+            with await host.address.connect() as sock:
+                await loop.sock_sendall(sock, b"QEVM")
+                assert not (await host.order()).ok, "it answers meanwhile"
+                await host.until_said("was refused: the arbiter did not answer in")
+                with contextlib.suppress(ConnectionResetError):
+                    assert await loop.sock_recv(sock, 1) == b""
+            arbiter.alive.set()
+            primary = Primary()
+            await primary.protect_as_stock(host)
+            assert host.node._heard.known == 1
+            primary.die()
+            await host.until_said("RUNNING HERE")
+            assert arbiter.current().number == 2
+
+    asyncio.run(run())
+
+
+def test_who_is_first_to_be_taken_in_is_the_primary(tmp_path: Path) -> None:
+    """Others came before, and the arbiter had not said yet what they need to know."""
+
+    async def run() -> None:
+        arbiter, loop, primary = granted(tmp_path), asyncio.get_running_loop(), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            arbiter.alive.clear()
+            with await host.address.connect() as one, await host.address.connect() as two:
+                for sock in (one, two):
+                    await loop.sock_sendall(sock, b"QEVM")
+                await asyncio.sleep(0.02)
+                await primary.protect(host, 1)
+                arbiter.alive.set()
+                await host.until_said("a control link has come or gone meanwhile")
+                for sock in (one, two):
+                    with contextlib.suppress(ConnectionResetError):
+                        assert await loop.sock_recv(sock, 1) == b""
+            assert host.state == "READY" and host.node._heard.link is LinkState.UP
+
+    asyncio.run(run())
+
+
+def test_a_connection_that_waits_for_the_arbiter_ends_with_colo(tmp_path: Path) -> None:
+    async def run() -> None:
+        arbiter, loop = granted(tmp_path), asyncio.get_running_loop()
+        async with hosted(tmp_path, arbiter) as host:
+            arbiter.alive.clear()
+            with await host.address.connect() as sock:
+                await loop.sock_sendall(sock, b"QEVM")
+                await asyncio.sleep(0.02)
+                await host.end()
+                with contextlib.suppress(ConnectionResetError):
+                    assert await loop.sock_recv(sock, 1) == b""
 
     asyncio.run(run())

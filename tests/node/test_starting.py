@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +16,7 @@ import pytest
 
 from colo.config import RAM_BLOCK, VmConfig
 from colo.errors import ColoError, GuestError, LocalError, PeerError, UsageError
+from colo.failover import reach
 from colo.failover.arbiter import FileArbiter, Grant, make_arbiter
 from colo.failover.link import Hello, Word, WordKind
 from colo.guest.qemu import Qemu
@@ -254,3 +257,38 @@ def test_an_arbiter_out_of_reach_ends_it(folder: Path) -> None:
     with pytest.raises(LocalError, match="No such file"):
         scene.run()
     assert scene.ends == ["kill"]
+
+
+def test_an_arbiter_that_hangs_ends_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is started, and nothing is granted once the mount is back."""
+    monkeypatch.setattr(reach, "_ANSWER_S", 0.05)
+    monkeypatch.setattr(reach, "_calls", [])
+    scene = Scene(folder, HELLO)
+    scene.file.begin()
+    with (folder / "grant").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(LocalError, match=r"did not answer in .* dead network mount hangs"):
+            scene.run()
+    assert scene.ends == ["kill"]
+    for thread in reach._calls:
+        thread.join(5)
+    assert holder(scene) == Grant(0, "")
+
+
+def test_a_grant_that_was_claimed_unheard_is_given_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach, "_ANSWER_S", 0.1)
+    fsync = os.fsync
+
+    def slow(file: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        time.sleep(0.15)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    scene = Scene(folder, HELLO)
+    with pytest.raises(LocalError, match="did not answer"):
+        scene.run()
+    assert scene.ends == ["kill"]
+    assert holder(scene) == Grant(1, "")

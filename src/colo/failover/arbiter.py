@@ -32,6 +32,7 @@ __all__ = [
     "ManualArbiter",
     "NoArbiter",
     "claim",
+    "give_back",
     "make_arbiter",
 ]
 
@@ -255,6 +256,13 @@ def claim(arbiter: Arbiter, holder: str, vm: str, stock: bool, force: bool) -> G
     if taken is None:
         raise UsageError(f"another host took the right to run {vm} just now")
     return taken
+
+
+def give_back(arbiter: Arbiter, holder: str) -> None:
+    """Give back what ``holder`` has, also where it was granted unheard.  Raises LocalError."""
+    grant = arbiter.current()
+    if grant.holder == holder:
+        arbiter.release(grant)
 
 
 def make_arbiter(text: str) -> Arbiter:

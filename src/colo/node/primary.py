@@ -18,7 +18,7 @@ from qemu.qmp import EventListener
 
 from colo.config import VmConfig
 from colo.errors import ChannelLost, GuestError, LocalError, PeerError
-from colo.failover.arbiter import Arbiter, Grant, claim
+from colo.failover.arbiter import Arbiter, Grant, claim, give_back
 from colo.failover.link import Hello, Word, WordKind
 from colo.failover.reach import reach
 from colo.guest.monitor import Monitor
@@ -137,8 +137,8 @@ class PrimaryNode:
 
     async def run(self) -> int:
         """Protect the VM until it ends, or ``stop``.  Returns the exit code; raises ColoError."""
-        holder = self._solo.grant.holder
-        self._solo.grant = claim(self._arbiter, holder, self._config.name, self._stock, self._claim)
+        who = self._solo.grant.holder, self._config.name
+        self._solo.grant = await reach(claim, self._arbiter, *who, self._stock, self._claim)
         with contextlib.ExitStack() as stack:
             stack.callback(self._write_status)
             try:
@@ -363,7 +363,7 @@ class PrimaryNode:
     async def _give_back(self) -> None:
         """This VM is not run any more, or never was protected: anyone may begin anew."""
         with contextlib.suppress(LocalError):
-            await reach(self._arbiter.release, self._solo.grant)
+            await reach(give_back, self._arbiter, self._solo.grant.holder)
 
     async def _leave_it(self) -> None:
         """This VM is dead: the other host has it; anyone may begin anew where it has no copy."""

@@ -20,6 +20,7 @@ from colo.errors import ColoError, LocalError, PeerError, StoreError
 from colo.failover.arbiter import Arbiter, Grant
 from colo.failover.decision import Decision, Heard, LinkState, decide_secondary
 from colo.failover.link import Hello, Word, WordKind
+from colo.failover.reach import reach
 from colo.guest.qemu import LaunchPlan
 from colo.migration.ram import RamBlock
 from colo.node.address import Address
@@ -154,25 +155,26 @@ class SecondaryNode:
             return "this VM has its primary already"
         return None
 
-    def _begin(self, sock: socket.socket, peer: str) -> None:
-        """A checkpoint channel has connected."""
-        why = self._occupied()
+    async def _begin(self, sock: socket.socket, peer: str) -> None:
+        """A checkpoint channel has connected: take it in, or close it."""
+        why, link, last, known = self._occupied(), self._link, self._last_session, 0
+        if why is None and last is not None and last.applying is not None:
+            await asyncio.wait({last.applying})  # it was forgotten: let it end
+        if why is None and link is None:
+            try:
+                known = (await reach(self._arbiter.begin)).number
+            except LocalError as error:
+                why = str(error)
+        if why is None and self._link is not link:
+            why = "a control link has come or gone meanwhile"
+        why = why or self._occupied()
         if why is not None:
             sock.close()
             self._strange(peer, why)
             return
-        last = self._last_session
-        if last is not None and last.applying is not None:  # it was forgotten: let it end
-            last.applying.add_done_callback(lambda _: self._begin(sock, peer))
-            return
-        if self._link is None:
+        if link is None:
             self._forget_session()
-            try:
-                self._heard.known = self._arbiter.begin().number
-            except LocalError as error:
-                sock.close()
-                self._strange(peer, str(error))
-                return
+            self._heard.known = known
         self._error = None
         self._facts = {"primary": peer}
         self._session = self._last_session = Receiving(
