@@ -135,6 +135,10 @@ def test_another_hosts_grant_is_the_one_that_stands(file: Path) -> None:
         LocalError, match=r"grant 1 of the primary does not stand: .* a has grant 1"
     ):
         arbiter.check(Grant(1, "b"))
+    arbiter.release(Grant(1, "a"))
+    for unknown in (Grant(0, ""), Grant(1, "a")):
+        with pytest.raises(LocalError, match="nobody has grant 1"):
+            arbiter.check(unknown)
     arbiter.take(1, "b")
     with pytest.raises(
         LocalError, match=r"grant 1 of the primary does not stand: .* b has grant 2"

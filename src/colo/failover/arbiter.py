@@ -116,7 +116,7 @@ class FileArbiter:
             raise
         if now.number < grant.number:
             raise self._another_file(grant.number)
-        if now.holder == grant.holder or (not grant.holder and now.number == grant.number):
+        if (now.holder == grant.holder) if grant.holder else (now.number == grant.number):
             return now
         raise LocalError(
             f"grant {grant.number} of the primary does not stand: by {self._path} here "
