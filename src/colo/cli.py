@@ -23,7 +23,7 @@ from colo.terminal import printable
 if TYPE_CHECKING:
     from colo.config import VmConfig
     from colo.guest.monitor import Monitor
-    from colo.node.primary import PrimaryNode
+    from colo.node.starting import Start
     from colo.node.statefolder import StateFolder
 
 __all__ = ["main"]
@@ -167,18 +167,17 @@ def primary(vm_file: Path, qmp: str, **options: Any) -> int:
     """
     from colo.guest.monitor import AttachedQemu
     from colo.node.address import parse_address
-    from colo.node.primary import PrimaryNode
 
     socket_path = parse_address(qmp).path
     if not socket_path:
         raise UsageError(f"--qmp {qmp}: QMP is reached by unix:PATH")
 
-    async def attach(config: VmConfig, folder: StateFolder) -> Monitor:
+    async def attach(config: VmConfig, folder: StateFolder) -> tuple[Monitor, None]:
         qemu = AttachedQemu(Path(socket_path))
         await qemu.attach()
-        return qemu
+        return qemu, None
 
-    return _protect(vm_file, attach, PrimaryNode, options)
+    return _protect(vm_file, attach, options)
 
 
 @main.command("run")
@@ -191,27 +190,27 @@ def run_command(vm_file: Path, **options: Any) -> int:
     The VM starts only where it may run; where it may not, no QEMU is left.
     """
     from colo.guest.qemu import Qemu, plan
-    from colo.node.starting import StartingNode
+    from colo.node.starting import Start
 
-    async def start(config: VmConfig, folder: StateFolder) -> Monitor:
+    async def start(config: VmConfig, folder: StateFolder) -> tuple[Monitor, Start]:
         folder.clean_start()
         launch = plan(config)
         qemu = Qemu(launch.unstarted(), folder.path, launch.environment)
         await qemu.start()
-        return qemu
+        return qemu, Start(qemu)
 
-    return _protect(vm_file, start, StartingNode, options)
+    return _protect(vm_file, start, options)
 
 
 def _protect(
     vm_file: Path,
-    get_qemu: Callable[[VmConfig, StateFolder], Awaitable[Monitor]],
-    kind: type[PrimaryNode],
+    get_qemu: Callable[[VmConfig, StateFolder], Awaitable[tuple[Monitor, Start | None]]],
     options: dict[str, Any],
 ) -> int:
     from colo.config import load
     from colo.failover.arbiter import make_arbiter
     from colo.node.address import parse_address
+    from colo.node.primary import PrimaryNode
     from colo.node.tls import make_tls
 
     config = load(vm_file)
@@ -221,9 +220,9 @@ def _protect(
     arbiter = make_arbiter(config.arbiter)
 
     async def protect(folder: StateFolder) -> int:
-        qemu = await get_qemu(config, folder)
+        qemu, start = await get_qemu(config, folder)
         try:
-            node = kind(
+            node = PrimaryNode(
                 config,
                 qemu,
                 to,
@@ -234,6 +233,7 @@ def _protect(
                 allow_disks=options["unprotected_disks"],
                 allow_broken=options["allow_broken_qemu"],
                 claim=options["claim"],
+                start=start,
             )
             _on_signal(node.stop)
             return await node.run()

@@ -3,6 +3,7 @@
     ColoError
     ├── UsageError             what the user gave: an argument, the VM file
     ├── LocalError             we, or the machine we run on
+    │   ├── NoAnswer             the arbiter did not answer in time
     │   ├── LocalProtocolError   our own side asked the state machine for something illegal
     │   ├── StoreError           the checkpoint store: no room, no right, not ours
     │   └── GuestError           a QEMU of ours: did not start, died, refused a command
@@ -32,6 +33,7 @@ __all__ = [
     "LimitExceeded",
     "LocalError",
     "LocalProtocolError",
+    "NoAnswer",
     "PeerError",
     "Refused",
     "ShortRead",
@@ -53,6 +55,17 @@ class UsageError(ColoError):
 
 class LocalError(ColoError):
     """We erred, or the machine we run on did."""
+
+
+class NoAnswer(LocalError):
+    """The arbiter did not answer in ``limit_s``; ``may_be_done``: it may have done as asked."""
+
+    def __init__(self, limit_s: float, may_be_done: bool) -> None:
+        super().__init__(
+            f"the arbiter did not answer in {limit_s:.0f} s: see whether its file can be read "
+            "here, as a dead network mount hangs"
+        )
+        self.may_be_done = may_be_done
 
 
 class LocalProtocolError(LocalError):

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from colo.errors import LocalError, UsageError
-from colo.failover import arbiter
 from colo.failover.arbiter import (
     FileArbiter,
     Grant,
     ManualArbiter,
     NoArbiter,
     claim,
+    give_back,
     make_arbiter,
-    reach,
 )
 
 
@@ -129,14 +126,19 @@ def test_a_number_below_what_was_given_is_not_the_same_file(file: Path) -> None:
 def test_another_hosts_grant_is_the_one_that_stands(file: Path) -> None:
     arbiter = begun(file)
     arbiter.take(0, "a")
-    arbiter.check(Grant(1, ""))
-    arbiter.check(Grant(1, "a"))
+    assert arbiter.check(Grant(1, "")) == Grant(1, "a")
+    assert arbiter.check(Grant(1, "a")) == Grant(1, "a")
+    assert arbiter.check(Grant(0, "a")) == Grant(1, "a"), "of which it has not heard"
     with pytest.raises(LocalError, match="does not show grant 2"):
         arbiter.check(Grant(2, "a"))
     with pytest.raises(
         LocalError, match=r"grant 1 of the primary does not stand: .* a has grant 1"
     ):
         arbiter.check(Grant(1, "b"))
+    arbiter.release(Grant(1, "a"))
+    for unknown in (Grant(0, ""), Grant(1, "a")):
+        with pytest.raises(LocalError, match="nobody has grant 1"):
+            arbiter.check(unknown)
     arbiter.take(1, "b")
     with pytest.raises(
         LocalError, match=r"grant 1 of the primary does not stand: .* b has grant 2"
@@ -176,30 +178,27 @@ def test_a_grant_whose_answer_never_came_is_got_by_asking_again(file: Path) -> N
     assert arbiter.take(0, "b") is None
 
 
-def test_what_an_arbiter_answers_is_passed_on() -> None:
-    def fail() -> None:
-        raise LocalError("it is gone")
+@pytest.mark.parametrize(
+    ("void", "got"),
+    [(Grant(2, "a"), Grant(3, "b")), (Grant(3, "a"), None), (Grant(2, "c"), None), (None, None)],
+)
+def test_a_grant_whose_holder_is_dead_is_in_nobodys_way_but_only_that_one(
+    file: Path, void: Grant | None, got: Grant | None
+) -> None:
+    arbiter = begun(file)
+    arbiter.take(0, "a")
+    arbiter.take(1, "a")
+    assert arbiter.take(1, "b", void) == got
+    assert arbiter.take(1, "b", void) == got, "and asking again is answered so again"
 
-    async def ask() -> None:
-        assert await reach(max, 1, 2) == 2
-        with pytest.raises(LocalError, match="it is gone"):
-            await reach(fail)
 
-    asyncio.run(ask())
-
-
-def test_an_arbiter_that_hangs_is_one_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    released = threading.Event()
-    monkeypatch.setattr(arbiter, "_ANSWER_S", 0.05)
-
-    async def ask() -> None:
-        try:
-            with pytest.raises(LocalError, match="did not answer"):
-                await reach(released.wait)
-        finally:
-            released.set()
-
-    asyncio.run(ask())
+def test_what_one_has_is_given_back_and_what_another_has_is_not(file: Path) -> None:
+    arbiter = begun(file)
+    arbiter.take(0, "a")
+    give_back(arbiter, "b")
+    assert arbiter.current() == Grant(1, "a")
+    give_back(arbiter, "a")
+    assert arbiter.current() == Grant(1, "")
 
 
 class TestClaim:

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from colo.failover.decision import Decision, LinkState, SecondaryView, decide_secondary
+from colo.failover.decision import Decision, Heard, LinkState, decide_secondary
 from colo.failover.link import WordKind
 
 UP, LOST, NONE = LinkState.UP, LinkState.LOST, LinkState.NONE
@@ -39,16 +39,16 @@ UP, LOST, NONE = LinkState.UP, LinkState.LOST, LinkState.NONE
 def test_decision(
     case: str, channel_up: bool, link: LinkState, word: WordKind | None, decision: Decision
 ) -> None:
-    assert decide_secondary(SecondaryView(channel_up, link, word)) is decision, case
+    assert decide_secondary(channel_up, Heard(link, word=word)) is decision, case
 
 
 def test_a_vm_that_ended_in_good_order_is_never_taken_over() -> None:
     for channel_up, link in product((True, False), LinkState):
         for word in (WordKind.SHUTDOWN, WordKind.BYE, WordKind.ALONE):
-            view = SecondaryView(channel_up, link, word)
-            assert decide_secondary(view) is Decision.FORGET
+            heard = Heard(link, word=word)
+            assert decide_secondary(channel_up, heard) is Decision.FORGET
 
 
 def test_nobody_is_asked_while_the_primary_can_still_speak() -> None:
-    assert decide_secondary(SecondaryView(False, LinkState.UP, None)) is Decision.WAIT
-    assert decide_secondary(SecondaryView(True, LinkState.UP, None)) is Decision.GO_ON
+    assert decide_secondary(False, Heard(LinkState.UP, word=None)) is Decision.WAIT
+    assert decide_secondary(True, Heard(LinkState.UP, word=None)) is Decision.GO_ON

@@ -8,16 +8,20 @@ import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from colo.config import VmConfig
-from colo.errors import GuestError
-from colo.failover.arbiter import FileArbiter
+from colo.errors import GuestError, PeerError, UsageError
+from colo.failover.arbiter import FileArbiter, Grant
+from colo.failover.link import Word, WordKind
 from colo.guest.monitor import Monitor
 from colo.node import primary
 from colo.node.address import parse_address
+from colo.node.ending import End
+from colo.node.link import Link
 from colo.node.primary import PrimaryNode
 from colo.node.standing import Standing
 from colo.node.statefolder import StateFolder
@@ -200,5 +204,67 @@ def test_a_first_copy_that_stands_still_is_lost(
             await protecting
             watching.cancel()
         assert s.said[1] == "web1: UNPROTECTED: the VM runs here alone (grant 1)"
+
+    play(scene)
+
+
+@pytest.mark.parametrize("contested", [True, False])
+def test_a_dead_vms_grant_is_left_to_the_host_that_may_have_its_copy(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch, contested: bool
+) -> None:
+    """Given back, it would be anybody's: a ``colo run`` would begin anew, and the copy be lost."""
+    said: list[Word] = []
+
+    async def scene() -> None:
+        s = Scene(folder)
+        s.arbiter.begin()
+        s.arbiter.take(0, "a")
+        s.node._solo.grant = Grant(1, "a")
+        s.node._solo._unheard = 2
+        s.node._contested = contested
+        s.node._link = cast(Link, SimpleNamespace(say=said.append, close=lambda: None))
+        ended = asyncio.get_running_loop().create_future()
+        ended.set_result(await s.node._conclude(End.DIED))
+        monkeypatch.setattr(s.node, "_protect", lambda: ended)
+        assert await s.node._serve() == 1
+        assert s.arbiter.current() == Grant(1, "a" if contested else "")
+        assert said == [Word(WordKind.DEAD, {"grant": 2})]
+
+    play(scene)
+
+
+def test_a_protection_that_does_not_begin_says_so_in_the_status(folder: StateFolder) -> None:
+    async def scene() -> None:
+        s = Scene(folder)
+        s.arbiter.begin()
+        s.arbiter.take(0, "elsewhere/7/7")
+        with pytest.raises(UsageError, match="belongs to elsewhere") as caught:
+            await s.node.run()
+        status = json.loads(folder.status.read_text())
+        assert (status["state"], status["error"]) == ("REFUSED", str(caught.value))
+        assert s.arbiter.current() == Grant(1, "elsewhere/7/7")
+
+    play(scene)
+
+
+def test_a_protection_that_can_never_be_leaves_the_vm_and_says_why(folder: StateFolder) -> None:
+    """The VM runs on: what ended is colo, and the last error is why."""
+
+    async def scene() -> None:
+        s = Scene(folder)
+
+        async def nothing() -> None:
+            pass
+
+        async def protect() -> End:
+            raise PeerError("its VM is web2")
+
+        s.node._protect = protect  # type: ignore[method-assign]
+        s.node._prepare = nothing  # type: ignore[method-assign]
+        with pytest.raises(PeerError):
+            await s.node.run()
+        status = json.loads(folder.status.read_text())
+        assert (status["state"], status["error"]) == ("UNPROTECTED", "its VM is web2")
+        assert s.arbiter.current() == Grant(1, "")
 
     play(scene)

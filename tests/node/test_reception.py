@@ -26,7 +26,7 @@ class Host:
         self.links: list[bytes] = []
         self.strangers: list[str] = []
 
-    def channel(self, sock: socket.socket, peer: str) -> None:
+    async def channel(self, sock: socket.socket, peer: str) -> None:
         with sock:
             self.channels.append(sock.recv(100))
 

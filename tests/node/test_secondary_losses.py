@@ -18,6 +18,7 @@ import pytest
 from colo.config import VmConfig
 from colo.errors import ChannelLost, StoreError
 from colo.failover.arbiter import Arbiter, FileArbiter, Grant, ManualArbiter
+from colo.failover.decision import LinkState
 from colo.failover.link import Hello, Word, WordKind
 from colo.guest.memory import MemoryGuest
 from colo.guest.qemu import LaunchPlan
@@ -88,9 +89,13 @@ class Mount(FileArbiter):
         self.alive = threading.Event()
         self.alive.set()
 
-    def take(self, known: int, holder: str) -> Grant | None:
+    def begin(self) -> Grant:
         self.alive.wait()
-        return super().take(known, holder)
+        return super().begin()
+
+    def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
+        self.alive.wait()
+        return super().take(known, holder, void)
 
     def order(self, holder: str) -> Grant:
         self.alive.wait()
@@ -107,10 +112,14 @@ class Primary:
         self._running: asyncio.Task[None] | None = None
 
     async def protect(self, host: Host, grant: int, holder: str = A) -> None:
-        host.primaries.append(self)
         ours = Hello.ours(host.config, grant, holder)
         sock, _ = await call(host.address, ours, 3)
         self.link = Link(sock, 0.02, 5, dict, lambda word: None, lambda error: None)
+        await self.protect_as_stock(host)
+
+    async def protect_as_stock(self, host: Host) -> None:
+        """Without a control link."""
+        host.primaries.append(self)
         self.guest.running.set()
         self._sending = Sending(host.config.name, self.guest, await host.address.connect())
         await self._sending.migrate()
@@ -127,6 +136,13 @@ class Primary:
 
         self._running = asyncio.create_task(self._sending.run(due))
         await host.until(lambda: host.node._number == 1)
+
+    async def says_that_it_is_dead(self, host: Host, content: dict[str, Any]) -> None:
+        """Say so while the channel is open, so that it is heard before the end."""
+        assert self.link is not None
+        self.link.say(Word(WordKind.DEAD, content))
+        await host.until(lambda: host.node._heard.word is WordKind.DEAD)
+        self.die()
 
     def die(self) -> None:
         if self._running is not None:
@@ -195,9 +211,9 @@ class Host:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secondary, "WaitingQemu", Waiting)
     monkeypatch.setattr(secondary, "RAM_BLOCK", "memory")
-    monkeypatch.setattr("colo.failover.arbiter._ANSWER_S", 0.2)
+    monkeypatch.setattr("colo.failover.reach._ANSWER_S", 0.2)
     monkeypatch.setattr("colo.node.takeover._ARBITER_S", 0.01)
-    monkeypatch.setattr("colo.failover.arbiter._calls", [])
+    monkeypatch.setattr("colo.failover.reach._calls", [])
 
 
 @contextlib.asynccontextmanager
@@ -236,6 +252,51 @@ def test_a_lost_primary_is_taken_over(tmp_path: Path) -> None:
             await host.end()
             assert host.said[-1].startswith("web1: the VM goes on without colo")
             assert not host.waiting.stopped
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("meanwhile", [1, 2])
+def test_a_grant_that_a_dead_primary_got_is_in_nobodys_way(tmp_path: Path, meanwhile: int) -> None:
+    """It was to run alone, or its call came to life late, and its VM died."""
+
+    async def run() -> None:
+        arbiter, primary = granted(tmp_path), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            await primary.protect(host, 1)
+            granted(tmp_path, meanwhile)
+            await primary.says_that_it_is_dead(host, {"grant": 2})
+            await host.until_said("RUNNING HERE, from checkpoint 0")
+            assert arbiter.current().number == meanwhile + 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("content", "stands"),
+    [
+        ({"grant": 2}, Grant(2, "c/1/1")),
+        ({"grant": 2}, Grant(2, "")),
+        ({"grant": 3}, Grant(2, A)),
+        ({"grant": 2}, Grant(3, A)),
+        *(
+            ({"grant": number} if number else {}, Grant(2, A))
+            for number in (None, "2", 2.0, [2], {"2": 2}, True, -1, 1, float("nan"), 10**4000)
+        ),
+    ],
+)
+def test_a_word_about_another_grant_takes_nothing_from_its_holder(
+    tmp_path: Path, content: dict[str, Any], stands: Grant
+) -> None:
+    async def run() -> None:
+        arbiter, primary = granted(tmp_path), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            await primary.protect(host, 1)
+            granted(tmp_path, stands.number, stands.holder)
+            await primary.says_that_it_is_dead(host, content)
+            await host.until_said("the other host has the right to run the VM")
+            assert arbiter.current() == stands
+            await Primary().protect(host, stands.number, stands.holder)
 
     asyncio.run(run())
 
@@ -390,6 +451,23 @@ def test_hosts_with_different_grant_files_protect_nothing(
             assert path.exists() == (here is not None), "no file is made here"
             granted(tmp_path, grant)
             await Primary().protect(host, grant)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("known_as", [A, ""])
+def test_a_grant_of_which_its_primary_has_not_heard_is_taken_over_from(
+    tmp_path: Path, known_as: str
+) -> None:
+    """An order that hung, and was granted: the primary went on without, as it was told to."""
+
+    async def run() -> None:
+        arbiter, primary = granted(tmp_path, 2 if known_as else 1), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            await primary.protect(host, 1, known_as)
+            primary.die()
+            await host.until_said("RUNNING HERE")
+            assert arbiter.current().number == (3 if known_as else 2)
 
     asyncio.run(run())
 
@@ -560,5 +638,64 @@ def test_a_checkpoint_that_was_never_copied_is_not_the_next_primarys(
             await host.until(lambda: host.node._store.is_applied)
             second.die()
             await host.until_said("RUNNING HERE, from checkpoint 1")
+
+    asyncio.run(run())
+
+
+def test_a_dead_mount_holds_up_nothing_but_a_stock_primary(tmp_path: Path) -> None:
+    async def run() -> None:
+        arbiter, loop = granted(tmp_path), asyncio.get_running_loop()
+        async with hosted(tmp_path, arbiter) as host:
+            arbiter.alive.clear()
+            with await host.address.connect() as sock:
+                await loop.sock_sendall(sock, b"QEVM")
+                assert not (await host.order()).ok, "it answers meanwhile"
+                await host.until_said("was refused: the arbiter did not answer in")
+                with contextlib.suppress(ConnectionResetError):
+                    assert await loop.sock_recv(sock, 1) == b""
+            arbiter.alive.set()
+            primary = Primary()
+            await primary.protect_as_stock(host)
+            assert host.node._heard.known == 1
+            primary.die()
+            await host.until_said("RUNNING HERE")
+            assert arbiter.current().number == 2
+
+    asyncio.run(run())
+
+
+def test_who_is_first_to_be_taken_in_is_the_primary(tmp_path: Path) -> None:
+    """Others came before, and the arbiter had not said yet what they need to know."""
+
+    async def run() -> None:
+        arbiter, loop, primary = granted(tmp_path), asyncio.get_running_loop(), Primary()
+        async with hosted(tmp_path, arbiter) as host:
+            arbiter.alive.clear()
+            with await host.address.connect() as one, await host.address.connect() as two:
+                for sock in (one, two):
+                    await loop.sock_sendall(sock, b"QEVM")
+                await asyncio.sleep(0.02)
+                await primary.protect(host, 1)
+                arbiter.alive.set()
+                await host.until_said("a control link has come or gone meanwhile")
+                for sock in (one, two):
+                    with contextlib.suppress(ConnectionResetError):
+                        assert await loop.sock_recv(sock, 1) == b""
+            assert host.state == "READY" and host.node._heard.link is LinkState.UP
+
+    asyncio.run(run())
+
+
+def test_a_connection_that_waits_for_the_arbiter_ends_with_colo(tmp_path: Path) -> None:
+    async def run() -> None:
+        arbiter, loop = granted(tmp_path), asyncio.get_running_loop()
+        async with hosted(tmp_path, arbiter) as host:
+            arbiter.alive.clear()
+            with await host.address.connect() as sock:
+                await loop.sock_sendall(sock, b"QEVM")
+                await asyncio.sleep(0.02)
+                await host.end()
+                with contextlib.suppress(ConnectionResetError):
+                    assert await loop.sock_recv(sock, 1) == b""
 
     asyncio.run(run())

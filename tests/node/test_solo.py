@@ -11,7 +11,9 @@ import pytest
 
 from colo.config import VmConfig
 from colo.errors import GuestError, LocalError, LocalProtocolError
+from colo.failover import reach
 from colo.failover.arbiter import Arbiter, Grant
+from colo.failover.reach import about_to_write
 from colo.guest.monitor import Monitor
 from colo.guest.outgoing import ColoPrimary
 from colo.network.gate import Gate, GateState
@@ -37,17 +39,21 @@ class FakeArbiter:
         self.away: LocalError | None = None
         self.pause = threading.Event()
         self.pause.set()
+        self.disk = threading.Event()
+        self.disk.set()
         self.calls: list[str] = []
 
     def current(self) -> Grant:
         self._call("current")
         return self.grant
 
-    def take(self, known: int, holder: str) -> Grant | None:
+    def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
         self._call("take")
         if not self.automatic or self.grant.number != known:
             return None
+        about_to_write()
         self.grant = Grant(known + 1, holder)
+        self.disk.wait(5)
         return self.grant
 
     def order(self, holder: str) -> Grant:
@@ -160,6 +166,7 @@ def play(body: Callable[[Scene], Awaitable[None]], automatic: bool = True) -> No
             await asyncio.wait_for(body(scene), 10)
         finally:
             scene.arbiter.pause.set()
+            scene.arbiter.disk.set()
 
     asyncio.run(run())
 
@@ -202,7 +209,7 @@ def test_who_is_fenced_stays_so_where_the_owner_cannot_be_learnt(parting: bool) 
         s.arbiter.grant = Grant(2, THERE)
         take = s.arbiter.take
 
-        def last_answer(known: int, holder: str) -> Grant | None:
+        def last_answer(known: int, holder: str, void: Grant | None = None) -> Grant | None:
             answer = take(known, holder)
             s.arbiter.away = NFS
             return answer
@@ -379,6 +386,28 @@ def test_a_grant_that_comes_too_late_runs_nothing() -> None:
         s.arbiter.pause.set()
         assert await deciding is Verdict.GONE
         assert s.silent and s.solo.grant == s.arbiter.grant, "so it can be given back"
+
+    play(scene)
+
+
+@pytest.mark.parametrize(("hangs_in", "last"), [("disk", 2), ("pause", 1)])
+def test_the_last_grant_that_a_dead_vm_may_have_is_known(
+    hangs_in: str, last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody heard of it: so the other host has to be told that it may be in its way."""
+    monkeypatch.setattr("colo.failover.reach._ANSWER_S", 0.02)
+
+    async def scene(s: Scene) -> None:
+        hangs: threading.Event = getattr(s.arbiter, hangs_in)
+        hangs.clear()
+        deciding = s.lost()
+        await until(lambda: s.said)
+        s.gone.set()
+        assert await deciding is Verdict.GONE
+        hangs.set()
+        assert s.solo.grant == Grant(1, HERE) and s.solo.last_number == last
+        await until(lambda: not any(thread.is_alive() for thread in reach._calls))
+        assert s.arbiter.grant == Grant(last, HERE)
 
     play(scene)
 

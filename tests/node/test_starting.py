@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import io
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from rich.console import Console
 
 from colo.config import RAM_BLOCK, VmConfig
 from colo.errors import ColoError, GuestError, LocalError, PeerError, UsageError
+from colo.failover import reach
 from colo.failover.arbiter import FileArbiter, Grant, make_arbiter
 from colo.failover.link import Hello, Word, WordKind
 from colo.guest.qemu import Qemu
 from colo.node import starting
 from colo.node.address import Address
-from colo.node.starting import StartingNode
+from colo.node.primary import PrimaryNode
+from colo.node.report import read_status, render
+from colo.node.starting import Start
 from colo.node.statefolder import StateFolder
 
 ANOTHER: Final = "elsewhere/7/7"
@@ -59,7 +66,7 @@ class FakeQemu(Qemu):
 
 
 class Scene:
-    """A ``StartingNode`` between a QEMU, an arbiter and a secondary that gives ``answer``."""
+    """A VM to be started between a QEMU, an arbiter and a secondary that gives ``answer``."""
 
     def __init__(self, folder: Path, answer: Word | None, arbiter: str = "") -> None:
         self.folder = folder
@@ -81,6 +88,13 @@ class Scene:
         """What has happened, where a second kill is as good as one."""
         return list(dict.fromkeys(self.events))
 
+    @property
+    def status(self) -> tuple[str, str | None]:
+        """State and error, as ``colo status`` shows them."""
+        content = read_status(self.folder / "state")
+        render(content, Console(file=io.StringIO()))
+        return content["state"], content["error"]
+
     async def _run(self, options: dict[str, bool]) -> int:
         state = StateFolder(self.folder / "state")
         address = Address(path=str(self.folder / "b"))
@@ -90,8 +104,15 @@ class Scene:
         if self.answer is not None:
             server = await asyncio.start_unix_server(self._greet, address.path)
         try:
-            node = StartingNode(
-                self.config, qemu, address, state, arbiter, self.events.append, **options
+            node = PrimaryNode(
+                self.config,
+                qemu,
+                address,
+                state,
+                arbiter,
+                self.events.append,
+                start=Start(qemu),
+                **options,
             )
             self.started, self._stop = node.stop, node.stop
             return await node.run()
@@ -152,8 +173,9 @@ def test_whose_grant_it_is_not_is_not_heard(folder: Path) -> None:
     scene = Scene(folder, HELLO)
     scene.file.begin()
     scene.file.order(ANOTHER)
-    with pytest.raises(UsageError, match=f"belongs to {ANOTHER}"):
+    with pytest.raises(UsageError, match=f"belongs to {ANOTHER}") as caught:
         scene.run()
+    assert scene.status == ("REFUSED", str(caught.value))
     assert scene.ends == ["kill"]
     assert holder(scene) == Grant(1, ANOTHER)
 
@@ -161,8 +183,9 @@ def test_whose_grant_it_is_not_is_not_heard(folder: Path) -> None:
 @pytest.mark.parametrize("arbiter", ["", "manual"], ids=["file", "manual"])
 def test_a_secondary_that_refuses_for_now_ends_it(folder: Path, arbiter: str) -> None:
     scene = Scene(folder, HERE, arbiter)
-    with pytest.raises(UsageError, match="refuses: the VM runs here"):
+    with pytest.raises(UsageError, match="refuses: the VM runs here") as caught:
         scene.run()
+    assert scene.status == ("REFUSED", str(caught.value))
     assert scene.ends[-1] == "kill"
     assert "start" not in scene.events
     if not arbiter:
@@ -232,6 +255,7 @@ def test_ctrl_c_before_the_start_ends_its_qemu(folder: Path) -> None:
     scene.on_hello = scene.interrupt
     with pytest.raises(asyncio.CancelledError):
         scene.run()
+    assert scene.status == ("REFUSED", "it was told to end")
     assert "start" not in scene.events
     assert scene.ends[-1] == "kill"
     assert holder(scene) == Grant(1, "")
@@ -245,6 +269,7 @@ def test_a_qemu_that_fails_is_ended(folder: Path, refused: str, error: type[Colo
     scene.refused = refused
     with pytest.raises(error, match=f"died at {refused}"):
         scene.run()
+    assert scene.status == ("REFUSED", f"QEMU died at {refused}")
     assert scene.ends[-1] == "kill"
     assert holder(scene) == Grant(1, "")
 
@@ -254,3 +279,38 @@ def test_an_arbiter_out_of_reach_ends_it(folder: Path) -> None:
     with pytest.raises(LocalError, match="No such file"):
         scene.run()
     assert scene.ends == ["kill"]
+
+
+def test_an_arbiter_that_hangs_ends_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is started, and nothing is granted once the mount is back."""
+    monkeypatch.setattr(reach, "_ANSWER_S", 0.05)
+    monkeypatch.setattr(reach, "_calls", [])
+    scene = Scene(folder, HELLO)
+    scene.file.begin()
+    with (folder / "grant").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(LocalError, match=r"did not answer in .* dead network mount hangs"):
+            scene.run()
+    assert scene.ends == ["kill"]
+    for thread in reach._calls:
+        thread.join(5)
+    assert holder(scene) == Grant(0, "")
+
+
+def test_a_grant_that_was_claimed_unheard_is_given_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach, "_ANSWER_S", 0.1)
+    fsync = os.fsync
+
+    def slow(file: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        time.sleep(0.15)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    scene = Scene(folder, HELLO)
+    with pytest.raises(LocalError, match="did not answer"):
+        scene.run()
+    assert scene.ends == ["kill"]
+    assert holder(scene) == Grant(1, "")

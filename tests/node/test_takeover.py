@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from colo.errors import ColoError, GuestError, LocalError, StoreError
+from colo.errors import ColoError, GuestError, LocalError, NoAnswer, StoreError
 from colo.failover.arbiter import FileArbiter, Grant
 from colo.node import takeover
 from colo.node.takeover import Takeover
@@ -57,22 +59,35 @@ class Guest:
 
 
 class AbsentArbiter(FileArbiter):
-    """Its file is on a mount that hangs until it is ``back``."""
+    """Its mount hangs until it is ``back``; whoever has written waits for its ``disk``."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self.path = path
         self.back = threading.Event()
+        self.disk = threading.Event()
+        self.disk.set()
         self.asked: list[str] = []
 
-    def take(self, known: int, holder: str) -> Grant | None:
+    def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
         self.asked.append(holder)
         self.back.wait()
-        return super().take(known, holder)
+        return super().take(known, holder, void)
+
+    def _write(self, file: int, grant: Grant) -> Grant:
+        super()._write(file, grant)
+        self.disk.wait()
+        return grant
+
+    async def until_written(self, grant: Grant) -> None:
+        async with asyncio.timeout(10):
+            while asdict(grant) != json.loads(self.path.read_text() or "{}"):
+                await asyncio.sleep(0.001)
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("colo.failover.arbiter._ANSWER_S", 0.02)
+    monkeypatch.setattr("colo.failover.reach._ANSWER_S", 0.02)
     monkeypatch.setattr(takeover, "_ARBITER_S", 0.001)
 
 
@@ -152,12 +167,30 @@ def test_an_answer_that_came_late_is_got_by_asking_again(tmp_path: Path) -> None
 
     async def run() -> None:
         scene = Scene(tmp_path)
-        scene.takeover.ask(0, scene.answers.append)
-        await scene.until_told()
-        scene.takeover.stop_asking()
         scene.arbiter.back.set()
-        while scene.arbiter.current().number == 0:
+        scene.arbiter.disk.clear()
+        scene.takeover.ask(0, scene.answers.append)
+        await scene.arbiter.until_written(Grant(1, "b"))
+        scene.takeover.stop_asking()
+        scene.arbiter.disk.set()
+        scene.takeover.ask(0, scene.answers.append)
+        while not scene.answers:
             await asyncio.sleep(0.001)
+        assert scene.answers == [Grant(1, "b")]
+
+    asyncio.run(run())
+
+
+def test_an_order_that_was_not_heard_to_succeed_is_no_other_hosts_grant(tmp_path: Path) -> None:
+    """It hung, and the asking that goes on must not be told that the VM runs elsewhere."""
+
+    async def run() -> None:
+        scene = Scene(tmp_path)
+        scene.arbiter.back.set()
+        scene.arbiter.disk.clear()
+        with pytest.raises(NoAnswer):
+            await scene.takeover.order(0)
+        scene.arbiter.disk.set()
         scene.takeover.ask(0, scene.answers.append)
         while not scene.answers:
             await asyncio.sleep(0.001)
@@ -224,7 +257,7 @@ def test_the_arbiter_that_does_not_answer_holds_up_nothing_else(tmp_path: Path) 
         async with asyncio.timeout(5):
             await asyncio.gather(*(loop.run_in_executor(None, int) for _ in range(50)))
         with pytest.raises(LocalError):
-            await scene.takeover.order()
+            await scene.takeover.order(0)
         scene.takeover.stop_asking()
         scene.arbiter.back.set()
 

@@ -13,18 +13,17 @@ moved on for whoever asks second.  That one runs the VM; the other stays silent.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import json
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, ParamSpec, Protocol, TypeVar, cast
+from typing import Final, Protocol
 
 from colo.errors import LocalError, UsageError
+from colo.failover.reach import about_to_write
 
 __all__ = [
     "Arbiter",
@@ -33,17 +32,11 @@ __all__ = [
     "ManualArbiter",
     "NoArbiter",
     "claim",
+    "give_back",
     "make_arbiter",
-    "reach",
 ]
 
 _FILE_BYTES: Final = 512
-_ANSWER_S: Final = 3.0
-_CALLS_MAX: Final = 4
-_calls: list[threading.Thread] = []
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,11 @@ class Grant:
 
 
 class Arbiter(Protocol):
-    """Hands out the right to run one VM.  All calls raise LocalError where it cannot be reached."""
+    """Hands out the right to run one VM.  All calls raise LocalError where it cannot be reached.
+
+    They may hang: see ``failover.reach``, by which they are called.  Before one changes who has the
+    grant it says ``about_to_write``.
+    """
 
     automatic: bool
 
@@ -65,15 +62,18 @@ class Arbiter(Protocol):
     def current(self) -> Grant:
         """Return the grant as it stands."""
 
-    def check(self, grant: Grant) -> None:
-        """Raise LocalError where another host's ``grant`` cannot have come from this arbiter, or
-        is no more.  Its holder may be "", which is not known.
+    def check(self, grant: Grant) -> Grant:
+        """Return another host's ``grant`` as it stands: a later one where it got that unheard.
+
+        Its holder may be "", which is not known.  Raises LocalError where the grant cannot have
+        come from this arbiter, or is no more.
         """
 
-    def take(self, known: int, holder: str) -> Grant | None:
+    def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
         """Take the grant after number ``known``; None where it has moved on without us.
 
-        Raises LocalError where ``known`` cannot have come from this arbiter.
+        To ``void``, it has not: its holder has said that it will run nothing.  Raises LocalError
+        where ``known`` cannot have come from this arbiter.
         """
 
     def order(self, holder: str) -> Grant:
@@ -106,8 +106,8 @@ class FileArbiter:
         with self._locked() as file:
             return self._read(file)
 
-    def check(self, grant: Grant) -> None:
-        """Raise LocalError unless the file shows another host's ``grant``."""
+    def check(self, grant: Grant) -> Grant:
+        """Return the grant in the file.  Raises LocalError unless it is that other host's."""
         try:
             now = self.current()
         except LocalError as error:
@@ -116,11 +116,12 @@ class FileArbiter:
             raise
         if now.number < grant.number:
             raise self._another_file(grant.number)
-        if now.number > grant.number or grant.holder not in ("", now.holder):
-            raise LocalError(
-                f"grant {grant.number} of the primary does not stand: by {self._path} here "
-                f"{now.holder or 'nobody'} has grant {now.number}"
-            )
+        if (now.holder == grant.holder) if grant.holder else (now.number == grant.number):
+            return now
+        raise LocalError(
+            f"grant {grant.number} of the primary does not stand: by {self._path} here "
+            f"{now.holder or 'nobody'} has grant {now.number}"
+        )
 
     def _another_file(self, number: int) -> LocalError:
         return LocalError(
@@ -128,17 +129,17 @@ class FileArbiter:
             "both hosts must see the same file"
         )
 
-    def take(self, known: int, holder: str) -> Grant | None:
-        """Take the grant after number ``known``; None where it has moved on without us."""
+    def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
+        """Take the grant after number ``known``; None where it has moved on, but to ``void``."""
         with self._locked() as file:
             now = self._read(file)
-            if now == Grant(known + 1, holder):
+            if now.number > known and now.holder == holder:
                 return now  # we have it from a call whose answer never came
             if now.number < known:
                 raise self._another_file(known)
-            if now.number > known:
+            if now.number > known and now != void:
                 return None
-            return self._write(file, Grant(known + 1, holder))
+            return self._write(file, Grant(now.number + 1, holder))
 
     def order(self, holder: str) -> Grant:
         """Take the next grant whatever stands."""
@@ -180,6 +181,7 @@ class FileArbiter:
         data = json.dumps(asdict(grant)).encode().ljust(_FILE_BYTES - 1) + b"\n"
         if len(data) > _FILE_BYTES:
             raise LocalError(f"arbiter {self._path}: the holder's name {grant.holder} is too long")
+        about_to_write()
         os.pwrite(file, data, 0)
         os.fsync(file)
         return grant
@@ -201,10 +203,11 @@ class ManualArbiter:
         """Return the grant as this side knows it."""
         return self._grant
 
-    def check(self, grant: Grant) -> None:
-        """An operator sees to it that only one side is given the order."""
+    def check(self, grant: Grant) -> Grant:
+        """Return it: an operator sees to it that only one side is given the order."""
+        return grant
 
-    def take(self, known: int, holder: str) -> Grant | None:
+    def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
         """Nobody is granted anything without an order."""
         return None
 
@@ -222,50 +225,9 @@ class NoArbiter(ManualArbiter):
 
     automatic = True
 
-    def take(self, known: int, holder: str) -> Grant | None:
+    def take(self, known: int, holder: str, void: Grant | None = None) -> Grant | None:
         """Grant it."""
         return self.order(holder)
-
-
-async def reach(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call an arbiter without waiting for ever: its file may lie on a dead network mount.
-
-    Raises LocalError where there is no answer in 3 seconds.  The call may still be carried out
-    later; asking again is then answered with the grant that it got.
-
-    Each call has a thread of its own, for which nobody waits, not even at the end of the program:
-    one that hangs holds up nothing else.  So few may hang that no more are begun then.
-    """
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: Exception | None) -> None:
-        if answer.done():
-            return
-        if error is not None:
-            answer.set_exception(error)
-        else:
-            answer.set_result(cast(T, result))
-
-    def ask() -> None:
-        result, failure = None, None
-        try:
-            result = call(*args, **kwargs)
-        except Exception as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    _calls[:] = [thread for thread in _calls if thread.is_alive()]
-    if len(_calls) >= _CALLS_MAX:
-        raise LocalError("the arbiter has not answered for some time")
-    _calls.append(threading.Thread(target=ask, name="arbiter", daemon=True))
-    _calls[-1].start()
-    try:
-        async with asyncio.timeout(_ANSWER_S):  # wait_for may lose a cancellation
-            return await answer
-    except TimeoutError:
-        raise LocalError(f"the arbiter did not answer in {_ANSWER_S:.0f} s") from None
 
 
 def claim(arbiter: Arbiter, holder: str, vm: str, stock: bool, force: bool) -> Grant:
@@ -294,6 +256,13 @@ def claim(arbiter: Arbiter, holder: str, vm: str, stock: bool, force: bool) -> G
     if taken is None:
         raise UsageError(f"another host took the right to run {vm} just now")
     return taken
+
+
+def give_back(arbiter: Arbiter, holder: str) -> None:
+    """Give back what ``holder`` has, also where it was granted unheard.  Raises LocalError."""
+    grant = arbiter.current()
+    if grant.holder == holder:
+        arbiter.release(grant)
 
 
 def make_arbiter(text: str) -> Arbiter:

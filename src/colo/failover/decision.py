@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from colo.failover.link import WordKind
+from colo.failover.arbiter import Grant
+from colo.failover.link import Word, WordKind
 
-__all__ = ["Decision", "LinkState", "SecondaryView", "decide_secondary"]
+__all__ = ["Decision", "Heard", "LinkState", "decide_secondary"]
 
 
 class LinkState(Enum):
@@ -31,27 +32,50 @@ class Decision(Enum):
     ASK = "ask the arbiter for the right to run the VM"
 
 
-@dataclass(frozen=True)
-class SecondaryView:
-    """What a secondary sees.  ``word``: the last of dead, shutdown, bye and alone, or None."""
-
-    channel_up: bool
-    link: LinkState
-    word: WordKind | None = None
-
-
 _FORGET = frozenset({WordKind.SHUTDOWN, WordKind.BYE, WordKind.ALONE})
 
 
-def decide_secondary(view: SecondaryView) -> Decision:
+@dataclass
+class Heard:
+    """What a secondary has heard of its primary; without a control link that is nothing.
+
+    ``known``: the number of the grant under which the primary runs; ``holder``: its name as that
+    grant's holder, or "".  ``word``: the last of dead, shutdown, bye and alone, or None.
+    """
+
+    link: LinkState = LinkState.NONE
+    known: int = 0
+    holder: str = ""
+    word: WordKind | None = None
+    _last: int | None = None
+
+    def hear(self, word: Word) -> bool:
+        """Take a word; return whether there is something to decide now."""
+        if word.kind is not WordKind.DEAD and word.kind not in _FORGET:
+            return False
+        self.word, self._last = word.kind, word.grant
+        return True
+
+    @property
+    def void(self) -> Grant | None:
+        """A grant that the primary may have got in vain, as it is dead: it is in nobody's way.
+
+        Only the very one of which it said so, and under its own name: whoever has another runs.
+        """
+        if self.word is not WordKind.DEAD or self._last is None or not self.holder:
+            return None
+        return Grant(self._last, self.holder)
+
+
+def decide_secondary(channel_up: bool, heard: Heard) -> Decision:
     """Decide for a secondary that has a whole checkpoint."""
-    if view.word in _FORGET:
+    if heard.word in _FORGET:
         return Decision.FORGET
-    if view.word is WordKind.DEAD:
+    if heard.word is WordKind.DEAD:
         # What the primary's QEMU still had sent is in the channel: read it to its end first.
-        return Decision.WAIT if view.channel_up else Decision.ASK
-    if view.link is LinkState.LOST:
+        return Decision.WAIT if channel_up else Decision.ASK
+    if heard.link is LinkState.LOST:
         return Decision.ASK
-    if view.channel_up:
+    if channel_up:
         return Decision.GO_ON
-    return Decision.ASK if view.link is LinkState.NONE else Decision.WAIT
+    return Decision.ASK if heard.link is LinkState.NONE else Decision.WAIT

@@ -4,7 +4,7 @@ A line of JSON each, both ways, over a connection of its own.  The primary conne
 hello; the secondary says hello back, or why it refuses.  From then on both send heartbeats, and
 the primary says, when it is so::
 
-    dead       the guest's process is dead: take over
+    dead       the guest's process is dead: take over; ``grant`` is the last that it may have got
     shutdown   the guest has shut down: there is nothing to take over
     bye        protection ends by an operator's will: the VM goes on here
     alone      the primary has the grant and runs alone: forget the VM
@@ -64,6 +64,12 @@ class Word:
     def encode(self) -> bytes:
         """The line, with its end."""
         return json.dumps({"word": self.kind.value, **self.content}).encode() + b"\n"
+
+    @property
+    def grant(self) -> int | None:
+        """The number of the grant that this word tells of; None where it tells of none."""
+        number = self.content.get("grant")
+        return number if type(number) is int else None
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from colo.config import VmConfig
 from colo.errors import LocalError, PeerError
-from colo.failover.arbiter import Arbiter, Grant, reach
+from colo.failover.arbiter import Arbiter, Grant
 from colo.failover.link import Hello, Word, WordKind
+from colo.failover.reach import reach
 from colo.node.link import Link
 
 __all__ = ["Greeting"]
@@ -30,10 +32,10 @@ _UNDECIDED_MAX: Final = 64
 class Greeting:
     """The control link that comes over ``sock``, which it owns.
 
-    ``welcome`` gets the link and a hello that fits, and returns why that primary cannot be taken
-    in now, or None: it is taken in, ``hear`` gets its words and ``lost`` how it ended.  Whoever
-    is not taken in is closed; ``refused`` gets why, where it said hello.  ``undecided`` are those
-    of the same secondary of which neither has happened yet.
+    ``welcome`` gets the link and a hello that fits, with its grant as that stands, and returns why
+    that primary cannot be taken in now, or None: it is taken in, ``hear`` gets its words and
+    ``lost`` how it ended.  Whoever is not taken in is closed; ``refused`` gets why, where it said
+    hello.  ``undecided`` are those of the same secondary of which neither has happened yet.
     """
 
     def __init__(
@@ -93,7 +95,17 @@ class Greeting:
     async def _judge(self, hello: Hello) -> None:
         why = hello.refusal(self._ours)
         final = why is not None
-        why = why or await self._another_arbiter(hello) or self._welcome(self._link, hello)
+        if why is None:
+            try:
+                async with asyncio.timeout(_ARBITER_S):
+                    grant = await reach(self._arbiter.check, Grant(hello.grant, hello.holder))
+            except TimeoutError:
+                why = f"the arbiter here did not answer in {_ARBITER_S} s"
+            except LocalError as error:
+                why = str(error)
+            else:
+                hello = replace(hello, grant=grant.number, holder=grant.holder)
+                why = self._welcome(self._link, hello)
         self._decided()
         if why is not None:
             self._link.say(Word(WordKind.REFUSED, {"why": why, "final": final}))
@@ -103,14 +115,3 @@ class Greeting:
         self._is_in = True
         self._link.say(self._ours.word())
         self._link.begin()
-
-    async def _another_arbiter(self, hello: Hello) -> str | None:
-        """Why the arbiter here cannot be the one that the primary asks, or None."""
-        try:
-            async with asyncio.timeout(_ARBITER_S):
-                await reach(self._arbiter.check, Grant(hello.grant, hello.holder))
-        except TimeoutError:
-            return f"the arbiter here did not answer in {_ARBITER_S} s"
-        except LocalError as error:
-            return str(error)
-        return None

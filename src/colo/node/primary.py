@@ -11,15 +11,15 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
-from enum import Enum
 from typing import Any, Final, cast
 
 from qemu.qmp import EventListener
 
 from colo.config import VmConfig
 from colo.errors import ChannelLost, GuestError, LocalError, PeerError
-from colo.failover.arbiter import Arbiter, Grant, claim, reach
+from colo.failover.arbiter import Arbiter, Grant, claim, give_back
 from colo.failover.link import Hello, Word, WordKind
+from colo.failover.reach import reach
 from colo.guest.monitor import Monitor
 from colo.guest.outgoing import ColoPrimary
 from colo.guest.preflight import obstacles
@@ -27,6 +27,7 @@ from colo.node.address import Address
 from colo.node.awake import Awake
 from colo.node.checkpointing import Checkpointing
 from colo.node.control import Answer, serve_orders
+from colo.node.ending import LAST, End
 from colo.node.instance import instance
 from colo.node.link import Link, call
 from colo.node.netgate import NetGate, cards
@@ -34,6 +35,7 @@ from colo.node.relay import Relay
 from colo.node.retry import RETRY_S, Retry
 from colo.node.solo import Solo, Verdict
 from colo.node.standing import Standing
+from colo.node.starting import Start
 from colo.node.statefolder import StateFolder
 from colo.protocol.states import PrimaryEvent, PrimaryState
 
@@ -46,29 +48,11 @@ _DYING_S: Final = 0.5
 _WHY_S: Final = 0.5
 
 
-class _End(Enum):
-    """How a session ended."""
-
-    LOST = "the secondary is lost"
-    DIED = "QEMU is dead"
-    SHUTDOWN = "the guest has shut down"
-    ORDERED = "protection was ended by an order"
-    FENCED = "the other host has the right to run the VM"
-    HUNG = "QEMU does not answer"
-    LEFT = "colo was told to end before anybody had decided"
-
-
-_AFTER: Final = {
-    Verdict.FENCED: _End.FENCED,
-    Verdict.HUNG: _End.HUNG,
-    Verdict.LEFT: _End.LEFT,
-}
-
-
 class PrimaryNode:
     """One VM's primary on this host.  ``say`` tells the user what happens, a line at a time.
 
-    ``stock``: the secondary is a stock QEMU, which has no control link.
+    ``stock``: the secondary is a stock QEMU, which has no control link.  ``start``: the VM does
+    not run yet.
     """
 
     def __init__(
@@ -84,6 +68,7 @@ class PrimaryNode:
         allow_disks: bool = False,
         allow_broken: bool = False,
         claim: bool = False,
+        start: Start | None = None,
     ) -> None:
         self._config = config
         self._qemu = qemu
@@ -94,6 +79,7 @@ class PrimaryNode:
         self._stock = stock
         self._allow_disks = allow_disks
         self._claim = claim
+        self._start = start  # None once the VM runs
         self._colo = ColoPrimary(qemu, allow_broken)
         limit = int(config.hold_limit_mib * (1 << 20))
         self._gate = NetGate(qemu, folder.path, limit)
@@ -115,45 +101,77 @@ class PrimaryNode:
         self._netdevs: list[str] = []
         self._relay: Relay | None = None
         self._link: Link | None = None
-        self._end: asyncio.Future[_End] | None = None
-        self._fate: _End | None = None  # what no later session can change
+        self._end: asyncio.Future[End] | None = None
+        self._fate: End | None = None  # what no later session can change
         self._fated = asyncio.Event()
         self._refused = asyncio.Event()
         self._shutdown: str | None = None
         self._standing = Standing.STARTING
         self._error: str | None = None
         self._leaving: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[Any] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._was_protected = True
         self._retry = Retry()
         self._relayed = False  # in this session the secondary may have got something
+        self._contested = False  # and it may run that
 
     def stop(self) -> None:
-        """Ask to end the protection: the VM goes on, and nothing is left behind in QEMU."""
-        self._finish(_End.ORDERED)
-        self._solo.interrupt()
+        """Ask to end the protection: the VM goes on, and nothing is left behind in QEMU.
+
+        Where the VM has not started, it does not: ``run`` is cancelled.
+        """
+        if self._start is None:
+            self._finish(End.ORDERED)
+            self._solo.interrupt()
+        elif self._running is not None:
+            self._running.cancel()
 
     async def run(self) -> int:
-        """Protect the VM until it ends, or ``stop``.  Returns the exit code; raises ColoError."""
-        holder = self._solo.grant.holder
-        self._solo.grant = claim(self._arbiter, holder, self._config.name, self._stock, self._claim)
+        """Protect the VM until it ends, or ``stop``.  Returns the exit code; raises ColoError.
+
+        Where it raises before a VM was started that was to be, no QEMU is left.
+        """
+        self._running = asyncio.current_task()
         with contextlib.ExitStack() as stack:
             stack.callback(self._write_status)
             try:
-                await self._prepare()
+                await self._begin()
                 control = await serve_orders(self._folder.control, self._obey)
                 stack.callback(control.close)
                 self._tasks.append(asyncio.create_task(self._watch()))
                 return await self._serve()
-            except (GuestError, PeerError):
-                if self._session.safe_at is None:
-                    await self._give_back()
+            except BaseException as error:
+                await self._give_up(error)
                 raise
             finally:
                 for task in self._tasks:
                     task.cancel()
 
     # -- before the first session ---------------------------------------------------------
+
+    async def _begin(self) -> None:
+        """Get as far as a VM that runs and may be protected.  Raises ColoError."""
+        who = self._solo.grant.holder, self._config.name
+        self._solo.grant = await reach(claim, self._arbiter, *who, self._stock, self._claim)
+        await self._prepare()
+        if self._start is not None:
+            self._write_status()
+            hello = None if self._stock else self._hello()
+            await self._start.begin(self._to, hello, self._arbiter.automatic or self._claim)
+            self._start = None
+
+    async def _give_up(self, error: BaseException) -> None:
+        """Leave nothing behind that ends with this error."""
+        self._error = str(error) or "it was told to end"
+        if self._standing is Standing.STARTING:
+            self._standing = Standing.REFUSED
+        if self._start is not None:
+            await self._start.undo()
+            if not self._claim:  # else it may be another's, who is not to be thought dead
+                await self._give_back()
+        elif isinstance(error, GuestError | PeerError) and self._session.safe_at is None:
+            await self._give_back()
 
     async def _prepare(self) -> None:
         """Bring QEMU into a state from which protection can begin.  Raises GuestError."""
@@ -180,37 +198,23 @@ class PrimaryNode:
         while True:
             self._standing = Standing.UNPROTECTED
             end = await self._protect()
-            if end is _End.DIED:
-                self._standing = Standing.DEAD
-                await self._give_back()
-                self._say("QEMU is dead: the other host takes over")
-                return 1
-            if end is _End.SHUTDOWN:
-                self._standing = Standing.SHUTDOWN
-                await self._give_back()
-                self._say(f"the guest has shut down ({self._shutdown}): nothing to take over")
-                return 0
-            if end is _End.ORDERED:
-                self._standing = Standing.ENDED
-                self._say("protection has ended: the VM goes on, unprotected")
-                return 0
-            if end is _End.HUNG:
-                self._standing = Standing.DEAD
-                await self._give_back()
-                self._say(
-                    "QEMU does not answer: the other host takes over if it has a checkpoint; the "
-                    "copy here is silent: end its QEMU"
-                )
-                return 1
-            if end is _End.LEFT:
-                self._say("the VM is left silent, and undecided: `colo primary` begins anew")
-                return 1
-            if end is _End.FENCED:
-                return 1
+            if end is not End.LOST:
+                return await self._ended(end)
             if not self._was_protected:
                 await self._pause()
 
-    async def _protect(self) -> _End:
+    async def _ended(self, end: End | Verdict) -> int:
+        """Say how it ended for good; return the exit code."""
+        last = LAST[end]
+        self._standing = last.standing
+        # What the other host may run is left to it: given back, the grant would be anybody's.
+        if end is End.SHUTDOWN or (last.standing is Standing.DEAD and not self._contested):
+            await self._give_back()
+        if last.text:
+            self._say(last.text.format(shutdown=self._shutdown))
+        return last.code
+
+    async def _protect(self) -> End | Verdict:
         """Protect until something ends it; the VM then runs alone, or is silenced."""
         if self._fate is not None:
             return self._fate
@@ -222,6 +226,7 @@ class PrimaryNode:
         self._session.begin()
         self._refused.clear()
         self._was_protected, self._relayed, self._error = False, False, None
+        self._contested = False
         try:
             await self._gate.install(self._netdevs)
             await self._start_colo(channel)
@@ -230,7 +235,7 @@ class PrimaryNode:
         if not self._relayed:
             channel.close()
         end = await self._end
-        if end is _End.LOST and self._qemu.exited:
+        if end is End.LOST and self._qemu.exited:
             await self._gone.wait()
             assert self._fate is not None
             end = self._fate
@@ -300,7 +305,7 @@ class PrimaryNode:
             self._lost,
             self._left_by_qemu,
         )
-        self._relayed = True
+        self._relayed = self._contested = True
         self._session.pass_on = self._relay.send
         self._standing = Standing.COPYING
         second: set[asyncio.Future[Any]] = {starting, self._end}
@@ -313,32 +318,34 @@ class PrimaryNode:
         else:
             starting.cancel()
 
-    async def _conclude(self, end: _End) -> _End:
+    async def _conclude(self, how: End) -> End | Verdict:
         """Do what the end of a session asks for; return the end that this comes to."""
+        end: End | Verdict = how
         self._session.end()
-        if end is _End.LOST:
-            end = self._after(await self._decide(), end, WordKind.ALONE)
-        elif end is _End.ORDERED:
-            end = self._after(await self._solo.part(), end, WordKind.BYE)
-        if end in (_End.DIED, _End.HUNG):
-            self._say_word(WordKind.DEAD)
-        elif end is _End.SHUTDOWN:
+        if how is End.LOST:
+            end = self._after(await self._decide(), how, WordKind.ALONE)
+        elif how is End.ORDERED:
+            end = self._after(await self._solo.part(), how, WordKind.BYE)
+        if end in (End.DIED, Verdict.HUNG):
+            self._say_word(WordKind.DEAD, grant=self._solo.last_number)
+        elif end is End.SHUTDOWN:
             self._say_word(WordKind.SHUTDOWN)
         self._close_link()
         self._hang_up()
-        if end in (_End.DIED, _End.SHUTDOWN):
+        if end in (End.DIED, End.SHUTDOWN):
             await self._gate.remove()
         return end
 
-    def _after(self, verdict: Verdict, end: _End, word: WordKind) -> _End:
+    def _after(self, verdict: Verdict, end: End, word: WordKind) -> End | Verdict:
         """The end of a session after a decision; ``word`` lets the secondary go."""
         if verdict is Verdict.ALONE:
             self._say_word(word)  # only now: a VM that does not run needs its secondary
+            self._contested = False
             return end
         if verdict is Verdict.GONE:
             assert self._fate is not None
             return self._fate
-        return _AFTER[verdict]
+        return verdict
 
     async def _decide(self) -> Verdict:
         """The secondary is lost: learn whether the VM may run alone, and have it do so."""
@@ -359,7 +366,7 @@ class PrimaryNode:
     async def _give_back(self) -> None:
         """This VM is not run any more, or never was protected: anyone may begin anew."""
         with contextlib.suppress(LocalError):
-            await reach(self._arbiter.release, self._solo.grant)
+            await reach(give_back, self._arbiter, self._solo.grant.holder)
 
     def _hello(self) -> Hello:
         grant = self._solo.grant
@@ -383,7 +390,7 @@ class PrimaryNode:
         if self._session.machine.state is PrimaryState.MIGRATING:
             self._gate.hold()  # the secondary may have a whole first copy that we do not know of
         self._error = self._error or str(error)
-        self._finish(_End.LOST)
+        self._finish(End.LOST)
 
     def _hear(self, word: Word) -> None:
         if word.kind is WordKind.REFUSED:
@@ -401,11 +408,11 @@ class PrimaryNode:
             return
         self._lost(ChannelLost(why))
 
-    def _finish(self, end: _End) -> None:
-        if end is not _End.LOST and self._fate in (None, _End.ORDERED):
+    def _finish(self, end: End) -> None:
+        if end is not End.LOST and self._fate in (None, End.ORDERED):
             self._fate = end
             self._fated.set()
-        if end in (_End.DIED, _End.SHUTDOWN):
+        if end in (End.DIED, End.SHUTDOWN):
             self._gone.set()
         if self._end is not None and not self._end.done():
             self._end.set_result(end)
@@ -413,19 +420,19 @@ class PrimaryNode:
     async def _see_shutdown(self, shutdowns: EventListener) -> None:
         async for event in shutdowns:
             self._shutdown = str(cast(dict[str, Any], event["data"])["reason"])
-            self._finish(_End.SHUTDOWN)
+            self._finish(End.SHUTDOWN)
 
     async def _see_death(self) -> None:
         await self._qemu.wait()
         await asyncio.sleep(_LAST_EVENTS_S)  # what it had said before is still being read
         self._error = "QEMU is dead"
-        self._finish(_End.SHUTDOWN if self._shutdown else _End.DIED)
+        self._finish(End.SHUTDOWN if self._shutdown else End.DIED)
 
     # -- words, orders, status ------------------------------------------------------------
 
-    def _say_word(self, kind: WordKind) -> None:
+    def _say_word(self, kind: WordKind, **content: int) -> None:
         if self._link is not None:
-            self._link.say(Word(kind))
+            self._link.say(Word(kind, content))
 
     def _close_link(self) -> None:
         if self._link is not None:

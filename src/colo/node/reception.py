@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from colo.errors import ChannelLost
@@ -36,14 +36,14 @@ _TLS_MAGIC: Final = b"\x16\x03"
 class Reception:
     """Accepts connections on ``server``.
 
-    ``on_channel`` and ``on_link`` get a connection and the peer's name, and own it from then on;
-    ``on_stranger`` gets the peer's name and what it is.
+    ``on_channel`` and ``on_link`` get a connection and the peer's name, and own it once they have
+    returned; ``on_stranger`` gets the peer's name and what it is.
     """
 
     def __init__(
         self,
         server: socket.socket,
-        on_channel: Callable[[socket.socket, str], None],
+        on_channel: Callable[[socket.socket, str], Awaitable[None]],
         on_link: Callable[[socket.socket, str], None],
         on_stranger: Callable[[str, str], None],
         tls: Tls | None = None,
@@ -95,8 +95,8 @@ class Reception:
                 self._on_stranger(peer, "it said nothing")
                 return
             if magic == FILE_MAGIC.to_bytes(4, "big"):
+                await self._on_channel(sock, peer)
                 stack.pop_all()
-                self._on_channel(sock, peer)
             elif magic == LINK_MAGIC:
                 sock.recv(_MAGIC_BYTES)
                 stack.pop_all()

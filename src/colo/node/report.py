@@ -25,6 +25,7 @@ _COLOURS: Final = {
     "READY": "green",
     "RUNNING": "green",
     "UNPROTECTED": "yellow",
+    "REFUSED": "red",
     "LOST": "red",
     "FENCED": "red",
     "FAILED": "red",

@@ -18,8 +18,9 @@ from typing import Any, Final
 from colo.config import RAM_BLOCK, VmConfig
 from colo.errors import ColoError, LocalError, PeerError, StoreError
 from colo.failover.arbiter import Arbiter, Grant
-from colo.failover.decision import Decision, LinkState, SecondaryView, decide_secondary
+from colo.failover.decision import Decision, Heard, LinkState, decide_secondary
 from colo.failover.link import Hello, Word, WordKind
+from colo.failover.reach import reach
 from colo.guest.qemu import LaunchPlan
 from colo.migration.ram import RamBlock
 from colo.node.address import Address
@@ -87,9 +88,7 @@ class SecondaryNode:
         self._last_session: Receiving | None = None
         self._link: Link | None = None
         self._greetings: list[Greeting] = []
-        self._link_state = LinkState.NONE
-        self._word: WordKind | None = None
-        self._known_grant = 0
+        self._heard = Heard()
         self._forwarding: Forwarding | None = None
         if forward is not None:
             self._forwarding = Forwarding(
@@ -156,25 +155,26 @@ class SecondaryNode:
             return "this VM has its primary already"
         return None
 
-    def _begin(self, sock: socket.socket, peer: str) -> None:
-        """A checkpoint channel has connected."""
-        why = self._occupied()
+    async def _begin(self, sock: socket.socket, peer: str) -> None:
+        """A checkpoint channel has connected: take it in, or close it."""
+        why, link, last, known = self._occupied(), self._link, self._last_session, 0
+        if why is None and last is not None and last.applying is not None:
+            await asyncio.wait({last.applying})  # it was forgotten: let it end
+        if why is None and link is None:
+            try:
+                known = (await reach(self._arbiter.begin)).number
+            except LocalError as error:
+                why = str(error)
+        if why is None and self._link is not link:
+            why = "a control link has come or gone meanwhile"
+        why = why or self._occupied()
         if why is not None:
             sock.close()
             self._strange(peer, why)
             return
-        last = self._last_session
-        if last is not None and last.applying is not None:  # it was forgotten: let it end
-            last.applying.add_done_callback(lambda _: self._begin(sock, peer))
-            return
-        if self._link is None:
+        if link is None:
             self._forget_session()
-            try:
-                self._known_grant = self._arbiter.begin().number
-            except LocalError as error:
-                sock.close()
-                self._strange(peer, str(error))
-                return
+            self._heard.known = known
         self._error = None
         self._facts = {"primary": peer}
         self._session = self._last_session = Receiving(
@@ -206,7 +206,7 @@ class SecondaryNode:
 
     def _welcome(self, link: Link, hello: Hello) -> str | None:
         """Take a primary in by its control link, or return why not."""
-        if self._state is SecondaryState.LOST and hello.grant > self._known_grant:
+        if self._state is SecondaryState.LOST and hello.grant > self._heard.known:
             self._say("the primary was granted the VM: forgetting the checkpoint held here")
             self._forget_session()
         why = self._occupied()
@@ -214,8 +214,8 @@ class SecondaryNode:
             why = "it has a control link already"
         if why is None:
             self._forget_session()
-            self._link, self._link_state = link, LinkState.UP
-            self._known_grant = hello.grant
+            self._link = link
+            self._heard = Heard(LinkState.UP, hello.grant, hello.holder)
             self._refusals.clear()
         return why
 
@@ -227,12 +227,11 @@ class SecondaryNode:
         self._write_status()
 
     def _hear(self, word: Word) -> None:
-        if word.kind in (WordKind.DEAD, WordKind.SHUTDOWN, WordKind.BYE, WordKind.ALONE):
-            self._word = word.kind
+        if self._heard.hear(word):
             self._decide(f"the primary says: {word.kind.value}")
 
     def _link_lost(self, error: PeerError) -> None:
-        self._link, self._link_state = None, LinkState.LOST
+        self._link, self._heard.link = None, LinkState.LOST
         self._decide(str(error))
 
     def _beat(self) -> dict[str, Any]:
@@ -247,7 +246,7 @@ class SecondaryNode:
         if self._link is not None:
             self._link.close()
             self._link = None
-        self._link_state, self._word = LinkState.NONE, None
+        self._heard = Heard(known=self._heard.known)
         self._number, self._committed_at = -1, None
 
     # -- checkpoints ----------------------------------------------------------------------
@@ -292,11 +291,10 @@ class SecondaryNode:
         if self._state in _HERE:
             return
         if self._session is None or self._number < 0:
-            if self._link is None or self._word is not None:
+            if self._link is None or self._heard.word is not None:
                 self._forget_session()
             return
-        view = SecondaryView(self._connected, self._link_state, self._word)
-        match decide_secondary(view):
+        match decide_secondary(self._connected, self._heard):
             case Decision.FORGET:
                 self._say(f"{why}; forgetting checkpoint {self._number}")
                 self._forget_session()
@@ -327,7 +325,9 @@ class SecondaryNode:
         self._ask_for_grant(session)
 
     def _ask_for_grant(self, session: Receiving) -> None:
-        self._takeover.ask(self._known_grant, lambda grant: self._answered(session, grant))
+        self._takeover.ask(
+            self._heard.known, lambda grant: self._answered(session, grant), self._heard.void
+        )
 
     def _answered(self, session: Receiving, grant: Grant | None) -> None:
         """The arbiter has answered: take over, or forget the VM, which then runs elsewhere."""
@@ -387,7 +387,7 @@ class SecondaryNode:
         It is once for each; whoever says it again means it.
         """
         await self._takeover.settled()
-        lives = self._link is not None and self._word is not WordKind.DEAD
+        lives = self._link is not None and self._heard.word is not WordKind.DEAD
         if self._state is not SecondaryState.LOST or lives or self._warned is self._session:
             return False
         self._warned = self._session
@@ -434,7 +434,7 @@ class SecondaryNode:
                 )
             asked = self._takeover.stop_asking()
             try:
-                grant = await self._takeover.order()
+                grant = await self._takeover.order(self._heard.known)
             except LocalError as error:
                 if not force:
                     if asked and session is self._session:
@@ -483,9 +483,9 @@ class SecondaryNode:
             "mode": "periodic",
             "on_loss": self._on_loss.value,
             "arbiter": self._config.arbiter,
-            "grant": self._takeover.grant.number if self._takeover.grant else self._known_grant,
+            "grant": self._takeover.grant.number if self._takeover.grant else self._heard.known,
             "listen": str(self._listen),
-            "link": self._link_state.name,
+            "link": self._heard.link.name,
             "error": self._error or self._waiting.trouble,
             "checkpoint": self._number if self._number >= 0 else None,
             "checkpoint_at": self._committed_at,

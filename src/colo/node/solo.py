@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from colo.errors import GuestError, LocalError
-from colo.failover.arbiter import Arbiter, Grant, reach
+from colo.errors import GuestError, LocalError, NoAnswer
+from colo.failover.arbiter import Arbiter, Grant
+from colo.failover.reach import reach
 from colo.guest.monitor import Monitor
 from colo.guest.outgoing import ColoPrimary
 from colo.node.checkpointing import Checkpointing
@@ -83,10 +84,16 @@ class Solo:
         self._stand = stand
         self._say = say
         self._asking = False
+        self._unheard = 0  # the number of a grant that may have been ours without our hearing of it
         self._missing = ""
         self._order: _Order | None = None
         self._interrupts = 0
         self._wake = asyncio.Event()
+
+    @property
+    def last_number(self) -> int:
+        """The number of the last grant that this VM may have, whether or not it was heard of."""
+        return max(self.grant.number, self._unheard)
 
     # -- from outside ---------------------------------------------------------------------
 
@@ -208,13 +215,15 @@ class Solo:
 
     async def _take(self, order: _Order | None) -> Grant | None:
         """Take the grant; None where the other host has it.  Raises LocalError."""
-        holder = self.grant.holder
-        if order is None or (self._arbiter.automatic and not order.force):
-            return await reach(self._arbiter.take, self.grant.number, holder)
+        number, holder = self.grant.number, self.grant.holder
         try:
+            if order is None or (self._arbiter.automatic and not order.force):
+                return await reach(self._arbiter.take, number, holder)
             return await reach(self._arbiter.order, holder)
         except LocalError as error:
-            if not order.force:
+            if isinstance(error, NoAnswer) and error.may_be_done:
+                self._unheard = number + 1
+            if order is None or not order.force:
                 raise
             self._say(f"by order, without a grant: {error}")
             return self.grant

@@ -11,6 +11,7 @@ class Standing(Enum):
     """What ``colo status`` says of a primary."""
 
     STARTING = "looking at the VM"
+    REFUSED = "nothing was begun, and no VM started: the last error says why"
     UNPROTECTED = "the VM runs here alone"
     COPYING = "the secondary is getting its first copy"
     PROTECTED = "the VM runs; its output is held until it is safe"

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from colo.errors import ColoError, GuestError, LocalError
-from colo.failover.arbiter import Arbiter, Grant, reach
+from colo.failover.arbiter import Arbiter, Grant
+from colo.failover.reach import reach
 from colo.guest.interface import SecondaryGuest
 from colo.node.leaving import to_its_end
 from colo.protocol.states import SecondaryEvent
@@ -70,31 +71,43 @@ class Takeover:
         """Whether the grant is asked for, and there is no answer yet."""
         return self._asking is not None
 
-    def ask(self, known: int, answered: Callable[[Grant | None], None]) -> None:
+    def ask(
+        self, known: int, answered: Callable[[Grant | None], None], void: Grant | None = None
+    ) -> None:
         """Ask for the grant after ``known``; ``answered`` gets it, or None: another host has it.
 
-        Waits while the arbiter is out of reach: without a grant nothing may run.
+        ``void``: a later one that is in nobody's way.  Waits while the arbiter is out of reach:
+        without a grant nothing may run.
         """
         self._decided_at = time.monotonic()
-        if self._asked is None or self._asked[0] != known:
-            # The name stays: an answer that comes late is got by asking again under the same one.
-            self._asked = known, self._holder()
-        self._asking = asyncio.create_task(self._ask(*self._asked, answered))
+        self._asking = asyncio.create_task(self._ask(known, self._name(known), void, answered))
 
     def stop_asking(self) -> bool:
         """Ask no more, whatever the answer would be; return whether there was one to come."""
         asking, self._asking = self._asking, None
         return asking is not None and asking.cancel()
 
-    async def order(self) -> Grant:
-        """Take the next grant by an operator's order.  Raises LocalError."""
-        return await reach(self._arbiter.order, self._holder())
+    async def order(self, known: int) -> Grant:
+        """Take the next grant by an operator's order, after ``known`` too.  Raises LocalError."""
+        return await reach(self._arbiter.order, self._name(known))
 
-    async def _ask(self, known: int, holder: str, answered: Callable[[Grant | None], None]) -> None:
+    def _name(self, known: int) -> str:
+        """Our name, which stays: an answer that is not heard is got by asking again under it."""
+        if self._asked is None or self._asked[0] != known:
+            self._asked = known, self._holder()
+        return self._asked[1]
+
+    async def _ask(
+        self,
+        known: int,
+        holder: str,
+        void: Grant | None,
+        answered: Callable[[Grant | None], None],
+    ) -> None:
         told = False
         while True:
             try:
-                grant = await reach(self._arbiter.take, known, holder)
+                grant = await reach(self._arbiter.take, known, holder, void)
                 break
             except LocalError as error:
                 if not told:
