@@ -7,9 +7,8 @@ import io
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
-from colo.terminal import plain, printable
+from colo.terminal import console, plain, printable
 
 
 @pytest.mark.parametrize(
@@ -25,9 +24,9 @@ def test_only_what_can_be_printed_is(text: str, seen: str) -> None:
     assert printable(text) == seen
 
 
-@given(st.text())
+@given(st.text() | st.sampled_from(["tcp:b:9000", "[/]", "[red]x", "x\\"]))
 def test_no_text_does_anything_to_a_terminal(text: str) -> None:
     out = io.StringIO()
-    Console(file=out, highlight=False, soft_wrap=True).print(f"[bold]{plain(text)}[/bold]")
+    console(file=out).print(f"[bold]{plain(text)}[/bold]")
     assert out.getvalue() == f"{printable(text)}\n"
     assert printable(text).isprintable()

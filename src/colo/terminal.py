@@ -1,13 +1,22 @@
 """Text of others on our user's terminal: it is read, and does nothing.
 
-What a peer, a stream or a file says may hold control characters, or what rich takes for markup.
+What a peer, a stream or a file says may hold control characters, or what rich takes for markup
+or, as it does «:b:», for the name of a picture.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+from rich.console import Console
 from rich.markup import escape
 
-__all__ = ["plain", "printable"]
+__all__ = ["console", "plain", "printable"]
+
+
+def console(**options: Any) -> Console:
+    """A console that prints long lines whole, and pictures nowhere; for ``options`` see rich."""
+    return Console(highlight=False, soft_wrap=True, emoji=False, **options)
 
 
 def printable(text: str) -> str:
@@ -18,5 +27,5 @@ def printable(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The text for a rich console, where it stands for itself."""
+    """The text for such a console, where it stands for itself."""
     return escape(printable(text))

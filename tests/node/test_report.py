@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from colo.errors import ColoError
 from colo.node.report import is_alive, read_status, render
 from colo.node.statefolder import StateFolder
+from colo.terminal import console
 
 STATUS: dict[str, Any] = {
     "pid": os.getpid(),
@@ -34,7 +34,7 @@ FORWARD = {"to": "tcp:c:9000", "state": "RUNNING", "checkpoint": 12, "bytes": 3 
 
 def shown(**changes: Any) -> str:
     text = io.StringIO()
-    render({**STATUS, **changes}, Console(file=text, highlight=False, soft_wrap=True))
+    render({**STATUS, **changes}, console(file=text))
     return text.getvalue()
 
 
@@ -52,6 +52,22 @@ def shown(**changes: Any) -> str:
 def test_what_is_handed_on(changes: dict[str, Any], line: str) -> None:
     text = shown(forward={"error": None, **FORWARD, **changes})
     assert f"  handed on    {line}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("peer", "line"),
+    [
+        (None, "tcp:b:9000"),
+        ({}, "tcp:b:9000"),
+        (
+            {"checkpoint": 1733, "state": "READY"},
+            "tcp:b:9000: it says checkpoint 1733, state READY",
+        ),
+        ({"held_bytes": [None], "\x1b": {}}, r"tcp:b:9000: it says held bytes [None], \x1b {}"),
+    ],
+)
+def test_what_the_other_host_says_of_itself(peer: dict[str, Any] | None, line: str) -> None:
+    assert f"  secondary    {line}\n" in shown(secondary="tcp:b:9000", peer=peer)
 
 
 def test_how_far_a_first_copy_is() -> None:
@@ -99,6 +115,7 @@ def test_a_folder_without_a_status_is_none_of_ours(tmp_path: Path) -> None:
     [
         ('[failover] arbiter = "none" would do', '[failover] arbiter = "none" would do'),
         ("tcp:[fd00::2]:9000 refuses: [/]", "tcp:[fd00::2]:9000 refuses: [/]"),
+        ("tcp:b:9000 and tcp:smile:1", "tcp:b:9000 and tcp:smile:1"),
         ("it is \x1b]0;mine\x07", r"it is \x1b]0;mine\x07"),
     ],
 )

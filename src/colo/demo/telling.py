@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from rich.console import Console
 
 from colo.errors import ColoError
+from colo.terminal import console
 
 __all__ = ["DemoError", "Event", "begin", "side_by_side"]
 
@@ -21,15 +22,15 @@ class DemoError(ColoError):
 
 def begin(title: str, scene: str) -> tuple[Console, Callable[[str, str], None]]:
     """Print the title; return the console, and what prints a line of who did what."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"\n[bold]{title}[/bold]\n{scene}\n")
+    out = console()
+    out.print(f"\n[bold]{title}[/bold]\n{scene}\n")
     began = time.monotonic()
 
     def say(who: str, text: str) -> None:
         seconds = time.monotonic() - began
-        console.print(f"[dim]{seconds:5.1f} s[/dim]  [bold]{who:<7}[/bold] {text}")
+        out.print(f"[dim]{seconds:5.1f} s[/dim]  [bold]{who:<7}[/bold] {text}")
 
-    return console, say
+    return out, say
 
 
 def side_by_side(events: Iterable[Event], kill: float) -> Iterator[str]:

@@ -16,7 +16,7 @@ from colo.inspection.pages import Statistics
 from colo.inspection.source import Inspected
 from colo.migration.fields import DeviceState, Value
 from colo.migration.format import PAGE_SIZE
-from colo.terminal import plain
+from colo.terminal import console, plain
 
 __all__ = ["Wanted", "matching", "render_difference", "render_source"]
 
@@ -43,64 +43,64 @@ def matching(patterns: Iterable[str], *sources: Inspected) -> Wanted:
     return lambda name: any(fnmatchcase(name, pattern) for pattern in wanted)
 
 
-def render_source(source: Inspected, wanted: Wanted | None, console: Console | None = None) -> None:
+def render_source(source: Inspected, wanted: Wanted | None, out: Console | None = None) -> None:
     """Print a summary; with ``wanted``, the fields of those devices instead."""
-    console = console or _console()
-    console.print(f"[bold]{plain(source.name)}[/bold]  {plain(_machine(source))}")
+    out = out or console()
+    out.print(f"[bold]{plain(source.name)}[/bold]  {plain(_machine(source))}")
     if wanted is None:
-        _summary(source, console)
+        _summary(source, out)
         return
     for device in source.devices:
         if wanted(device.name):
             title = f"{device.name} {device.instance}, version {device.version}"
-            console.print(f"\n[bold]{plain(title)}[/bold]")
+            out.print(f"\n[bold]{plain(title)}[/bold]")
             rows = [(path, _text(value)) for path, value in _lines(device.fields)]
-            _print_pairs(console, rows)
+            _print_pairs(out, rows)
 
 
 def render_difference(
-    difference: Difference, wanted: Wanted | None, console: Console | None = None
+    difference: Difference, wanted: Wanted | None, out: Console | None = None
 ) -> None:
     """Print what differs, some fields of each device; with ``wanted``, all of those devices'."""
-    console = console or _console()
+    out = out or console()
     for title, source in (("old", difference.old), ("new", difference.new)):
-        console.print(f"{title}  [bold]{plain(source.name)}[/bold]  {plain(_machine(source))}")
+        out.print(f"{title}  [bold]{plain(source.name)}[/bold]  {plain(_machine(source))}")
     if wanted is None:
-        _blocks_that_differ(difference, console)
+        _blocks_that_differ(difference, out)
     devices = [device for device in difference.devices if device.is_different]
     shown = [device for device in devices if wanted is None or wanted(device.name)]
     for device in shown:
-        console.print(f"\n[bold]{plain(_device_title(device))}[/bold]")
+        out.print(f"\n[bold]{plain(_device_title(device))}[/bold]")
         fields = device.fields[: _FIELDS_SHOWN if wanted is None else None]
-        _print_pairs(console, [(field.path, _change(field)) for field in fields])
+        _print_pairs(out, [(field.path, _change(field)) for field in fields])
         if len(fields) < len(device.fields):
             more = len(device.fields) - len(fields)
-            console.print(f"  [dim]… {more} more: --device {plain(device.name)}[/dim]")
+            out.print(f"  [dim]… {more} more: --device {plain(device.name)}[/dim]")
     if not shown:
-        console.print("\nno difference in the devices")
+        out.print("\nno difference in the devices")
 
 
 # -- one ------------------------------------------------------------------------------------
 
 
-def _summary(source: Inspected, console: Console) -> None:
+def _summary(source: Inspected, out: Console) -> None:
     pages = sum(counted.pages for counted in source.statistics.values())
     followed = f"; {source.followed_by:,} bytes follow" if source.followed_by else ""
-    console.print(f"  capabilities  {', '.join(source.header.capabilities) or 'none'}")
-    console.print(
+    out.print(f"  capabilities  {plain(', '.join(source.header.capabilities)) or 'none'}")
+    out.print(
         f"  stream        {source.size:,} bytes, {source.pages_sent:,} pages in it for "
         f"{pages:,} of memory{followed}\n"
     )
     header = ("block", "size", "pages", "zero", "fill", "equal", "unique", "zlib -1", "sampled")
     rows = [_block_row(name, counted) for name, counted in source.statistics.items()]
     rows.append(_block_row("all", _total(source.statistics.values())))
-    _print_table(console, header, rows)
-    console.print(
+    _print_table(out, header, rows)
+    out.print(
         "  [dim]fill: one other byte, repeated · equal: as an earlier page · zlib -1: to what part "
         "the sampled\n  pages that are neither zero nor fill compress, each by itself[/dim]\n"
     )
     columns = ("device", "instance", "version", "bytes", "fields")
-    _print_table(console, columns, [_device_row(device) for device in source.devices])
+    _print_table(out, columns, [_device_row(device) for device in source.devices])
 
 
 def _total(all_counted: Iterable[Statistics]) -> Statistics:
@@ -176,7 +176,7 @@ def _bytes_text(value: bytes) -> str:
 # -- two ------------------------------------------------------------------------------------
 
 
-def _blocks_that_differ(difference: Difference, console: Console) -> None:
+def _blocks_that_differ(difference: Difference, out: Console) -> None:
     rows = [
         (
             block.name,
@@ -192,12 +192,12 @@ def _blocks_that_differ(difference: Difference, console: Console) -> None:
         for block in difference.blocks
         if block.is_different
     ]
-    console.print()
+    out.print()
     if rows:
         header = ("block", "old pages", "new pages", "differ", "ranges", "bytes from–to")
-        _print_table(console, header, rows, texts=(0, 5))
+        _print_table(out, header, rows, texts=(0, 5))
     else:
-        console.print("no difference in memory")
+        out.print("no difference in memory")
 
 
 def _range(first: int, count: int) -> str:
@@ -240,18 +240,14 @@ def _size(size: int) -> str:
     return f"{size >> 20:,} MiB" if size >= 1 << 20 else f"{size >> 10:,} KiB"
 
 
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
-
-
-def _print_pairs(console: Console, rows: list[tuple[str, str]]) -> None:
+def _print_pairs(out: Console, rows: list[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
-        console.print(f"  {plain(f'{name:<{width}}  {text}')}")
+        out.print(f"  {plain(f'{name:<{width}}  {text}')}")
 
 
 def _print_table(
-    console: Console,
+    out: Console,
     header: tuple[str, ...],
     rows: list[tuple[str, ...]],
     texts: tuple[int, ...] = (0,),
@@ -264,4 +260,4 @@ def _print_table(
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         line = plain("  " + "  ".join(cells).rstrip())
-        console.print(f"[dim]{line}[/dim]" if row is header else line)
+        out.print(f"[dim]{line}[/dim]" if row is header else line)

@@ -171,11 +171,15 @@ class Checkpointing:
             self._sent, self._sent_at = sent, time.monotonic()
         return time.monotonic() - self._sent_at > limit_s
 
-    def figures(self) -> dict[str, Any]:
-        """The phases of the last checkpoints, in milliseconds."""
+    def status(self) -> dict[str, Any]:
+        """What the status file has of the checkpoints; phases in milliseconds."""
         return {
-            "covered": summary(summarise(self._covered), 1e3),
-            "stopped": summary(summarise(self._stopped), 1e3),
+            "checkpoint": self.count or None,
+            "checkpoint_at": self.safe_at,
+            "phases_ms": {
+                "covered": summary(summarise(self._covered), 1e3),
+                "stopped": summary(summarise(self._stopped), 1e3),
+            },
         }
 
     def _go_on(self) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from colo.errors import ColoError
 from colo.node.figures import PHASES
 from colo.store.image import mib
-from colo.terminal import plain
+from colo.terminal import console, plain
 
 __all__ = ["is_alive", "read_status", "render"]
 
@@ -79,22 +79,22 @@ def _runs(state_dir: Path, pid: int) -> bool:
     return False
 
 
-def render(content: dict[str, Any], console: Console | None = None) -> None:
+def render(content: dict[str, Any], out: Console | None = None) -> None:
     """Print a status for people."""
-    console = console or Console(highlight=False, soft_wrap=True)
+    out = out or console()
     colour = _COLOURS.get(content["state"], "bold")
-    console.print(
+    out.print(
         f"[bold]{plain(content['vm'])}[/bold]  {content['role']}  "
         f"[{colour}]{plain(content['state'])}[/]: {plain(content['meaning'])}"
     )
     if not is_alive(content):
         ago = _ago(content["written_at"])
-        console.print(f"  [red]colo does not run[/red]: this is what it wrote {ago} ago")
+        out.print(f"  [red]colo does not run[/red]: this is what it wrote {ago} ago")
     for name, text in _facts(content):
-        console.print(f"  {name:<12} {plain(str(text))}")
+        out.print(f"  {name:<12} {plain(str(text))}")
     if content["checkpoint"]:
         for line in _checkpoints(content):
-            console.print(line)
+            out.print(line)
 
 
 def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -108,7 +108,7 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "first copy", f"{mib(content['bytes_total'])} sent"
     for role in ("primary", "secondary"):
         if role in content:
-            yield role, content[role]
+            yield role, f"{content[role]}{_peer(content.get('peer'))}"
     if "store" in content:
         guest, store = mib(content["guest_bytes"]), mib(content["store_bytes"])
         yield "memory", f"guest {guest}, store {store} in {content['store']}"
@@ -130,6 +130,12 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
     if content["error"]:
         yield "last error", content["error"]
+
+
+def _peer(peer: dict[str, Any] | None) -> str:
+    """What the other host said of itself with its last heartbeat."""
+    said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in (peer or {}).items())
+    return f": it says {said}" if said else ""
 
 
 def _forward(forward: dict[str, Any]) -> str:

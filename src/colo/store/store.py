@@ -164,6 +164,14 @@ class Store:
         """The bytes that the images take."""
         return sum(image.block.length for image in self.images.values())
 
+    def status(self) -> dict[str, Any]:
+        """What the status file has of it."""
+        return {
+            "guest_bytes": self.main.length,
+            "store_bytes": self.size,
+            "store": str(self.folder),
+        }
+
     def remove(self) -> None:
         """Remove the folder and all in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
