@@ -20,6 +20,11 @@ BARE = Vm(guest=False, memory_mib=32)
 TWO_CARDS = Vm(nics=("virtio-net-pci", "e1000"))
 
 
+def heard_of_checkpoints(colo: Colo) -> bool:
+    """Whether the other host has told this colo of its checkpoints."""
+    return int(colo.status()["peer"]["checkpoint"]) > 0
+
+
 @pytest.mark.parametrize("vm", [TWO_CARDS], ids=["two cards"])
 def test_protection_ends_by_order_and_begins_again(stage: Stage, vm: Vm) -> None:
     by_hand = stage.qemu("q")
@@ -31,6 +36,8 @@ def test_protection_ends_by_order_and_begins_again(stage: Stage, vm: Vm) -> None
     assert len(left_in_qemu(other)) == 8  # two filters and two chardevs for each card
     first.wait_checkpoints()
     client.wait_heard()
+    for colo in (first, secondary):
+        wait(partial(heard_of_checkpoints, colo), f"{colo.name} to hear of checkpoints", WAIT_S)
 
     first.signal(signal.SIGINT)
     assert first.wait_exit() == 0
