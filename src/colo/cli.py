@@ -105,10 +105,11 @@ def secondary(
     """Keep the last checkpoint of a VM, and run the VM when its primary is lost."""
     from colo.config import load
     from colo.failover.arbiter import make_arbiter
+    from colo.failover.decision import OnLoss
     from colo.guest.qemu import plan
     from colo.node.address import parse_address
     from colo.node.forwarding import Destination
-    from colo.node.secondary import OnLoss, SecondaryNode
+    from colo.node.secondary import SecondaryNode
     from colo.node.tls import make_tls
 
     config = load(vm_file)

@@ -18,7 +18,7 @@ import pytest
 from colo.config import VmConfig
 from colo.errors import ChannelLost, StoreError
 from colo.failover.arbiter import Arbiter, FileArbiter, Grant, ManualArbiter
-from colo.failover.decision import LinkState
+from colo.failover.decision import LinkState, OnLoss
 from colo.failover.link import Hello, Word, WordKind
 from colo.guest.memory import MemoryGuest
 from colo.guest.qemu import LaunchPlan
@@ -27,7 +27,7 @@ from colo.node import secondary
 from colo.node.address import Address
 from colo.node.control import Answer
 from colo.node.link import Link, call
-from colo.node.secondary import OnLoss, SecondaryNode
+from colo.node.secondary import SecondaryNode
 from colo.node.sending import Sending
 from colo.node.statefolder import StateFolder
 from colo.store.store import Store

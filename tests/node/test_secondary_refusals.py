@@ -15,6 +15,7 @@ import pytest
 
 from colo.config import VmConfig
 from colo.failover.arbiter import make_arbiter
+from colo.failover.decision import OnLoss
 from colo.failover.link import Hello
 from colo.guest.qemu import LaunchPlan
 from colo.migration.reader import Header
@@ -22,7 +23,7 @@ from colo.node import secondary
 from colo.node.address import Address
 from colo.node.forwarding import Destination, Forwarding
 from colo.node.link import call
-from colo.node.secondary import OnLoss, SecondaryNode
+from colo.node.secondary import SecondaryNode
 from colo.node.statefolder import StateFolder
 
 LIMIT_S = 5.0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from colo.node.sockets import soon
+from colo.node.sockets import accept_one, soon
 
 
 @pytest.fixture
@@ -63,3 +65,24 @@ def test_another_error_is_told_at_once(ends: tuple[socket.socket, socket.socket]
     with pytest.raises(ConnectionResetError):
         soon(receive)
     assert len(tries) == 1
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_one_is_accepted_or_it_is_over(tmp_path: Path, comes: bool) -> None:
+    async def run() -> None:
+        over = asyncio.get_running_loop().create_future()
+        with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as visitor:
+            server.bind(str(tmp_path / "door"))
+            server.listen(1)
+            accepting = asyncio.create_task(accept_one(server, {over}))
+            await asyncio.sleep(0)
+            if comes:
+                visitor.connect(str(tmp_path / "door"))
+            else:
+                over.set_result(None)
+            accepted = await accepting
+            assert (accepted is not None) == comes and server.fileno() == -1
+            if accepted is not None:
+                accepted.close()
+
+    asyncio.run(run())

@@ -12,7 +12,7 @@ from enum import Enum
 from colo.failover.arbiter import Grant
 from colo.failover.link import Word, WordKind
 
-__all__ = ["Decision", "Heard", "LinkState", "decide_secondary"]
+__all__ = ["Decision", "Heard", "LinkState", "OnLoss", "decide_secondary"]
 
 
 class LinkState(Enum):
@@ -21,6 +21,13 @@ class LinkState(Enum):
     NONE = "there never was one: the primary is a stock QEMU"
     UP = "the other side is heard"
     LOST = "it is closed, or silent beyond its limit"
+
+
+class OnLoss(Enum):
+    """Whether a secondary asks for the right to run the VM, or leaves that to an operator."""
+
+    TAKEOVER = "takeover"
+    HOLD = "hold"
 
 
 class Decision(Enum):

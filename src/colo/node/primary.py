@@ -33,6 +33,7 @@ from colo.node.link import Link, call
 from colo.node.netgate import NetGate, cards
 from colo.node.relay import Relay
 from colo.node.retry import RETRY_S, Retry
+from colo.node.sockets import accept_one
 from colo.node.solo import Solo, Verdict
 from colo.node.standing import Standing
 from colo.node.starting import Start
@@ -278,25 +279,27 @@ class PrimaryNode:
 
     async def _start_colo(self, channel: socket.socket) -> None:
         """Have QEMU migrate to us, and relay that to the secondary."""
+        assert self._end is not None
         path = self._folder.path / "colo.sock"
         path.unlink(missing_ok=True)
-        loop = asyncio.get_running_loop()
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(path))
             server.listen(1)
-            server.setblocking(False)
-            accepted = asyncio.ensure_future(loop.sock_accept(server))
             starting = asyncio.ensure_future(self._colo.start(f"unix:{path}"))
-            assert self._end is not None
-            first: set[asyncio.Future[Any]] = {accepted, starting, self._end}
-            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-            if not accepted.done():
-                accepted.cancel()
-                if starting.done():
+            over: set[asyncio.Future[Any]] = {starting, self._end}
+            try:
+                qemu = await accept_one(server, over)
+                if qemu is not None:
+                    self._follow(qemu, channel)
+                    await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+                if starting.done() and not self._end.done():
                     starting.result()
-                starting.cancel()
-                return
-            qemu, _ = accepted.result()
+            finally:
+                if not starting.cancel():
+                    starting.exception()  # nobody asks for it any more
+
+    def _follow(self, qemu: socket.socket, channel: socket.socket) -> None:
+        """Relay from QEMU to the secondary."""
         self._relay = Relay(
             qemu,
             channel,
@@ -308,15 +311,6 @@ class PrimaryNode:
         self._relayed = self._contested = True
         self._session.pass_on = self._relay.send
         self._standing = Standing.COPYING
-        second: set[asyncio.Future[Any]] = {starting, self._end}
-        await asyncio.wait(second, return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            if not self._end.done():
-                starting.result()
-            else:
-                starting.exception()
-        else:
-            starting.cancel()
 
     async def _conclude(self, how: End) -> End | Verdict:
         """Do what the end of a session asks for; return the end that this comes to."""

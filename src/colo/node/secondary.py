@@ -12,13 +12,12 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
-from enum import Enum
 from typing import Any, Final
 
 from colo.config import RAM_BLOCK, VmConfig
 from colo.errors import ColoError, LocalError, PeerError, StoreError
 from colo.failover.arbiter import Arbiter, Grant
-from colo.failover.decision import Decision, Heard, LinkState, decide_secondary
+from colo.failover.decision import Decision, Heard, LinkState, OnLoss, decide_secondary
 from colo.failover.link import Hello, Word, WordKind
 from colo.failover.reach import reach
 from colo.guest.qemu import LaunchPlan
@@ -41,18 +40,11 @@ from colo.protocol.states import SecondaryEvent, SecondaryState
 from colo.store.export import export_stream
 from colo.store.store import Store
 
-__all__ = ["OnLoss", "SecondaryNode"]
+__all__ = ["SecondaryNode"]
 
 _STATUS_S: Final = 0.25
 
 _HERE: Final = frozenset({SecondaryState.RUNNING, SecondaryState.TAKEOVER})
-
-
-class OnLoss(Enum):
-    """What to do when the primary is lost."""
-
-    TAKEOVER = "takeover"
-    HOLD = "hold"
 
 
 class SecondaryNode:

@@ -9,9 +9,9 @@ import struct
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
-__all__ = ["limit_sends", "quick_acks", "readable", "soon", "tune", "writable"]
+__all__ = ["accept_one", "limit_sends", "quick_acks", "readable", "soon", "tune", "writable"]
 
 T = TypeVar("T")
 
@@ -41,6 +41,19 @@ def tune(sock: socket.socket) -> None:
     ):
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+async def accept_one(server: socket.socket, over: set[asyncio.Future[Any]]) -> socket.socket | None:
+    """Accept one connection, and close the server; None where one of ``over`` is done before."""
+    server.setblocking(False)
+    accepting = asyncio.ensure_future(asyncio.get_running_loop().sock_accept(server))
+    try:
+        await asyncio.wait({accepting, *over}, return_when=asyncio.FIRST_COMPLETED)
+        return accepting.result()[0] if accepting.done() else None
+    finally:
+        if accepting.cancel():
+            await asyncio.wait({accepting})  # it lets go of the server first
+        server.close()
 
 
 def quick_acks(sock: socket.socket) -> Callable[[], None]:
