@@ -65,18 +65,12 @@ class StateFolder:
     def clean(self, store: Path) -> None:
         """Remove what a colo left behind that was killed: its waiting QEMU and its store.
 
-        Raises UsageError where that QEMU runs the VM by now.
+        Raises UsageError where that QEMU may run the VM by now.
         """
-        pid = self._leftover()
-        if pid is not None:
-            status = _run_state(self.path / "colo-qmp.sock")
-            if status not in (None, *_MUTE):
-                raise UsageError(
-                    f"the VM runs here since an earlier takeover (pid {pid}, state {status}, QMP "
-                    f"{self.path / 'qmp.sock'}): end it, or take another state folder"
-                )
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._end_leftover(
+            "the VM runs here since an earlier takeover ({qemu}): end it, or take another state "
+            "folder"
+        )
         shutil.rmtree(store, ignore_errors=True)
         link = self.path / "store"
         link.unlink(missing_ok=True)
@@ -87,20 +81,10 @@ class StateFolder:
 
         Raises UsageError where one may.
         """
-        pid = self._leftover()
-        if pid is None:
-            return
-        status = _run_state(self.path / "colo-qmp.sock")
-        if status not in _MUTE:
-            raise UsageError(
-                f"QEMU {pid} of this state folder is still there ({status or 'it is silent'}): "
-                f"protect it by `colo primary --qmp unix:{self.path / 'qmp.sock'}`, or end it"
-            )
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + _QMP_S
-        while self._leftover() == pid and time.monotonic() < deadline:
-            time.sleep(_POLL_S)  # it has the tap, and the folder's sockets
+        self._end_leftover(
+            "the QEMU of this state folder is still there ({qemu}): protect it by `colo primary "
+            "--qmp`, or end it"
+        )
 
     def write_status(self, content: dict[str, Any]) -> None:
         """Replace the status as a whole: a reader sees the one before or this one.
@@ -121,6 +105,24 @@ class StateFolder:
         """Let go of the lock, and of what only a running colo has."""
         self.control.unlink(missing_ok=True)
         os.close(self._lock)
+
+    def _end_leftover(self, refusal: str) -> None:
+        """End a QEMU of this folder in which certainly no VM has run; one that is silent may.
+
+        Raises UsageError with ``refusal``, which says ``{qemu}``, where it has to stay.
+        """
+        pid = self._leftover()
+        if pid is None:
+            return
+        state = _run_state(self.path / "colo-qmp.sock")
+        if state not in _MUTE:
+            qemu = f"pid {pid}, {state or 'which does not answer'}, QMP {self.path / 'qmp.sock'}"
+            raise UsageError(refusal.format(qemu=qemu))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + _QMP_S
+        while self._leftover() == pid and time.monotonic() < deadline:
+            time.sleep(_POLL_S)  # it has the tap, and the folder's sockets
 
     def _leftover(self) -> int | None:
         """The id of a QEMU that was started for this folder and still is there."""
