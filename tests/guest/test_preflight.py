@@ -20,6 +20,8 @@ LIBRARY = "/cache/tcg-preload-0123.so"
 CLEAN: dict[str, Any] = {
     "query-migrate": {},
     "query-migrate-parameters": {},
+    "query-migrate-capabilities": [{"capability": "x-colo", "state": False}],
+    "query-status": {"running": True, "status": "running"},
     "query-version": {"qemu": {"major": 11, "minor": 1}},
     "query-kvm": {"enabled": False, "present": True},
     "qom-get": False,
@@ -42,8 +44,12 @@ class FakeQemu(Monitor):
         return self._answers[command]
 
 
-def found(answers: dict[str, Any], *netdevs: str) -> list[str]:
-    return asyncio.run(obstacles(FakeQemu(answers), list(netdevs), False))
+def found(answers: dict[str, Any], *netdevs: str, started: bool = True) -> list[str]:
+    return asyncio.run(obstacles(FakeQemu(answers), list(netdevs), False, started))
+
+
+def status(name: str) -> dict[str, Any]:
+    return {"query-status": {"running": name == "running", "status": name}}
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +66,18 @@ def test_what_blocks_a_migration_is_said_in_qemus_words() -> None:
     lines = found({"query-migrate": {"blocked-reasons": reasons}})
     assert len(lines) == 2
     assert all(reason in line for reason, line in zip(reasons, lines, strict=True))
+
+
+@pytest.mark.parametrize("state", ["paused", "prelaunch", "io-error", "guest-panicked"])
+def test_a_vm_that_somebody_has_stopped_is_not_started_by_protecting_it(state: str) -> None:
+    (line,) = found(status(state))
+    assert f"the VM does not run ({state})" in line and "`cont`" in line
+
+
+def test_a_vm_that_stands_still_for_us_is_none_that_somebody_has_stopped() -> None:
+    assert found(status("prelaunch"), started=False) == []
+    left = {"query-migrate-capabilities": [{"capability": "x-colo", "state": True}]}
+    assert found({**status("paused"), **left}) == [], "by a colo that was killed in its first copy"
 
 
 def test_a_netdev_of_several_queues_cannot_be_filtered() -> None:

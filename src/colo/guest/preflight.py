@@ -14,9 +14,19 @@ from colo.guest.preload import PRELOAD_NAME, PRELOADED_MAJORS, tcg_preload
 __all__ = ["obstacles"]
 
 
-async def obstacles(qemu: Monitor, netdevs: list[str], allow_disks: bool) -> list[str]:
-    """Return what stands in the way, a line each, with what to do.  Raises GuestError."""
+async def obstacles(
+    qemu: Monitor, netdevs: list[str], allow_disks: bool, started: bool = True
+) -> list[str]:
+    """Return what stands in the way, a line each, with what to do.  Raises GuestError.
+
+    ``started``: the VM is to run already.
+    """
     found = []
+    state = (await qemu.execute("query-status"))["status"]
+    if started and state != "running" and not await _left_by_colo(qemu):
+        found.append(
+            f"the VM does not run ({state}), and protecting it would start it: do that by `cont`"
+        )
     migration = await qemu.execute("query-migrate")
     if migration.get("status") not in MIGRATION_OVER:
         found.append(f"a migration is {migration['status']}: wait for its end, or migrate_cancel")
@@ -52,6 +62,12 @@ async def obstacles(qemu: Monitor, netdevs: list[str], allow_disks: bool) -> lis
             f"the VM's memory is not one backend named {RAM_BLOCK}: use -machine pc or q35 and -m"
         )
     return found
+
+
+async def _left_by_colo(qemu: Monitor) -> bool:
+    """Whether a colo was killed while this QEMU stood still for it, or was in COLO."""
+    capabilities = await qemu.execute("query-migrate-capabilities")
+    return any(each["state"] for each in capabilities if each["capability"] == "x-colo")
 
 
 async def _lacks_preload(qemu: Monitor) -> bool:

@@ -1,11 +1,14 @@
-"""A name for one QEMU process, as the holder of a grant."""
+"""A name for one QEMU process, as the holder of a grant; and that one colo alone protects it."""
 
 from __future__ import annotations
 
+import errno
 import socket
 from pathlib import Path
 
-__all__ = ["instance"]
+from colo.errors import LocalError, UsageError
+
+__all__ = ["instance", "only_one"]
 
 #: The field of /proc/PID/stat with the process's start, counted after the command's name.
 _START_TIME = 19
@@ -18,3 +21,24 @@ def instance(pid: int) -> str:
     except (OSError, IndexError):
         started = "0"
     return f"{socket.gethostname()}/{pid}/{started}"
+
+
+def only_one(name: str) -> socket.socket:
+    """Return what no other colo on this host gets for the QEMU of this name while it is open.
+
+    An address among Linux's abstract ones, which goes with its process.  Raises UsageError where
+    another colo has it.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        sock.bind(f"\0colo primary of {name}")
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"another colo protects this QEMU ({name}): end that one first"
+            ) from None
+        raise LocalError(
+            f"nobody can say whether another colo does so: {error.strerror}"
+        ) from error
+    return sock

@@ -28,7 +28,7 @@ from colo.node.awake import Awake
 from colo.node.checkpointing import Checkpointing
 from colo.node.control import Answer, serve_orders
 from colo.node.ending import LAST, End
-from colo.node.instance import instance
+from colo.node.instance import instance, only_one
 from colo.node.link import Link, call
 from colo.node.netgate import NetGate, cards
 from colo.node.relay import Relay
@@ -137,6 +137,7 @@ class PrimaryNode:
         with contextlib.ExitStack() as stack:
             stack.callback(self._write_status)
             try:
+                stack.enter_context(only_one(self._solo.grant.holder))
                 await self._begin()
                 control = await serve_orders(self._folder.control, self._obey)
                 stack.callback(control.close)
@@ -181,7 +182,9 @@ class PrimaryNode:
             await self._colo.run_alone()  # a colo that was killed left it in COLO
         await NetGate.clean(self._qemu)
         self._netdevs = await cards(self._qemu)
-        found = await obstacles(self._qemu, self._netdevs, self._allow_disks)
+        found = await obstacles(
+            self._qemu, self._netdevs, self._allow_disks, started=self._start is None
+        )
         if found:
             raise GuestError("this VM cannot be protected: " + "; ".join(found))
         shutdowns = EventListener("SHUTDOWN")

@@ -68,8 +68,8 @@ class StateFolder:
         Raises UsageError where that QEMU may run the VM by now.
         """
         self._end_leftover(
-            "the VM runs here since an earlier takeover ({qemu}): end it, or take another state "
-            "folder"
+            "the VM runs here since an earlier takeover ({qemu}, QMP {qmp}): end it, or take "
+            "another state folder"
         )
         shutil.rmtree(store, ignore_errors=True)
         link = self.path / "store"
@@ -83,7 +83,7 @@ class StateFolder:
         """
         self._end_leftover(
             "the QEMU of this state folder is still there ({qemu}): protect it by `colo primary "
-            "--qmp`, or end it"
+            "--qmp unix:{qmp}`, or end it"
         )
 
     def write_status(self, content: dict[str, Any]) -> None:
@@ -109,15 +109,15 @@ class StateFolder:
     def _end_leftover(self, refusal: str) -> None:
         """End a QEMU of this folder in which certainly no VM has run; one that is silent may.
 
-        Raises UsageError with ``refusal``, which says ``{qemu}``, where it has to stay.
+        Raises UsageError where it has to stay, with ``refusal``: «{qemu}» and «{qmp}» in it.
         """
         pid = self._leftover()
         if pid is None:
             return
         state = _run_state(self.path / "colo-qmp.sock")
         if state not in _MUTE:
-            qemu = f"pid {pid}, {state or 'which does not answer'}, QMP {self.path / 'qmp.sock'}"
-            raise UsageError(refusal.format(qemu=qemu))
+            qemu = f"pid {pid}, {state or 'which does not answer'}"
+            raise UsageError(refusal.format(qemu=qemu, qmp=self.path / "qmp.sock"))
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + _QMP_S

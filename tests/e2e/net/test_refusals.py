@@ -30,6 +30,7 @@ class Case:
     other_name: str = ""
     prepare: Callable[[Stage, Colo], object] = field(default=lambda stage, qemu: None)
     way_out: str = ""
+    runs: bool = True
 
 
 def hold_qmp(stage: Stage, qemu: Colo) -> socket.socket:
@@ -47,6 +48,10 @@ def migrate(stage: Stage, qemu: Colo) -> None:
     second = qemu.state / "second.sock"
     execute(second, "migrate-set-parameters", max_bandwidth=1024)
     execute(second, "migrate", uri="exec:sleep 60")
+
+
+def pause(stage: Stage, qemu: Colo) -> None:
+    execute(qemu.state / "second.sock", "stop")
 
 
 def set_tls(stage: Stage, qemu: Colo) -> None:
@@ -72,6 +77,7 @@ CASES = {
         1, "--unprotected-disks", vm=replace(BARE, args=DISK), way_out="--unprotected-disks"
     ),
     "a migration": Case(1, "a migration is active", prepare=migrate),
+    "paused": Case(1, "the VM does not run (paused)", prepare=pause, runs=False),
     "a blocker": Case(1, "QEMU cannot migrate this VM", vm=replace(BARE, args=BLOCKER)),
     "tls-creds": Case(1, "the migration parameter tls-creds is set", prepare=set_tls),
     "suppress-vmdesc": Case(
@@ -96,7 +102,7 @@ def test_refused(stage: Stage, case: Case) -> None:
     assert len(primary.text().splitlines()) == 1, primary.text()
     assert case.words in primary.text()
     assert left_in_qemu(qemu.state / "second.sock") == []
-    assert execute(qemu.state / "second.sock", "query-status")["running"]
+    assert execute(qemu.state / "second.sock", "query-status")["running"] is case.runs
     if isinstance(kept, socket.socket):
         kept.close()
     if case.way_out:
@@ -106,3 +112,23 @@ def test_refused(stage: Stage, case: Case) -> None:
         again.signal(signal.SIGINT)
         assert again.wait_exit() == 0
         secondary.wait_state("LISTENING")
+
+
+def test_a_qemu_that_a_colo_protects_is_left_to_it(stage: Stage) -> None:
+    """It may have a second QMP socket; nothing of the first colo's is touched by that."""
+    stage.vm = BARE
+    qemu = stage.qemu("q")
+    stage.secondary()
+    first = stage.protect("a", Place.HOST_A, qemu.state / "qmp.sock")
+    first.wait_state("PROTECTED")
+    first.wait_checkpoints()
+    for options in ((), ("--claim",)):
+        second = stage.protect(
+            f"a{len(options)}2", Place.HOST_A, qemu.state / "second.sock", *options
+        )
+        assert second.wait_exit() == 2
+        assert len(second.text().splitlines()) == 1, second.text()
+        assert "another colo protects this QEMU" in second.text()
+    first.wait_checkpoints()
+    assert len(first.said("PROTECTED by")) == 1
+    assert first.state_name() == "PROTECTED"

@@ -84,7 +84,7 @@ def test_vm_that_still_runs_here(stage: Stage, vm: Vm) -> None:
     pid = primary.qemu_pid()
 
     line = run_again(primary, "--claim")
-    assert f"QEMU {pid}" in line
+    assert f"pid {pid}, running" in line
     assert f"--qmp unix:{primary.state / 'qmp.sock'}" in line
     assert primary.qemu_pid() == pid
     assert primary.qmp("query-status")["running"]
