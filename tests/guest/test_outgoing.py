@@ -22,7 +22,7 @@ class FakeQemu(Monitor):
 
     def __init__(self, major: int, on: set[str]) -> None:
         super().__init__()
-        self.major = major
+        self.major, self.minor = major, 1
         self.capabilities = {name: name in on for name in (OLD if major < 11 else NEW)}
         self.parameters: dict[str, Any] = {
             "max-bandwidth": BANDWIDTH,
@@ -35,7 +35,7 @@ class FakeQemu(Monitor):
         return getattr(self, command.replace("-", "_"))(**arguments)
 
     def query_version(self) -> dict[str, Any]:
-        return {"qemu": {"major": self.major, "minor": 1}}
+        return {"qemu": {"major": self.major, "minor": self.minor}}
 
     def query_migrate_capabilities(self) -> list[dict[str, Any]]:
         return [{"capability": name, "state": on} for name, on in self.capabilities.items()]
@@ -140,3 +140,18 @@ def test_a_second_start_remembers_what_the_first_found() -> None:
         assert qemu.on == {"xbzrle"}
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize(("major", "minor", "is_broken"), [(10, 0, 1), (10, 1, 1), (10, 2, 0)])
+def test_a_qemu_whose_colo_does_not_work_is_named(major: int, minor: int, is_broken: bool) -> None:
+    async def check(allow_broken: bool) -> None:
+        qemu = FakeQemu(major, set())
+        qemu.minor = minor
+        await ColoPrimary(qemu, allow_broken).check()
+
+    if is_broken:
+        with pytest.raises(GuestError, match=rf"QEMU {major}\.{minor} never enters COLO"):
+            asyncio.run(check(allow_broken=False))
+    else:
+        asyncio.run(check(allow_broken=False))
+    asyncio.run(check(allow_broken=True))

@@ -104,3 +104,20 @@ def test_without_a_compiler_the_preload_is_named_all_the_same(
     monkeypatch.setattr(preflight, "tcg_preload", fail)
     (line,) = found(OLD)
     assert "LD_PRELOAD=the library that the manual names" in line
+
+
+def test_vhost_leads_packets_past_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "vhost-net"
+    device.touch()
+    monkeypatch.setattr(preflight, "_VHOST", str(device))
+    assert found({}, "n0") == []
+    with device.open():
+        (line,) = found({}, "n0")
+        assert "vhost is on" in line and "vhost=off" in line
+        assert found({}) == [], "no card, no packet"
+
+
+@pytest.mark.parametrize("backends", [[], [{"id": "m0"}, {"id": "m1"}]])
+def test_memory_that_is_not_one_backend_cannot_be_mapped(backends: list[dict[str, str]]) -> None:
+    (line,) = found({"query-memdev": backends})
+    assert f"not one backend named {RAM_BLOCK}" in line

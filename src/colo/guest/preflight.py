@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Final
 
 from colo.config import RAM_BLOCK
 from colo.errors import GuestError
@@ -12,6 +13,8 @@ from colo.guest.monitor import MIGRATION_OVER, Monitor
 from colo.guest.preload import PRELOAD_NAME, PRELOADED_MAJORS, tcg_preload
 
 __all__ = ["obstacles"]
+
+_VHOST: Final = "/dev/vhost-net"
 
 
 async def obstacles(
@@ -45,7 +48,7 @@ async def obstacles(
         found.append(f"netdev {name} has several queues, which QEMU cannot filter: start it with 1")
     if await _lacks_preload(qemu):
         found.append(await _preload_advice())
-    if netdevs and _opens(qemu.pid, "/dev/vhost-net"):
+    if netdevs and _opens(qemu.pid, _VHOST):
         found.append("vhost is on, which leads packets past QEMU: start the netdev with vhost=off")
     if not allow_disks:
         for disk in await qemu.execute("query-block"):
