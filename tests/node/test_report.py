@@ -124,3 +124,9 @@ def test_what_others_say_stands_as_it_is(told: str, seen: str) -> None:
     assert f"  last error   {seen}\n" in text
     assert f"  secondary    {seen}\n" in text
     assert text.count(seen) == 4
+
+
+def test_an_old_status_of_a_colo_that_runs_is_told_as_one() -> None:
+    text = shown(written_at=time.time() - 90)
+    assert "  this is what it wrote 2 min ago: is there room in its state folder?\n" in text
+    assert "wrote" not in shown(written_at=time.time() - 2)

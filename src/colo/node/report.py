@@ -20,6 +20,8 @@ from colo.terminal import console, plain
 
 __all__ = ["is_alive", "read_status", "render"]
 
+#: A colo that runs writes its status several times a second.
+_FRESH_S: Final = 5.0
 _COLOURS: Final = {
     "PROTECTED": "green",
     "READY": "green",
@@ -90,6 +92,11 @@ def render(content: dict[str, Any], out: Console | None = None) -> None:
     if not is_alive(content):
         ago = _ago(content["written_at"])
         out.print(f"  [red]colo does not run[/red]: this is what it wrote {ago} ago")
+    elif time.time() - content["written_at"] > _FRESH_S:
+        ago = _ago(content["written_at"])
+        out.print(
+            f"  [red]this is what it wrote {ago} ago[/red]: is there room in its state folder?"
+        )
     for name, text in _facts(content):
         out.print(f"  {name:<12} {plain(str(text))}")
     if content["checkpoint"]:
