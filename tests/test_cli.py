@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from colo import cli
 from colo.cli import main
+from colo.errors import UsageError
 from colo.log import LogFile
 from tests.certificates import Authority
 
@@ -182,3 +183,46 @@ def test_a_log_that_cannot_be_begun_is_one_line_and_lets_go_of_the_folder(tmp_pa
         result = CliRunner().invoke(main, [*command, "--state-dir", str(state)])
         assert result.exit_code == 2
         assert result.output == f"colo: {state}/colo.log: Is a directory\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (["status", "--state-dir", "FILE"], "Directory 'FILE' is a file: see `colo status --help`"),
+        (["status"], "Missing option '--state-dir': see `colo status --help`"),
+        (["status", "--stat-dir", "x"], "No such option '--stat-dir'"),
+        (["statsu"], "No such command 'statsu'"),
+        (["--wrong"], "No such option '--wrong'"),
+        (["secondary", "x", "--on-loss", "y"], "'y' is not one of 'takeover', 'hold'"),
+    ],
+)
+def test_wrong_usage_is_one_line(command: list[str], line: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    result = CliRunner().invoke(
+        main, [each.replace("FILE", str(file)) for each in command], prog_name="colo"
+    )
+    assert result.exit_code == 2
+    (told,) = result.output.splitlines()
+    assert told.startswith("colo: ")
+    assert line.replace("FILE", str(file)) in told
+    assert told.endswith("--help`")
+
+
+def test_without_a_command_there_is_help() -> None:
+    result = CliRunner().invoke(main, [])
+    assert "Commands:" in result.output
+    assert CliRunner().invoke(main, ["status", "--help"]).exit_code == 0
+
+
+def test_what_stays_behind_is_told_in_the_same_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(_: Path) -> None:
+        error = UsageError("host b refuses")
+        error.add_note("grant 2 stays here")
+        raise error
+
+    monkeypatch.setattr("colo.node.report.read_status", fail)
+    result = CliRunner().invoke(main, ["status", "--state-dir", str(tmp_path)])
+    assert (result.exit_code, result.output) == (2, "colo: host b refuses; grant 2 stays here\n")

@@ -49,12 +49,10 @@ def _reporting(command: Callable[P, int]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             code = command(*args, **kwargs)
-        except UsageError as error:
-            click.echo(f"colo: {printable(str(error))}", err=True)
-            code = _WRONG_USAGE
         except ColoError as error:
-            click.echo(f"colo: {printable(str(error))}", err=True)
-            code = _FAILED
+            text = "; ".join((str(error), *getattr(error, "__notes__", ())))
+            click.echo(f"colo: {printable(text)}", err=True)
+            code = _WRONG_USAGE if isinstance(error, UsageError) else _FAILED
         except BrokenPipeError:  # whoever reads our output has enough of it
             raise
         except (OSError, MemoryError) as error:  # what nobody foresaw; the log says where
@@ -73,7 +71,32 @@ def _what(error: OSError | MemoryError) -> str:
     return text if file is None else f"{os.fsdecode(file)}: {text}"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands whose wrong usage is one line, as any other error."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _one_line():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _one_line():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        text = " ".join(error.format_message().split()).removesuffix(".")
+        of = error.ctx.command_path if error.ctx is not None else "colo"
+        click.echo(f"colo: {printable(text)}: see `{of} --help`", err=True)
+        sys.exit(_WRONG_USAGE)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Fault tolerance for QEMU virtual machines.

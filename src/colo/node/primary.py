@@ -172,6 +172,8 @@ class PrimaryNode:
             await self._start.undo()
             if not self._claim:  # else it may be another's, who is not to be thought dead
                 await self._give_back()
+            elif self._solo.grant.number:
+                error.add_note(f"grant {self._solo.grant.number}, which --claim took, stays here")
         elif isinstance(error, GuestError | PeerError) and self._session.safe_at is None:
             await self._give_back()
 
