@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,8 @@ from click.testing import CliRunner
 
 from colo import cli
 from colo.cli import main
+from colo.errors import UsageError
+from colo.log import LogFile
 from tests.certificates import Authority
 
 
@@ -69,3 +75,154 @@ def test_what_others_say_does_nothing_to_the_terminal_nor_to_the_log(
         cli._say("host b refuses: \x1b[2J\nweb1: RUNNING")
     assert capsys.readouterr().err == "host b refuses: \\x1b[2J\\nweb1: RUNNING\n"
     assert caplog.messages == ["host b refuses: \\x1b[2J\\nweb1: RUNNING"]
+
+
+@pytest.fixture
+def no_log() -> Iterator[None]:
+    """Whatever a command has set up for its log goes again."""
+    logger = logging.getLogger("colo")
+    before, level = list(logger.handlers), logger.level
+    yield
+    for handler in [each for each in logger.handlers if each not in before]:
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(level)
+
+
+@pytest.mark.parametrize("command", ["primary", "run", "secondary"])
+def test_a_state_folder_with_too_long_a_name_is_one_line_and_is_not_made(
+    command: str, tmp_path: Path
+) -> None:
+    file, state = tmp_path / "web1.toml", tmp_path / ("x" * 120)
+    file.write_text('name = "web1"\n[qemu]\nbinary = "/nonexistent"\n')
+    where = ["--listen" if command == "secondary" else "--to", f"unix:{tmp_path}/b"]
+    where += ["--qmp", f"unix:{tmp_path}/q"] if command == "primary" else []
+    result = CliRunner().invoke(main, [command, str(file), *where, "--state-dir", str(state)])
+    assert result.exit_code == 2
+    (line,) = result.output.splitlines()
+    assert line.startswith(f"colo: state folder {state}: ")
+    assert not state.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.EACCES, "Permission denied", "/a\x1b/b"), r"/a\x1b/b: Permission denied"),
+        (OSError("AF_UNIX path too long"), "AF_UNIX path too long"),
+        (TimeoutError(), "TimeoutError"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_and_the_log_says_where(
+    error: Exception,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    def fail(_: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("colo.node.report.read_status", fail)
+    with caplog.at_level("INFO", "colo"):
+        result = CliRunner().invoke(main, ["status", "--state-dir", str(tmp_path)])
+    assert (result.exit_code, result.output) == (1, f"colo: {line}\n")
+    assert "in fail" in caplog.text
+
+
+def test_an_error_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(_: Path) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("colo.node.report.read_status", fail)
+    result = CliRunner().invoke(main, ["status", "--state-dir", str(tmp_path)])
+    assert isinstance(result.exception, KeyError)
+
+
+def test_a_log_that_has_no_room_is_told_of_once_and_goes_on_where_there_is_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    no_log: None,
+) -> None:
+    cli._log_to(tmp_path / "colo.log", trace=False)
+    logger, write = logging.getLogger("colo"), os.write
+
+    def full(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    logger.info("one")
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr("colo.log.os.write", full)
+            logger.info("two")
+            logger.info("three")
+        assert os.write is write
+        logger.info("four")
+    assert capsys.readouterr().err == (
+        f"colo: {tmp_path}/colo.log: No space left on device: "
+        "lines are left out until it can be written\n"
+    )
+    lines = (tmp_path / "colo.log").read_text().splitlines()
+    assert [line.split()[-1] for line in lines] == ["one", "four", "four"]
+
+
+def test_a_log_is_its_owners_alone(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    LogFile(tmp_path / "colo.log").close()
+    assert (tmp_path / "colo.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_log_that_cannot_be_begun_is_one_line_and_lets_go_of_the_folder(tmp_path: Path) -> None:
+    file, state = tmp_path / "web1.toml", tmp_path / "state"
+    file.write_text('name = "web1"\n')
+    (state / "colo.log").mkdir(parents=True)
+    command = ["primary", str(file), "--qmp", f"unix:{tmp_path}/q", "--to", f"unix:{tmp_path}/b"]
+    for _ in range(2):
+        result = CliRunner().invoke(main, [*command, "--state-dir", str(state)])
+        assert result.exit_code == 2
+        assert result.output == f"colo: {state}/colo.log: Is a directory\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (["status", "--state-dir", "FILE"], "Directory 'FILE' is a file: see `colo status --help`"),
+        (["status"], "Missing option '--state-dir': see `colo status --help`"),
+        (["status", "--stat-dir", "x"], "No such option '--stat-dir'"),
+        (["statsu"], "No such command 'statsu'"),
+        (["--wrong"], "No such option '--wrong'"),
+        (["secondary", "x", "--on-loss", "y"], "'y' is not one of 'takeover', 'hold'"),
+    ],
+)
+def test_wrong_usage_is_one_line(command: list[str], line: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    result = CliRunner().invoke(
+        main, [each.replace("FILE", str(file)) for each in command], prog_name="colo"
+    )
+    assert result.exit_code == 2
+    (told,) = result.output.splitlines()
+    assert told.startswith("colo: ")
+    assert line.replace("FILE", str(file)) in told
+    assert told.endswith("--help`")
+
+
+def test_without_a_command_there_is_help() -> None:
+    result = CliRunner().invoke(main, [])
+    assert "Commands:" in result.output
+    assert CliRunner().invoke(main, ["status", "--help"]).exit_code == 0
+
+
+def test_what_stays_behind_is_told_in_the_same_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(_: Path) -> None:
+        error = UsageError("host b refuses")
+        error.add_note("grant 2 stays here")
+        raise error
+
+    monkeypatch.setattr("colo.node.report.read_status", fail)
+    result = CliRunner().invoke(main, ["status", "--state-dir", str(tmp_path)])
+    assert (result.exit_code, result.output) == (2, "colo: host b refuses; grant 2 stays here\n")

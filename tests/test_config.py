@@ -119,6 +119,18 @@ BAD = [
     ('name = "a"\n[failover]\nsilence_s = nan', "silence_s = nan: "),
     ('name = "a"\n[failover]\nsilence_s = inf', "silence_s = inf: "),
     ('name = "a"\n[failover]\narbiter = "x"', "arbiter = 'x': file:PATH, manual or none"),
+    (
+        'name = "a"\n[failover]\narbiter = "file:web1.grant"',
+        "arbiter = 'file:web1.grant': the whole path, from / on",
+    ),
+    (
+        'name = "a"\n[failover]\nheartbeat_s = 2.0',
+        "heartbeat_limit_s = 0.8: at least twice heartbeat_s = 2.0",
+    ),
+    (
+        'name = "a"\n[failover]\nheartbeat_s = 0.5\nheartbeat_limit_s = 0.99',
+        "heartbeat_limit_s = 0.99: at least twice heartbeat_s = 0.5",
+    ),
     ('name = "a"\n[checkpoints]\ncpu_latency_us = 1.5', "cpu_latency_us = 1.5: it has to be"),
     ('name = "a"\n[checkpoints]\ncpu_latency_us = -1', "cpu_latency_us = -1: microseconds, 0 to"),
     ('name = "a"\n[checkpoints]\ncpu_latency_us = 1000001', "microseconds, 0 to 1000000"),
@@ -207,3 +219,8 @@ def test_a_size_that_cannot_be_is_told(text: str, told: str) -> None:
         memory_size(["-m", text])
     assert str(caught.value).startswith(f"-m {text}: ")
     assert told in str(caught.value)
+
+
+def test_a_silence_of_two_heartbeats_may_be_a_loss(file: Path) -> None:
+    file.write_text('name = "web1"\n[failover]\nheartbeat_s = 0.5\nheartbeat_limit_s = 1')
+    assert load(file).heartbeat_limit_s == 1.0

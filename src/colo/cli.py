@@ -8,6 +8,7 @@ import functools
 import gc
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -48,18 +49,54 @@ def _reporting(command: Callable[P, int]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             code = command(*args, **kwargs)
-        except UsageError as error:
-            click.echo(f"colo: {printable(str(error))}", err=True)
-            code = _WRONG_USAGE
         except ColoError as error:
-            click.echo(f"colo: {printable(str(error))}", err=True)
+            text = "; ".join((str(error), *getattr(error, "__notes__", ())))
+            click.echo(f"colo: {printable(text)}", err=True)
+            code = _WRONG_USAGE if isinstance(error, UsageError) else _FAILED
+        except BrokenPipeError:  # whoever reads our output has enough of it
+            raise
+        except (OSError, MemoryError) as error:  # what nobody foresaw; the log says where
+            logging.getLogger("colo").info("it ends by an error", exc_info=True)
+            click.echo(f"colo: {printable(_what(error))}", err=True)
             code = _FAILED
         sys.exit(code)
 
     return run
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _what(error: OSError | MemoryError) -> str:
+    """What the system says went wrong, and with which file."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    file = getattr(error, "filename", None)
+    return text if file is None else f"{os.fsdecode(file)}: {text}"
+
+
+class _Commands(click.Group):
+    """Commands whose wrong usage is one line, as any other error."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _one_line():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _one_line():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        text = " ".join(error.format_message().split()).removesuffix(".")
+        of = error.ctx.command_path if error.ctx is not None else "colo"
+        click.echo(f"colo: {printable(text)}: see `{of} --help`", err=True)
+        sys.exit(_WRONG_USAGE)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Fault tolerance for QEMU virtual machines.
@@ -363,9 +400,9 @@ def _in_folder(
     from colo.node.statefolder import StateFolder
 
     folder = StateFolder(state_dir)
-    _log_to(folder.path / "colo.log", trace)
-    gc.freeze()  # a full collection over all that is imported would take tens of milliseconds
     try:
+        _log_to(folder.path / "colo.log", trace)
+        gc.freeze()  # a full collection over all that is imported would take tens of milliseconds
         return asyncio.run(run(folder))
     finally:
         folder.close()
@@ -386,11 +423,9 @@ def _say(line: str) -> None:
 
 
 def _log_to(path: Path, trace: bool) -> None:
-    handler = logging.FileHandler(path)
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s.%(msecs)03d %(name)s %(message)s", "%Y-%m-%d %H:%M:%S")
-    )
+    from colo.log import LogFile
+
     logger = logging.getLogger("colo")
-    logger.addHandler(handler)
+    logger.addHandler(LogFile(path))
     logger.setLevel(logging.INFO)
     logging.getLogger("colo.trace").setLevel(logging.DEBUG if trace else logging.INFO)

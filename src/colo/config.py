@@ -232,6 +232,11 @@ def _check(config: VmConfig) -> None:
     for key in _POSITIVE:
         if not 0 < getattr(config, key) < float("inf"):
             raise UsageError(f"{key} = {getattr(config, key)}: more than 0, and finite")
+    if config.heartbeat_limit_s < 2 * config.heartbeat_s:
+        raise UsageError(
+            f"heartbeat_limit_s = {config.heartbeat_limit_s}: at least twice heartbeat_s = "
+            f"{config.heartbeat_s}, or a host that is there counts as lost"
+        )
     if config.cpu_latency_us is not None and not 0 <= config.cpu_latency_us <= _LATENCY_MAX_US:
         raise UsageError(
             f"cpu_latency_us = {config.cpu_latency_us}: microseconds, 0 to {_LATENCY_MAX_US}"

@@ -75,16 +75,28 @@ def test_state_folder_and_address_are_taken(scene: Scene) -> None:
     assert first.status()["qemu"]["pid"] == first.qemu_pid() == pid
 
 
-@pytest.fixture
-def small_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder with little room."""
-    options = f"size={TMPFS_MIB}m"
-    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(tmp_path)]
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A tmpfs with these options, at ``folder``."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"cannot mount a small folder: {done.stderr.strip()}: run this as root")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder with little room."""
+    yield from mounted(tmp_path, f"size={TMPFS_MIB}m")
+
+
+@pytest.fixture
+def full_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in which files can be made, but nothing be written."""
+    for folder in mounted(tmp_path, "size=64k,mode=755"):
+        (folder / "other").write_bytes(bytes(64 << 10))
+        yield folder
 
 
 def test_store_has_no_room(scene: Scene, small_folder: Path) -> None:
@@ -92,3 +104,25 @@ def test_store_has_no_room(scene: Scene, small_folder: Path) -> None:
     assert f"{small_folder}/" in line
     assert f"has {TMPFS_MIB} MiB free, the checkpoint store needs 192 MiB: make room" in line
     assert list(small_folder.iterdir()) == []
+
+
+def test_state_folder_has_no_room(scene: Scene, full_folder: Path) -> None:
+    host = scene.host(VmFile(guest=False))
+    host.state = full_folder
+    line = refused(scene, host, 1)
+    assert line == f"colo: {full_folder}/qemu.pid: No space left on device"
+    left = {path.name: path.stat().st_size for path in full_folder.iterdir()}
+    assert left == {"other": 64 << 10, "lock": 0, "qemu.log": 0, "colo.log": 0}
+
+
+def test_all_is_its_owners_alone_also_in_a_folder_that_is_not(scene: Scene) -> None:
+    host = scene.host(VmFile(guest=False))
+    host.state.mkdir(mode=0o755)
+    host.start()
+    for path in host.state.iterdir():
+        if path.name not in ("incoming.sock", "store"):  # QEMU makes the one, the other is a link
+            assert path.stat().st_mode & 0o77 == 0, path
+    assert host.state.stat().st_mode & 0o777 == 0o755
+    host.close()
+    left = {path.name for path in host.state.iterdir()}
+    assert left == {"lock", "qemu.log", "colo.log", "status.json"}

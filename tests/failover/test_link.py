@@ -65,6 +65,11 @@ def test_a_hello_survives_the_wire() -> None:
     without = hello.word()
     del without.content["holder"]
     assert Hello.of(without) == Hello.ours(CONFIG, 7)
+    del without.content["heartbeat_s"], without.content["heartbeat_limit_s"]
+    older = Hello.of(without)
+    assert (older.heartbeat_s, older.heartbeat_limit_s) == (None, None)
+    assert older.refusal(hello) is hello.refusal(older) is None
+    assert "heartbeat_s" not in older.word().content
     assert hello.machine == machine_digest(CONFIG)
 
 
@@ -75,6 +80,11 @@ def test_a_hello_survives_the_wire() -> None:
         Word(WordKind.HELLO, {"vm": "x"}),
         Word(WordKind.HELLO, {**Hello.ours(CONFIG).word().content, "version": float("inf")}),
         Word(WordKind.HELLO, {**Hello.ours(CONFIG).word().content, "grant": float("nan")}),
+        *(
+            Word(WordKind.HELLO, {**Hello.ours(CONFIG).word().content, name: value})
+            for name in ("heartbeat_s", "heartbeat_limit_s")
+            for value in ("1", True, [1], 0, -1.5, float("inf"), float("nan"), 10**4000)
+        ),
     ],
 )
 def test_a_first_word_that_is_no_hello_is_refused(word: Word) -> None:
@@ -89,6 +99,14 @@ def test_a_first_word_that_is_no_hello_is_refused(word: Word) -> None:
         ({"vm": "web2"}, "its VM is web2, this one is web1"),
         ({"machine": "0"}, "describes another machine"),
         ({"arbiter": "none"}, "its arbiter is none, this one's manual"),
+        (
+            {"heartbeat_s": 0.5, "heartbeat_limit_s": 1.0},
+            "this one's heartbeat_limit_s is 0.8, less than twice its heartbeat_s of 0.5: make",
+        ),
+        (
+            {"heartbeat_s": 0.01, "heartbeat_limit_s": 0.1},
+            "its heartbeat_limit_s is 0.1, less than twice this one's heartbeat_s of 0.1: make",
+        ),
     ],
 )
 def test_a_hello_that_does_not_fit_is_refused_with_the_reason(

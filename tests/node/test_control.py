@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import pytest
 
-from colo.errors import ColoError, StoreError
+from colo.errors import ColoError, LocalError, StoreError
 from colo.node.control import Answer, fetch_checkpoint, give_order, serve_orders
 
 T = TypeVar("T")
@@ -135,3 +135,25 @@ def test_where_no_colo_runs_that_is_said(tmp_path: Path, there: str) -> None:
         asked(tmp_path, lambda order, force: Answer(True, ""), lambda at: give_order(at, "x"))
     with pytest.raises(ColoError, match="no colo runs with the state folder"):
         list(fetch_checkpoint(tmp_path))
+
+
+def test_a_socket_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    async def obey(order: str, force: bool) -> Answer:
+        return Answer(True, "")
+
+    path = tmp_path / "none" / "control.sock"
+    with pytest.raises(LocalError, match=rf"^{path}: No such file or directory$"):
+        asyncio.run(serve_orders(path, obey))
+
+
+def test_only_the_owner_gives_orders_and_what_was_left_is_no_obstacle(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    modes = []
+
+    def answer(order: str, force: bool) -> Answer:
+        modes.append((tmp_path / "control.sock").stat().st_mode & 0o777)
+        return Answer(True, "")
+
+    for _ in range(2):
+        asked(tmp_path, answer, lambda at: give_order(at, "x"))
+    assert modes == [0o600, 0o600]

@@ -124,3 +124,31 @@ def test_what_others_say_stands_as_it_is(told: str, seen: str) -> None:
     assert f"  last error   {seen}\n" in text
     assert f"  secondary    {seen}\n" in text
     assert text.count(seen) == 4
+
+
+def test_an_old_status_of_a_colo_that_runs_is_told_as_one() -> None:
+    text = shown(written_at=time.time() - 90)
+    assert "  it wrote this 2 min ago: is there room in its state folder?\n" in text
+    assert "wrote" not in shown(written_at=time.time() - 2)
+
+
+@pytest.mark.parametrize(
+    ("state", "was"),
+    [
+        ("PROTECTED", "PROTECTED"),
+        ("LISTENING", "LISTENING"),
+        ("FENCED", "FENCED: the VM runs; its output is held"),
+    ],
+)
+def test_of_a_colo_that_is_dead_nothing_is_claimed_that_may_be_so_no_more(
+    state: str, was: str
+) -> None:
+    meaning = "the VM runs; its output is held"
+    text = shown(alive=False, state=state, meaning=meaning, written_at=time.time() - 90)
+    assert text.startswith(
+        f"web1  secondary  colo does not run; what it wrote 2 min ago:\n  was          {was}\n"
+    )
+
+
+def test_a_grant_that_is_nobodys_is_not_shown() -> None:
+    assert "  arbiter      none\n" in shown(grant=None)

@@ -197,8 +197,9 @@ def test_a_grant_taken_from_another_is_not_given_away(folder: Path) -> None:
     scene = Scene(folder, HERE)
     scene.file.begin()
     scene.file.order(ANOTHER)
-    with pytest.raises(UsageError, match="refuses: the VM runs here"):
+    with pytest.raises(UsageError, match="refuses: the VM runs here") as caught:
         scene.run(claim=True)
+    assert caught.value.__notes__ == ["grant 2, which --claim took, stays here"]
     assert "start" not in scene.events
     assert holder(scene).number == 2
     assert holder(scene).holder not in ("", ANOTHER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any, TextIO
 import pytest
 
 from colo.errors import UsageError
-from colo.node.statefolder import StateFolder
+from colo.node.statefolder import LONGEST_STATE_FOLDER, StateFolder
 
 
 def test_a_status_is_replaced_as_a_whole_or_not_at_all(
@@ -114,3 +115,37 @@ def test_a_qemu_in_which_no_vm_has_run_is_ended(folder: StateFolder, state: str)
         folder.clean(folder.path / "elsewhere")
         reaper.join(10)
         assert left.process.returncode == -signal.SIGKILL
+
+
+def test_a_folder_whose_sockets_would_have_too_long_names_is_refused_before_it_is_made(
+    tmp_path: Path,
+) -> None:
+    parent = tmp_path / ("a" * 10)
+    path = parent / ("x" * (LONGEST_STATE_FOLDER + 1 - len(os.fsencode(parent)) - 1))
+    with pytest.raises(UsageError, match="too long for its sockets: take a shorter one") as caught:
+        StateFolder(path)
+    assert str(caught.value).startswith(f"state folder {path}: ")
+    assert not parent.exists()
+    StateFolder(path.with_name(path.name[1:])).close()
+
+
+def test_what_is_of_no_use_to_anybody_goes_with_its_colo(tmp_path: Path) -> None:
+    """But for what is another's, as is a QMP socket of a QEMU that colo did not start."""
+    folder = StateFolder(tmp_path / "state")
+    folder.clean(tmp_path / "store")
+    for name in ("control.sock", "incoming.sock", "qmp.sock"):
+        (folder.path / name).touch()
+    with LeftQemu(folder, "running"):
+        folder.close()
+    left = {"lock", "incoming.sock", "qmp.sock", "colo-qmp.sock", "qemu.pid"}
+    assert {path.name for path in folder.path.iterdir()} == left
+    StateFolder(tmp_path / "state").close()
+    assert {path.name for path in folder.path.iterdir()} == left - {"incoming.sock"}
+
+
+def test_the_link_to_a_store_that_is_there_stays(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state")
+    folder.clean(tmp_path / "store")
+    (tmp_path / "store").mkdir()
+    folder.close()
+    assert (folder.path / "store").exists()

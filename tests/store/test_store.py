@@ -36,7 +36,7 @@ def images(store: Store) -> dict[str, bytes]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "vms" / "web1", RAM, LIMITS)
+    return Store(tmp_path / "web1", RAM, LIMITS)
 
 
 # The model
@@ -319,3 +319,10 @@ def test_blocks_over_the_limit_are_refused(store: Store) -> None:
 def test_a_block_that_can_be_no_file_is_an_error_of_ours_to_tell(store: Store, name: str) -> None:
     with pytest.raises((StoreError, PeerError)):
         store.define((RAM, RamBlock(name, 4096)))
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    """It may be a mount that is missing."""
+    with pytest.raises(StoreError, match=rf"^\[store\] folder = {tmp_path}/none: it is not there"):
+        Store(tmp_path / "none" / "web1", RAM, LIMITS)
+    assert list(tmp_path.iterdir()) == []

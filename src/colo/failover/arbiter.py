@@ -269,6 +269,11 @@ def make_arbiter(text: str) -> Arbiter:
     """Make the arbiter that the VM file names.  Raises UsageError."""
     kind, _, rest = text.partition(":")
     if kind == "file" and rest:
+        if not Path(rest).is_absolute():
+            raise UsageError(
+                f"[failover] arbiter = {text!r}: the whole path, from / on: another one would be "
+                "another file for each folder that colo is started in"
+            )
         return FileArbiter(Path(rest))
     if text == "manual":
         return ManualArbiter()

@@ -76,7 +76,9 @@ class Word:
 class Hello:
     """Who speaks: versions, the VM's name, its machine's digest, the arbiter, the grant.
 
-    ``holder``: the grant's, or "" where that is not said.
+    ``holder``: the grant's, or "" where that is not said.  ``heartbeat_s`` and
+    ``heartbeat_limit_s``: how often it beats and which silence it takes for a loss, or None where
+    that is not said.
     """
 
     version: int
@@ -85,23 +87,32 @@ class Hello:
     arbiter: str
     grant: int
     holder: str = ""
+    heartbeat_s: float | None = None
+    heartbeat_limit_s: float | None = None
 
     def word(self) -> Word:
         """This hello as a word."""
-        return Word(WordKind.HELLO, asdict(self))
+        said = {name: value for name, value in asdict(self).items() if value is not None}
+        return Word(WordKind.HELLO, said)
 
     @classmethod
     def ours(cls, config: VmConfig, grant: int = 0, holder: str = "") -> Hello:
         """The hello of a colo with this VM file."""
         digest = machine_digest(config)
-        return cls(LINK_VERSION, config.name, digest, config.arbiter, grant, holder)
+        beats = config.heartbeat_s, config.heartbeat_limit_s
+        return cls(LINK_VERSION, config.name, digest, config.arbiter, grant, holder, *beats)
 
     @classmethod
     def of(cls, word: Word) -> Hello:
         """Read a hello.  Raises PeerError where it is none."""
         try:
             known = {name: kind(word.content[name]) for name, kind in _HELLO.items()}
-            return cls(**known, holder=str(word.content.get("holder", "")))
+            return cls(
+                **known,
+                holder=str(word.content.get("holder", "")),
+                heartbeat_s=_seconds(word, "heartbeat_s"),
+                heartbeat_limit_s=_seconds(word, "heartbeat_limit_s"),
+            )
         except (KeyError, TypeError, ValueError, OverflowError):
             raise PeerError(f"the other side's first word is {word.kind.value}, no hello") from None
 
@@ -115,6 +126,15 @@ class Hello:
             return "its VM file describes another machine: [qemu] args must be the same"
         if self.arbiter != ours.arbiter:
             return f"its arbiter is {self.arbiter}, this one's {ours.arbiter}"
+        for whose, limit_s, beater, every_s in (
+            ("its", self.heartbeat_limit_s, "this one's", ours.heartbeat_s),
+            ("this one's", ours.heartbeat_limit_s, "its", self.heartbeat_s),
+        ):
+            if limit_s is not None and every_s is not None and limit_s < 2 * every_s:
+                return (
+                    f"{whose} heartbeat_limit_s is {limit_s}, less than twice {beater} heartbeat_s "
+                    f"of {every_s}: make them the same on both hosts"
+                )
         return None
 
 
@@ -125,6 +145,16 @@ _HELLO: Final[dict[str, Any]] = {
     "arbiter": str,
     "grant": int,
 }
+
+
+def _seconds(word: Word, name: str) -> float | None:
+    """A time that need not be said.  Raises ValueError where it is none."""
+    value = word.content.get(name)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
+        raise ValueError(name)
+    return float(value)
 
 
 def machine_digest(config: VmConfig) -> str:

@@ -35,9 +35,12 @@ def tcg_preload() -> Path:
     Raises GuestError without a C compiler, or where it fails.
     """
     digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
-    library = cache_folder() / f"{PRELOAD_NAME}-{digest}.so"
-    if library.exists():
-        return library
+    try:
+        library = cache_folder() / f"{PRELOAD_NAME}-{digest}.so"
+        if library.exists():
+            return library
+    except (OSError, RuntimeError) as error:
+        raise _no_folder(error) from error
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise GuestError(
@@ -46,6 +49,9 @@ def tcg_preload() -> Path:
         )
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_folder(error) from error
+    try:
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             built = Path(folder) / library.name
             command = [compiler, "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror"]
@@ -62,3 +68,12 @@ def tcg_preload() -> Path:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise GuestError(f"cannot build {library}: {error}") from error
     return library
+
+
+def _no_folder(error: OSError | RuntimeError) -> GuestError:
+    """The folder for what is built cannot be had, or there is no home for it."""
+    where = f"{cache_folder()}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    return GuestError(
+        f"{where}: QEMU 7.2 under TCG needs a small library that is kept there: set XDG_CACHE_HOME "
+        "to a folder that colo may write"
+    )

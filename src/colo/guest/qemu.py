@@ -29,7 +29,6 @@ __all__ = ["LaunchPlan", "Qemu", "plan", "version_of"]
 
 _START_S: Final = 20.0
 _LAST_WORDS: Final = 600  # bytes
-_SOCKET_PATH_MAX: Final = 107  # sun_path, less its terminating NUL
 
 
 def version_of(binary: str) -> tuple[int, int]:
@@ -109,7 +108,7 @@ class Qemu(Monitor):
 
     def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
         super().__init__()
-        self._folder = folder
+        self._pid_file = folder / "qemu.pid"
         self._log = folder / "qemu.log"
         self._log_start = 0
         self._own_socket = folder / "colo-qmp.sock"
@@ -124,27 +123,15 @@ class Qemu(Monitor):
         Whatever happens meanwhile, an order to end too: no process is left then.
         """
         for socket in (self.qmp_socket, self._own_socket):
-            if len(os.fsencode(socket)) > _SOCKET_PATH_MAX:
-                raise GuestError(f"{socket}: too long for a socket: take a shorter state folder")
             socket.unlink(missing_ok=True)
-        with open(self._log, "ab", opener=_private) as log:
-            self._log_start = log.tell()
-            try:
-                self._process = subprocess.Popen(
-                    self.command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=self._environment,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise GuestError(f"cannot start {self.command[0]}: {error.strerror}") from error
+        self._process = self._launch()
         self._watch(self._process.pid)
-        (self._folder / "qemu.pid").write_text(f"{self.pid}\n")
         try:
+            self._write_pid()
             async with asyncio.timeout(_START_S):
                 await self._connect()
+            for socket in (self.qmp_socket, self._own_socket):
+                socket.chmod(0o600)  # QEMU keeps the umask that its user gave it for its own files
         except TimeoutError:
             await self.kill()
             raise GuestError(
@@ -154,6 +141,39 @@ class Qemu(Monitor):
             await self.kill()
             raise
 
+    def _launch(self) -> subprocess.Popen[bytes]:
+        try:
+            with open(self._log, "ab", opener=_private) as log:
+                self._log_start = log.tell()
+                return subprocess.Popen(
+                    self.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise GuestError(
+                f"cannot start {self.command[0]}, with its log {self._log}: {error.strerror}"
+            ) from error
+
+    def _write_pid(self) -> None:
+        try:
+            self._pid_file.unlink(missing_ok=True)  # one that is there may be open to others
+            with open(self._pid_file, "w", opener=_private) as file:
+                file.write(f"{self.pid}\n")
+        except OSError as error:
+            raise GuestError(f"{self._pid_file}: {error.strerror}") from error
+
+    def _clear(self) -> None:
+        """Remove what belongs to the process that has ended, and not to the next one."""
+        with contextlib.suppress(OSError):
+            pid = self._pid_file.read_text().strip() if self._pid_file.exists() else ""
+            if pid in ("", str(self.pid)):  # "": it could not be written
+                for path in (self.qmp_socket, self._own_socket, self._pid_file):
+                    path.unlink(missing_ok=True)
+
     async def wait(self) -> str:
         """Wait for the process to end; say how it did."""
         await super().wait()
@@ -161,10 +181,15 @@ class Qemu(Monitor):
         return _how_it_ended(self._process.returncode)
 
     async def kill(self) -> None:
-        """End the process and wait for that; at once and without asking it."""
+        """End the process and wait for that; at once and without asking it.
+
+        Its files go too, but for its log.
+        """
         if self._process is not None and not self.exited:
             self._process.send_signal(signal.SIGKILL)
             await super().wait()
+        if self._process is not None:
+            self._clear()
         await self.detach()
 
     def last_words(self) -> str:

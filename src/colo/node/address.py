@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from colo.errors import UsageError
+from colo.node.sockets import bind_private
 from colo.node.tls import Tls
 
 __all__ = ["Address", "parse_address"]
@@ -69,15 +69,12 @@ class Address:
     def _listen_unix(self) -> socket.socket:
         self._remove_stale()
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        mask = os.umask(0o177)
         try:
-            server.bind(self.path)
+            bind_private(server, self.path)
             server.listen()
         except OSError:
             server.close()
             raise
-        finally:
-            os.umask(mask)
         return server
 
     def _remove_stale(self) -> None:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, TypeAlias
 
-from colo.errors import ColoError
+from colo.errors import ColoError, LocalError
+from colo.node.sockets import bind_private
 
 __all__ = ["Answer", "Obey", "fetch_checkpoint", "give_order", "serve_orders"]
 
@@ -43,7 +44,10 @@ Obey: TypeAlias = Callable[[str, bool], Awaitable[Answer]]
 
 
 async def serve_orders(path: Path, obey: Obey) -> asyncio.Server:
-    """Serve orders at ``path``; ``obey`` gets an order's name and whether it is forced."""
+    """Serve orders at ``path``; ``obey`` gets an order's name and whether it is forced.
+
+    Raises LocalError.
+    """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -59,7 +63,16 @@ async def serve_orders(path: Path, obey: Obey) -> asyncio.Server:
             await writer.drain()
         writer.close()
 
-    return await asyncio.start_unix_server(serve, path)
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+        try:
+            path.unlink(missing_ok=True)  # whoever makes it has the folder's lock
+            bind_private(sock, str(path))
+            server = await asyncio.start_unix_server(serve, sock=sock)
+        except OSError as error:
+            raise LocalError(f"{path}: {error.strerror or error}") from error
+        stack.pop_all()
+    return server
 
 
 async def _send_pieces(writer: asyncio.StreamWriter, answer: Answer) -> Answer:

@@ -22,6 +22,7 @@ from colo.errors import GuestError
 from colo.guest.monitor import Monitor
 from colo.network.gate import Gate, GateState
 from colo.node.figures import summarise, summary
+from colo.node.sockets import bind_private
 
 __all__ = ["NetGate", "cards"]
 
@@ -279,11 +280,11 @@ class _Door:
     async def _chardev(self, which: str) -> socket.socket:
         """Have QEMU connect a character device to us; return our end."""
         name = f"{_PREFIX}{self.netdev}-{which}"
-        path = self._folder / f"{which}-{self.netdev}.sock"
+        path = self._folder / f"gate-{which}.sock"  # one after another
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as server:
             server.setblocking(False)
-            server.bind(str(path))
+            bind_private(server, str(path))
             server.listen(1)
             try:
                 accepted = asyncio.ensure_future(self._loop.sock_accept(server))

@@ -33,7 +33,7 @@ from colo.node.link import Link, call
 from colo.node.netgate import NetGate, cards
 from colo.node.relay import Relay
 from colo.node.retry import RETRY_S, Retry
-from colo.node.sockets import accept_one
+from colo.node.sockets import accept_one, bind_private
 from colo.node.solo import Solo, Verdict
 from colo.node.standing import Standing
 from colo.node.starting import Start
@@ -172,6 +172,8 @@ class PrimaryNode:
             await self._start.undo()
             if not self._claim:  # else it may be another's, who is not to be thought dead
                 await self._give_back()
+            elif self._solo.grant.number:
+                error.add_note(f"grant {self._solo.grant.number}, which --claim took, stays here")
         elif isinstance(error, GuestError | PeerError) and self._session.safe_at is None:
             await self._give_back()
 
@@ -286,7 +288,7 @@ class PrimaryNode:
         path = self._folder.path / "colo.sock"
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as server:
-            server.bind(str(path))
+            bind_private(server, str(path))
             server.listen(1)
             starting = asyncio.ensure_future(self._colo.start(f"unix:{path}"))
             over: set[asyncio.Future[Any]] = {starting, self._end}
@@ -298,6 +300,7 @@ class PrimaryNode:
                 if starting.done() and not self._end.done():
                     starting.result()
             finally:
+                path.unlink(missing_ok=True)
                 if not starting.cancel():
                     starting.exception()  # nobody asks for it any more
 

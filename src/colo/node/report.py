@@ -20,6 +20,10 @@ from colo.terminal import console, plain
 
 __all__ = ["is_alive", "read_status", "render"]
 
+#: A colo that runs writes its status several times a second.
+_FRESH_S: Final = 5.0
+#: The states in which a colo ends: they are so afterwards too.
+_LAST: Final = ("REFUSED", "FENCED", "DEAD", "SHUTDOWN", "ENDED")
 _COLOURS: Final = {
     "PROTECTED": "green",
     "READY": "green",
@@ -82,14 +86,17 @@ def _runs(state_dir: Path, pid: int) -> bool:
 def render(content: dict[str, Any], out: Console | None = None) -> None:
     """Print a status for people."""
     out = out or console()
-    colour = _COLOURS.get(content["state"], "bold")
-    out.print(
-        f"[bold]{plain(content['vm'])}[/bold]  {content['role']}  "
-        f"[{colour}]{plain(content['state'])}[/]: {plain(content['meaning'])}"
-    )
-    if not is_alive(content):
-        ago = _ago(content["written_at"])
-        out.print(f"  [red]colo does not run[/red]: this is what it wrote {ago} ago")
+    state, ago = content["state"], _ago(content["written_at"])
+    who = f"[bold]{plain(content['vm'])}[/bold]  {content['role']}"
+    if is_alive(content):
+        colour = _COLOURS.get(state, "bold")
+        out.print(f"{who}  [{colour}]{plain(state)}[/]: {plain(content['meaning'])}")
+        if time.time() - content["written_at"] > _FRESH_S:
+            out.print(f"  [red]it wrote this {ago} ago[/red]: is there room in its state folder?")
+    else:
+        was = f"{state}: {content['meaning']}" if state in _LAST else state
+        out.print(f"{who}  [red]colo does not run[/red]; what it wrote {ago} ago:")
+        out.print(f"  [dim]was          {plain(was)}[/dim]")
     for name, text in _facts(content):
         out.print(f"  {name:<12} {plain(str(text))}")
     if content["checkpoint"]:
@@ -120,7 +127,8 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         qemu = content["qemu"]
         where = f", QMP {qemu['qmp']}" if "qmp" in qemu else ""
         yield "QEMU", f"{qemu.get('trouble') or qemu['pid']}{where}"
-    yield "arbiter", f"{content['arbiter']}, grant {content['grant']}"
+    grant = "" if content["grant"] is None else f", grant {content['grant']}"
+    yield "arbiter", f"{content['arbiter']}{grant}"
     if "takeover" in content:
         takeover = content["takeover"]
         yield (

@@ -239,7 +239,7 @@ class SecondaryNode:
             self._link.close()
             self._link = None
         self._heard = Heard(known=self._heard.known)
-        self._number, self._committed_at = -1, None
+        self._number, self._committed_at, self._facts = -1, None, {}
 
     # -- checkpoints ----------------------------------------------------------------------
 
@@ -465,6 +465,12 @@ class SecondaryNode:
         with contextlib.suppress(OSError):
             self._folder.write_status(self._status())
 
+    def _grant(self) -> int | None:
+        """The number of the grant as far as it is known now: no primary, none."""
+        if self._state in _HERE and self._takeover.grant is not None:
+            return self._takeover.grant.number
+        return None if self._session is None and self._link is None else self._heard.known
+
     def _status(self) -> dict[str, Any]:
         state = self._state
         return {
@@ -475,7 +481,7 @@ class SecondaryNode:
             "mode": "periodic",
             "on_loss": self._on_loss.value,
             "arbiter": self._config.arbiter,
-            "grant": self._takeover.grant.number if self._takeover.grant else self._heard.known,
+            "grant": self._grant(),
             "listen": str(self._listen),
             "link": self._heard.link.name,
             "error": self._error or self._waiting.trouble,

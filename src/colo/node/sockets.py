@@ -11,7 +11,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
-__all__ = ["accept_one", "limit_sends", "quick_acks", "readable", "soon", "tune", "writable"]
+__all__ = [
+    "accept_one",
+    "bind_private",
+    "limit_sends",
+    "quick_acks",
+    "readable",
+    "soon",
+    "tune",
+    "writable",
+]
 
 T = TypeVar("T")
 
@@ -41,6 +50,15 @@ def tune(sock: socket.socket) -> None:
     ):
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def bind_private(sock: socket.socket, path: str) -> None:
+    """Bind a unix socket to ``path``, open to its owner only.  Raises OSError."""
+    mask = os.umask(0o177)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(mask)
 
 
 async def accept_one(server: socket.socket, over: set[asyncio.Future[Any]]) -> socket.socket | None:

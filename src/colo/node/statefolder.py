@@ -21,7 +21,10 @@ from typing import Any, Final
 
 from colo.errors import UsageError
 
-__all__ = ["StateFolder"]
+__all__ = ["LONGEST_STATE_FOLDER", "StateFolder"]
+
+#: The longest path of a state folder in bytes: what sun_path holds of a socket in it, less its NUL.
+LONGEST_STATE_FOLDER: Final = 107 - len("/gate-back.sock")
 
 _QMP_S: Final = 2.0
 _POLL_S: Final = 0.02
@@ -34,6 +37,11 @@ class StateFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
+        if (length := len(os.fsencode(self.path))) > LONGEST_STATE_FOLDER:
+            raise UsageError(
+                f"state folder {self.path}: {length} bytes, too long for its sockets: take a "
+                f"shorter one, of at most {LONGEST_STATE_FOLDER}"
+            )
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -102,8 +110,14 @@ class StateFolder:
             raise
 
     def close(self) -> None:
-        """Let go of the lock, and of what only a running colo has."""
-        self.control.unlink(missing_ok=True)
+        """Let go of the lock, and of what is of no use to anybody any more."""
+        link = self.path / "store"
+        with contextlib.suppress(OSError):
+            self.control.unlink(missing_ok=True)
+            if self._leftover() is None:
+                (self.path / "incoming.sock").unlink(missing_ok=True)
+            if link.is_symlink() and not link.exists():
+                link.unlink()
         os.close(self._lock)
 
     def _end_leftover(self, refusal: str) -> None:

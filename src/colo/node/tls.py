@@ -8,7 +8,7 @@ Both sides show a certificate, and each verifies the other's against the operato
 are mostly known by addresses, so names are not compared, unless a name is given that both
 certificates have to be issued for.  In TLS 1.3 a client's handshake ends before the server has
 looked at its certificate; so the server then says one byte more, and what was refused is known
-where it can be told.
+where it can be told.  The client answers with one, as it may have refused the server's name.
 
 Each direction holds no more than one buffer.  What was sent before one side ended arrives.
 """
@@ -94,10 +94,7 @@ async def wrap(
             async with asyncio.timeout(_HANDSHAKE_S):
                 await _finish(tls, tls.do_handshake)
                 _check_name(tls, name)
-                if server_side:
-                    await _finish(tls, lambda: tls.send(_WELCOME))
-                elif not await _finish(tls, lambda: tls.recv(len(_WELCOME))):
-                    raise ChannelLost("it does not accept our certificate")
+                await _welcome(tls, server_side)
         except TimeoutError:
             raise ChannelLost(f"no TLS handshake within {_HANDSHAKE_S:.0f} s") from None
         except OSError as error:
@@ -136,17 +133,24 @@ def _context(files: TlsFiles, server_side: bool) -> ssl.SSLContext:
         context.load_verify_locations(files.ca)
     except OSError as error:
         raise UsageError(f"[tls] ca = {files.ca}: {_reason(error)}") from error
+    asked = []
+
+    def no_password() -> str:
+        """Of a key that is encrypted: nobody is there to be asked."""
+        asked.append(True)
+        return ""
+
     try:
-        context.load_cert_chain(files.certificate, files.key, password=_no_password)
+        context.load_cert_chain(files.certificate, files.key, password=no_password)
     except OSError as error:
+        if asked:
+            raise UsageError(
+                f"[tls] key = {files.key}: it has a password, and nobody is there to be asked: "
+                f"`openssl pkey -in {files.key} -out NEW` takes it off"
+            ) from error
         which = f"[tls] certificate = {files.certificate}, key = {files.key}"
         raise UsageError(f"{which}: {_reason(error)}") from error
     return context
-
-
-def _no_password() -> str:
-    """Of a key that is encrypted: nobody is there to be asked."""
-    return ""
 
 
 def _check_name(tls: ssl.SSLSocket, name: str | None) -> None:
@@ -157,6 +161,22 @@ def _check_name(tls: ssl.SSLSocket, name: str | None) -> None:
     if name not in names:
         issued = ", ".join(names) or "no name"
         raise ChannelLost(f"its certificate is issued for {issued}, not for {name}")
+
+
+async def _welcome(tls: ssl.SSLSocket, server_side: bool) -> None:
+    """Hear that our certificate is accepted, and say so of the other one, the server first."""
+    try:
+        if server_side:
+            await _finish(tls, lambda: tls.send(_WELCOME))
+        heard = await _finish(tls, lambda: tls.recv(len(_WELCOME)))
+        if heard and not server_side:
+            await _finish(tls, lambda: tls.send(_WELCOME))
+    except (ssl.SSLEOFError, ConnectionError):
+        heard = b""
+    if not heard:
+        raise ChannelLost(
+            "it does not accept our certificate: it may be issued for another [tls] name"
+        )
 
 
 async def _finish(tls: ssl.SSLSocket, step: Callable[[], _T]) -> _T:

@@ -47,6 +47,8 @@ class Checkpoint:
 class Store:
     """One VM's store in ``folder``, a directory of its own that it makes, and removes.
 
+    The folder around it has to be there.
+
     ``main``: the block that the waiting QEMU maps; its image is there from the start.  ``limits``
     hold for all blocks together.  ``epoch`` changes whenever the images are given to something
     else than the next checkpoint: a new primary, or the VM that was taken over.  ``given_up``:
@@ -62,9 +64,14 @@ class Store:
         self.given_up = False
         self._committed: list[PageRun] = []
         try:
-            folder.mkdir(mode=0o700, parents=True)
+            folder.mkdir(mode=0o700)
         except FileExistsError:
             raise StoreError(f"{folder} exists already: remove what an earlier run left") from None
+        except FileNotFoundError:
+            raise StoreError(
+                f"[store] folder = {folder.parent}: it is not there: make it, mount it, or name "
+                "another one"
+            ) from None
         except OSError as error:
             raise StoreError(f"{folder}: {error.strerror}") from error
         try:
