@@ -106,6 +106,7 @@ class PrimaryNode:
         self._fate: End | None = None  # what no later session can change
         self._fated = asyncio.Event()
         self._refused = asyncio.Event()
+        self._final = False  # it was refused, and no further try changes that
         self._shutdown: str | None = None
         self._standing = Standing.STARTING
         self._error: str | None = None
@@ -201,6 +202,8 @@ class PrimaryNode:
             end = await self._protect()
             if end is not End.LOST:
                 return await self._ended(end)
+            if self._final and self._fate is None:
+                raise PeerError(self._error)
             if not self._was_protected:
                 await self._pause()
 
@@ -352,7 +355,8 @@ class PrimaryNode:
             self._session.machine.handle(PrimaryEvent.LOST)
         self._hang_up()
         what = "the secondary is lost" if self._relayed else "the protection could not begin"
-        self._say(f"{what}: {self._error}")
+        if not self._final:  # else it is said at the end
+            self._say(f"{what}: {self._error}")
         self._write_status()
         refused = self._refused.is_set() and not self._was_protected
         return await self._solo.decide(contested=self._relayed and not refused)
@@ -389,6 +393,7 @@ class PrimaryNode:
     def _hear(self, word: Word) -> None:
         if word.kind is WordKind.REFUSED:
             self._error = f"{self._to} refuses: {word.content.get('why')}"
+            self._final = word.content.get("final") is True
             self._refused.set()
             self._lost(ChannelLost(self._error))
 
