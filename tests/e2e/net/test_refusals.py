@@ -112,23 +112,31 @@ def test_refused(stage: Stage, case: Case) -> None:
 #: What both VM files say, while the QEMU that runs is another.
 CARD = Vm(nics=("e1000",))
 CPUS = Vm(args=("-no-reboot", "-smp", "2"))
+RNG = Vm(args=("-no-reboot", "-device", "virtio-rng-pci"))
 INSTEAD = (
     "memory 0000:00:02.0/virtio-net-pci.rom, the waiting QEMU has 0000:00:02.0/e1000.rom instead"
 )
 
 
 @pytest.mark.parametrize(
-    ("qemu", "wrong", "words"),
+    ("qemu", "vm", "wrong", "words"),
     [
-        ("7.2", CARD, INSTEAD),
-        ("7.2", CPUS, " 1 processor, the waiting QEMU"),
-        ("11.1", CPUS, " 1 processor, the waiting QEMU"),
+        ("7.2", Vm(), CARD, INSTEAD),
+        ("7.2", Vm(), CPUS, " 1 processor, the waiting QEMU"),
+        ("11.1", Vm(), CPUS, " 1 processor, the waiting QEMU"),
+        ("11.1", RNG, Vm(), " virtio-rng at PCI address 03.0, the waiting QEMU has nothing there"),
     ],
-    ids=["7.2-another card", "7.2-another processor", "11.1-another processor"],
+    ids=[
+        "7.2-another card",
+        "7.2-another processor",
+        "11.1-another processor",
+        "11.1-a device less",
+    ],
     indirect=["qemu"],
 )
-def test_a_vm_file_of_another_vm(stage: Stage, wrong: Vm, words: str) -> None:
+def test_a_vm_file_of_another_vm(stage: Stage, vm: Vm, wrong: Vm, words: str) -> None:
     """It is the same on both hosts, and the QEMU that runs was started by hand."""
+    assert stage.vm is vm
     qemu = stage.qemu("q")
     client = stage.client("echo")
     stage.vm = wrong
