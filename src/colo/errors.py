@@ -10,6 +10,7 @@
     └── PeerError              the other side of the channel
         ├── ChannelLost          it went away, or was silent for too long
         │   └── Refused            it is there, and takes no primary in for now
+        ├── Misfit               its VM is none that can be taken over here, however often it tries
         ├── UnexpectedMessage    a COLO message out of place
         ├── InvalidMessage       a value outside ``COLOMessage``
         ├── ShortRead            the channel ended inside a message or a section
@@ -33,6 +34,7 @@ __all__ = [
     "LimitExceeded",
     "LocalError",
     "LocalProtocolError",
+    "Misfit",
     "NoAnswer",
     "PeerError",
     "Refused",
@@ -94,6 +96,10 @@ class ChannelLost(PeerError):
 
 class Refused(ChannelLost):
     """A secondary takes no primary in for now, and says why."""
+
+
+class Misfit(PeerError):
+    """The primary's VM is another than this host's VM file makes; no further try changes that."""
 
 
 def _number(message: IntEnum | None) -> str:

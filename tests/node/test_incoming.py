@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from colo.errors import (
     InvalidMessage,
     LimitExceeded,
+    Misfit,
     PeerError,
     ShortRead,
     StreamError,
@@ -20,9 +20,9 @@ from colo.errors import (
     UnsupportedFeature,
 )
 from colo.migration.ram import Limits, PageRun, RamBlock
-from colo.migration.reader import Header
+from colo.migration.reader import Header, Migration
 from colo.node.figures import Figures
-from colo.node.incoming import Incoming
+from colo.node.incoming import Checks, Incoming
 from colo.protocol.messages import COLOMessage
 from colo.protocol.states import Do, SecondaryEvent, SecondaryState
 from colo.store.export import migration_stream
@@ -92,20 +92,20 @@ class Session:
     def __init__(
         self,
         folder: Path,
-        check_header: Callable[[Header], None] = lambda header: None,
+        checks: Checks | None = None,
         limits: Limits = LIMITS,
     ) -> None:
         self.now = 0.0
         self.serves = True
         self.figures = Figures()
         self.store = Store(folder / "store", RAM, limits)
-        self.begin(check_header)
+        self.begin(checks)
 
-    def begin(self, check_header: Callable[[Header], None] = lambda header: None) -> None:
+    def begin(self, checks: Checks | None = None) -> None:
         self.sent = b""
         self.fed = 0
         self.requested: list[Do] = []
-        self.incoming = Incoming("web1", self.store, self.figures, lambda: self.now, check_header)
+        self.incoming = Incoming("web1", self.store, self.figures, lambda: self.now, checks)
 
     def feed(self, data: bytes, size: int = 1 << 20) -> None:
         while data:
@@ -476,22 +476,66 @@ def test_a_checkpoint_over_all_there_can_be_is_refused(session: Session) -> None
     assert session.take_over() == wholes(TINY)[0]
 
 
-def test_a_machine_that_cannot_run_here_is_refused_before_any_memory(tmp_path: Path) -> None:
-    def check(header: Header) -> None:
-        raise PeerError(f"no {header.machine} here")
+class Judge(Checks):
+    """Notes what it is shown, and refuses one kind of it."""
 
-    session = Session(tmp_path, check)
-    with pytest.raises(PeerError, match=r"no pc-i440fx-7\.2 here"):
-        session.feed(TINY.data)
-    assert set(session.images()) == {"pc.ram"}
-    assert session.sent == b""
+    def __init__(self, refuses: str = "") -> None:
+        self.refuses = refuses
+        self.shown: list[object] = []
+
+    def check_header(self, header: Header) -> None:
+        self._judge("header", header)
+
+    def check_blocks(self, blocks: tuple[RamBlock, ...]) -> None:
+        self._judge("blocks", blocks)
+
+    def check_devices(self, migration: Migration) -> None:
+        self._judge("devices", migration.device_state)
+
+    def _judge(self, kind: str, what: object) -> None:
+        self.shown.append(what)
+        if kind == self.refuses:
+            raise Misfit(f"no such {kind} here")
+
+
+WHOLE_CASES = [Header("pc-i440fx-7.2"), (RAM, RSDP), TINY.devices]
+
+
+@pytest.mark.parametrize(
+    ("refuses", "shown"), [("header", 1), ("blocks", 2), ("devices", 3)], ids=lambda value: value
+)
+def test_a_machine_that_cannot_run_here_is_refused_as_soon_as_it_shows(
+    tmp_path: Path, refuses: str, shown: int
+) -> None:
+    judge = Judge(refuses)
+    session = Session(tmp_path, judge)
+    with pytest.raises(Misfit, match=f"no such {refuses} here"):
+        session.feed(TINY.data, 100)
+    assert judge.shown == WHOLE_CASES[:shown]
+    if refuses == "header":
+        assert set(session.images()) == {"pc.ram"}
+    if refuses != "devices":
+        assert not any(map(any, session.images().values())), "no page was taken"
+    assert session.sent == b"", "it is never told that it is ready"
+    assert session.store.checkpoint is None
     session.incoming.handle(SecondaryEvent.LOST)
     assert session.incoming.state is SecondaryState.FAILED
 
 
-def test_memory_of_another_size_is_refused(session: Session) -> None:
-    stream = Stream("other", blocks=(RamBlock("pc.ram", 0x8000), RSDP))
-    with pytest.raises(PeerError, match="make -m the same on both sides"):
+def test_what_fits_is_looked_at_once(tmp_path: Path) -> None:
+    judge = Judge()
+    session = Session(tmp_path, judge)
+    for said in turns(TINY):
+        session.feed(said)
+    assert judge.shown == WHOLE_CASES
+    assert session.incoming.state.name == "READY"
+
+
+@pytest.mark.parametrize("length", [0x8000, 1 << 20, 1 << 40])
+def test_memory_of_another_size_is_refused_for_its_size(session: Session, length: int) -> None:
+    """Also where all blocks together are over the limit: it is -m that is wrong."""
+    stream = Stream("other", blocks=(RamBlock("pc.ram", length), RSDP))
+    with pytest.raises(Misfit, match="make -m the same on both sides"):
         session.feed(stream.data)
 
 

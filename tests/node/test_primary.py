@@ -168,6 +168,52 @@ def test_a_vm_that_may_have_been_copied_is_silent_where_its_qemu_fails(
     play(scene)
 
 
+@pytest.mark.parametrize("content", [{}, {"final": False}, {"final": True}, {"final": 1}])
+def test_a_first_copy_that_was_refused_is_tried_again_unless_that_changes_nothing(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch, content: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(ANSWERS, "query-migrate", {"status": "active"})
+
+    async def scene() -> None:
+        s, paused = Scene(folder), asyncio.Event()
+        s.arbiter.begin()
+        s.node._solo.grant = s.arbiter.take(0, "a") or s.node._solo.grant
+
+        async def pause() -> None:
+            paused.set()
+            await asyncio.sleep(3600)
+
+        monkeypatch.setattr(s.node, "_pause", pause)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(folder.path / "b"))
+            server.listen(1)
+            serving = asyncio.create_task(s.node._serve())
+            while "migrate" not in s.qemu.asked:
+                await asyncio.sleep(0.001)
+            with socket.socket(socket.AF_UNIX) as ours:
+                ours.connect(str(folder.path / "colo.sock"))
+                while not s.node._relayed:
+                    await asyncio.sleep(0.001)
+                ANSWERS["query-migrate"] = {}
+                s.node._hear(Word(WordKind.REFUSED, {"why": "another VM", **content}))
+                waiting = asyncio.create_task(paused.wait())
+                await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        final = content.get("final") is True
+        assert serving.done() == final
+        lines = ["web1: UNPROTECTED: the VM runs here alone (grant 1)"]
+        why = f"unix:{folder.path}/b refuses: another VM"
+        if final:
+            assert isinstance(serving.exception(), PeerError)
+            assert str(serving.exception()) == why
+        else:
+            lines.insert(0, f"web1: the secondary is lost: {why}")
+        assert s.said == lines
+        serving.cancel()
+        waiting.cancel()
+
+    play(scene)
+
+
 def test_an_order_has_no_place_but_where_the_secondary_is_lost(folder: StateFolder) -> None:
     async def scene() -> None:
         s = Scene(folder)

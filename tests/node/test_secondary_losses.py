@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 
 from colo.config import VmConfig
-from colo.errors import ChannelLost, StoreError
+from colo.errors import ChannelLost, Misfit, PeerError, StoreError
 from colo.failover.arbiter import Arbiter, FileArbiter, Grant, ManualArbiter
 from colo.failover.decision import LinkState, OnLoss
 from colo.failover.link import Hello, Word, WordKind
 from colo.guest.memory import MemoryGuest
 from colo.guest.qemu import LaunchPlan
-from colo.migration.reader import Header
+from colo.migration.ram import RamBlock
+from colo.migration.reader import Header, Migration
 from colo.node import secondary
 from colo.node.address import Address
 from colo.node.control import Answer
@@ -51,13 +52,21 @@ class Waiting:
         )
         self.trouble, self.starts = None, 1
         self.let = asyncio.Event()
+        self.refuses: PeerError | None = None
         self.loaded = self.stopped = False
 
     async def start(self) -> None:
         pass
 
-    def check(self, header: Header) -> None:
+    def check_header(self, header: Header) -> None:
         pass
+
+    def check_blocks(self, blocks: tuple[RamBlock, ...]) -> None:
+        pass
+
+    def check_devices(self, migration: Migration) -> None:
+        if self.refuses is not None:
+            raise self.refuses
 
     def status(self) -> dict[str, Any]:
         return {"pid": self.qemu.pid}
@@ -107,6 +116,7 @@ class Primary:
 
     def __init__(self) -> None:
         self.guest = MemoryGuest(PAGES)
+        self.heard: list[Word] = []
         self.link: Link | None = None
         self._sending: Sending | None = None
         self._running: asyncio.Task[None] | None = None
@@ -114,7 +124,7 @@ class Primary:
     async def protect(self, host: Host, grant: int, holder: str = A) -> None:
         ours = Hello.ours(host.config, grant, holder)
         sock, _ = await call(host.address, ours, 3)
-        self.link = Link(sock, 0.02, 5, dict, lambda word: None, lambda error: None)
+        self.link = Link(sock, 0.02, 5, dict, self.heard.append, lambda error: None)
         await self.protect_as_stock(host)
 
     async def protect_as_stock(self, host: Host) -> None:
@@ -239,6 +249,28 @@ def granted(folder: Path, number: int = 1, holder: str = A) -> Mount:
     """The arbiter of both hosts."""
     (folder / "grant").write_text(json.dumps({"number": number, "holder": holder}))
     return Mount(folder / "grant")
+
+
+@pytest.mark.parametrize("error", [Misfit("another VM"), PeerError("of no use")])
+def test_why_there_is_no_first_copy_is_said_and_whether_that_can_change(
+    tmp_path: Path, error: PeerError
+) -> None:
+    async def run() -> None:
+        primary = Primary()
+        async with hosted(tmp_path, granted(tmp_path)) as host:
+            host.waiting.refuses = error
+            protecting = asyncio.create_task(primary.protect(host, 1))
+            await host.until(lambda: primary.heard)
+            protecting.cancel()
+            await asyncio.wait({protecting})
+            (word,) = primary.heard
+            assert word.kind is WordKind.REFUSED
+            assert word.content == {"why": str(error), "final": isinstance(error, Misfit)}
+            assert host.said[-1] == f"web1: no first copy: {error}"
+            assert not any("PROTECTED" in line for line in host.said)
+            await host.until(lambda: host.state == "LISTENING")
+
+    asyncio.run(run())
 
 
 def test_a_lost_primary_is_taken_over(tmp_path: Path) -> None:

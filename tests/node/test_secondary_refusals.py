@@ -18,7 +18,8 @@ from colo.failover.arbiter import make_arbiter
 from colo.failover.decision import OnLoss
 from colo.failover.link import Hello
 from colo.guest.qemu import LaunchPlan
-from colo.migration.reader import Header
+from colo.migration.ram import RamBlock
+from colo.migration.reader import Header, Migration
 from colo.node import secondary
 from colo.node.address import Address
 from colo.node.forwarding import Destination, Forwarding
@@ -44,7 +45,13 @@ class Waiting:
     async def stop(self) -> None:
         pass
 
-    def check(self, header: Header) -> None:
+    def check_header(self, header: Header) -> None:
+        pass
+
+    def check_blocks(self, blocks: tuple[RamBlock, ...]) -> None:
+        pass
+
+    def check_devices(self, migration: Migration) -> None:
         pass
 
     def status(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from colo.node.sockets import accept_one, soon
+from colo.node.sockets import accept_one, listening, soon
 
 
 @pytest.fixture
@@ -71,18 +71,18 @@ def test_another_error_is_told_at_once(ends: tuple[socket.socket, socket.socket]
 def test_one_is_accepted_or_it_is_over(tmp_path: Path, comes: bool) -> None:
     async def run() -> None:
         over = asyncio.get_running_loop().create_future()
-        with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as visitor:
-            server.bind(str(tmp_path / "door"))
-            server.listen(1)
+        path = tmp_path / "door"
+        with listening(path) as server, socket.socket(socket.AF_UNIX) as visitor:
             accepting = asyncio.create_task(accept_one(server, {over}))
             await asyncio.sleep(0)
             if comes:
-                visitor.connect(str(tmp_path / "door"))
+                visitor.connect(str(path))
             else:
                 over.set_result(None)
             accepted = await accepting
             assert (accepted is not None) == comes and server.fileno() == -1
             if accepted is not None:
                 accepted.close()
+        assert not path.exists()
 
     asyncio.run(run())

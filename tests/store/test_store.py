@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from colo.errors import LimitExceeded, PeerError, StoreError
+from colo.errors import Misfit, PeerError, StoreError
 from colo.migration.ram import Limits, PageRun, RamBlock
 from colo.migration.reader import Header, Migration
 from colo.store.store import Store
@@ -311,8 +311,12 @@ def test_the_primarys_memory_has_to_be_as_long_as_ours(store: Store) -> None:
 def test_blocks_over_the_limit_are_refused(store: Store) -> None:
     room = LIMITS.ram_bytes - RAM.length
     store.define((RAM, RamBlock("vga", room)))
-    with pytest.raises(LimitExceeded, match="guest memory, all blocks: 1052672 bytes, over"):
-        store.define((RAM, RamBlock("vga", room + 4096)))
+    with pytest.raises(Misfit) as caught:
+        store.define((RAM, RamBlock("vga", room + (1 << 20))))
+    assert str(caught.value) == (
+        "the primary's memory besides -m takes 2 MiB, in this host's VM file [store] "
+        "other_memory_mib has room for 1 MiB: make it larger"
+    )
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])

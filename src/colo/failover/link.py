@@ -9,6 +9,9 @@ the primary says, when it is so::
     bye        protection ends by an operator's will: the VM goes on here
     alone      the primary has the grant and runs alone: forget the VM
 
+The secondary says ``refused`` instead of its hello, or where it could not take the first copy: why,
+and whether that is ``final``: no further try changes it.
+
 Whoever hears nothing for the heartbeat's limit counts the other as lost.  Bytes in, words out; no
 I/O, no clock.
 """

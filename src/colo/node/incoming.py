@@ -8,12 +8,13 @@ performs them in its own time and reports back: PREPARE, APPLY, CLOSE and TAKE_O
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from dataclasses import replace
+from typing import Final, Protocol
 
 from colo.errors import LimitExceeded, PeerError, ShortRead
 from colo.migration.format import Command
 from colo.migration.ram import PageRun, RamBlock
-from colo.migration.reader import Header, LiveStateReader, MigrationReader
+from colo.migration.reader import Header, LiveStateReader, Migration, MigrationReader
 from colo.migration.writer import pong, shut
 from colo.node.figures import Figures
 from colo.protocol.messages import Message, encode, parse_message
@@ -21,7 +22,7 @@ from colo.protocol.secondary import Secondary
 from colo.protocol.states import Do, Effect, SecondaryEvent, SecondaryState
 from colo.store.store import Store
 
-__all__ = ["Incoming"]
+__all__ = ["Checks", "Incoming"]
 
 _RECEIVING: Final = frozenset(
     {
@@ -32,11 +33,28 @@ _RECEIVING: Final = frozenset(
 )
 
 
+#: The store judges the memory's size by the block list, which is short, and says more of it.
+_ANY_SIZE: Final = (1 << 64) - 1
+
+
+class Checks(Protocol):
+    """What a first migration is held against, part by part; each may raise PeerError."""
+
+    def check_header(self, header: Header) -> None:
+        """The machine, before any memory."""
+
+    def check_blocks(self, blocks: tuple[RamBlock, ...]) -> None:
+        """The blocks of memory, before any page."""
+
+    def check_devices(self, migration: Migration) -> None:
+        """The whole, before it counts."""
+
+
 class Incoming:
     """One primary's session with the secondary.
 
-    ``clock`` gives seconds and never goes back.  ``check_header`` may raise PeerError on a
-    machine that cannot be taken over here.
+    ``clock`` gives seconds and never goes back.  ``checks`` may raise PeerError on a machine that
+    cannot be taken over here.
     """
 
     def __init__(
@@ -45,14 +63,14 @@ class Incoming:
         store: Store,
         figures: Figures,
         clock: Callable[[], float],
-        check_header: Callable[[Header], None] = lambda header: None,
+        checks: Checks | None = None,
     ) -> None:
         self.machine = Secondary(vm_name)
         self.requests: list[Do] = []
         self._store = store
         self._figures = figures
         self._clock = clock
-        self._check_header = check_header
+        self._checks = checks
         self._buffer = store.staging.buffer
         self._buffer.start = self._buffer.end = 0
         self._out = bytearray()
@@ -60,7 +78,11 @@ class Incoming:
         self._asked = self._sent = self._ram_done = 0.0
         self._began = 0
         self._first = MigrationReader(
-            self._buffer, store.limits, self._on_blocks, self._on_pages, self._on_command
+            self._buffer,
+            replace(store.limits, ram_bytes=_ANY_SIZE),
+            self._on_blocks,
+            self._on_pages,
+            self._on_command,
         )
         self._live: LiveStateReader | None = None
 
@@ -146,8 +168,11 @@ class Incoming:
         return True
 
     def _migrated(self) -> bool:
-        assert self._first.migration is not None
-        if self._first.migration.return_path:
+        migration = self._first.migration
+        assert migration is not None
+        if self._checks is not None:
+            self._checks.check_devices(migration)
+        if migration.return_path:
             self._out += shut()
         self.handle(SecondaryEvent.MIGRATED)
         self._buffer.rewind()
@@ -213,8 +238,11 @@ class Incoming:
         self._store.commit(self.machine.number, bytes(self._buffer.take(self._device_size)))
 
     def _on_blocks(self, header: Header, blocks: tuple[RamBlock, ...]) -> None:
-        self._check_header(header)
+        if self._checks is not None:
+            self._checks.check_header(header)
         self._store.define(blocks)
+        if self._checks is not None:
+            self._checks.check_blocks(blocks)
 
     def _on_pages(self, run: PageRun) -> None:
         self._store.write(run)

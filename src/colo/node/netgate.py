@@ -22,7 +22,7 @@ from colo.errors import GuestError
 from colo.guest.monitor import Monitor
 from colo.network.gate import Gate, GateState
 from colo.node.figures import summarise, summary
-from colo.node.sockets import bind_private
+from colo.node.sockets import listening
 
 __all__ = ["NetGate", "cards"]
 
@@ -281,11 +281,7 @@ class _Door:
         """Have QEMU connect a character device to us; return our end."""
         name = f"{_PREFIX}{self.netdev}-{which}"
         path = self._folder / f"gate-{which}.sock"  # one after another
-        path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX) as server:
-            server.setblocking(False)
-            bind_private(server, str(path))
-            server.listen(1)
+        with listening(path) as server:
             try:
                 accepted = asyncio.ensure_future(self._loop.sock_accept(server))
                 backend: dict[str, Any] = {
@@ -301,7 +297,6 @@ class _Door:
                 raise GuestError(f"QEMU did not connect to {path}") from None
             finally:
                 accepted.cancel()
-                path.unlink(missing_ok=True)
         sock.setblocking(False)
         return sock
 

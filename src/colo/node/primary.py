@@ -33,7 +33,7 @@ from colo.node.link import Link, call
 from colo.node.netgate import NetGate, cards
 from colo.node.relay import Relay
 from colo.node.retry import RETRY_S, Retry
-from colo.node.sockets import accept_one, bind_private
+from colo.node.sockets import accept_one, listening
 from colo.node.solo import Solo, Verdict
 from colo.node.standing import Standing
 from colo.node.starting import Start
@@ -106,6 +106,7 @@ class PrimaryNode:
         self._fate: End | None = None  # what no later session can change
         self._fated = asyncio.Event()
         self._refused = asyncio.Event()
+        self._final = False  # it was refused, and no further try changes that
         self._shutdown: str | None = None
         self._standing = Standing.STARTING
         self._error: str | None = None
@@ -206,6 +207,8 @@ class PrimaryNode:
             end = await self._protect()
             if end is not End.LOST:
                 return await self._ended(end)
+            if self._final and self._fate is None:
+                raise PeerError(self._error)
             if not self._was_protected:
                 await self._pause()
 
@@ -286,10 +289,7 @@ class PrimaryNode:
         """Have QEMU migrate to us, and relay that to the secondary."""
         assert self._end is not None
         path = self._folder.path / "colo.sock"
-        path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX) as server:
-            bind_private(server, str(path))
-            server.listen(1)
+        with listening(path) as server:
             starting = asyncio.ensure_future(self._colo.start(f"unix:{path}"))
             over: set[asyncio.Future[Any]] = {starting, self._end}
             try:
@@ -300,7 +300,6 @@ class PrimaryNode:
                 if starting.done() and not self._end.done():
                     starting.result()
             finally:
-                path.unlink(missing_ok=True)
                 if not starting.cancel():
                     starting.exception()  # nobody asks for it any more
 
@@ -358,7 +357,8 @@ class PrimaryNode:
             self._session.machine.handle(PrimaryEvent.LOST)
         self._hang_up()
         what = "the secondary is lost" if self._relayed else "the protection could not begin"
-        self._say(f"{what}: {self._error}")
+        if not self._final:  # else it is said at the end
+            self._say(f"{what}: {self._error}")
         self._write_status()
         refused = self._refused.is_set() and not self._was_protected
         return await self._solo.decide(contested=self._relayed and not refused)
@@ -395,6 +395,7 @@ class PrimaryNode:
     def _hear(self, word: Word) -> None:
         if word.kind is WordKind.REFUSED:
             self._error = f"{self._to} refuses: {word.content.get('why')}"
+            self._final = word.content.get("final") is True
             self._refused.set()
             self._lost(ChannelLost(self._error))
 

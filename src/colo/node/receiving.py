@@ -13,10 +13,9 @@ from collections.abc import Callable
 from typing import Final
 
 from colo.errors import ChannelLost, ColoError, StoreError
-from colo.migration.reader import Header
 from colo.node.channel import Channel
 from colo.node.figures import Figures
-from colo.node.incoming import Incoming
+from colo.node.incoming import Checks, Incoming
 from colo.protocol.states import Do, SecondaryEvent, SecondaryState
 from colo.store.store import Store
 
@@ -40,7 +39,7 @@ class Receiving:
 
     ``clock`` gives seconds and never goes back.  ``on_checkpoint`` is called when the store holds
     a new one; ``on_lost`` once, with what went wrong, when the connection is of no more use, and
-    after whatever came whole before.  ``check_header`` may raise PeerError.
+    after whatever came whole before.  ``checks``: see Incoming.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Receiving:
         clock: Callable[[], float],
         on_checkpoint: Callable[[], None],
         on_lost: Callable[[ColoError], None],
-        check_header: Callable[[Header], None] = lambda header: None,
+        checks: Checks | None = None,
     ) -> None:
         self._store = store
         self._figures = figures
@@ -63,7 +62,7 @@ class Receiving:
         self.applying: asyncio.Task[None] | None = None
         self._failure: StoreError | None = None
         store.abandon()
-        self._session = Incoming(vm_name, store, figures, clock, check_header)
+        self._session = Incoming(vm_name, store, figures, clock, checks)
         self._channel: Channel | None = Channel(
             sock, self._session, clock, self._progress, self._lose
         )

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from colo.config import RAM_BLOCK, VmConfig
-from colo.errors import ColoError, LocalError, PeerError, StoreError
+from colo.errors import ColoError, LocalError, Misfit, PeerError, StoreError
 from colo.failover.arbiter import Arbiter, Grant
 from colo.failover.decision import Decision, Heard, LinkState, OnLoss, decide_secondary
 from colo.failover.link import Hello, Word, WordKind
@@ -177,7 +177,7 @@ class SecondaryNode:
             time.monotonic,
             self._checkpoint,
             self._lost,
-            self._waiting.check,
+            self._waiting,
         )
         self._say(f"a primary has connected from {peer}")
         self._write_status()
@@ -272,7 +272,8 @@ class SecondaryNode:
             self._error = f"{error}{cause}"
             self._say(f"no first copy: {self._error}")
             if self._link is not None:
-                self._link.say(Word(WordKind.REFUSED, {"why": self._error}))
+                final = isinstance(error, Misfit)
+                self._link.say(Word(WordKind.REFUSED, {"why": self._error, "final": final}))
             self._forget_session()
             self._write_status()
         else:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 __all__ = [
     "accept_one",
     "bind_private",
     "limit_sends",
+    "listening",
     "quick_acks",
     "readable",
     "soon",
@@ -61,9 +64,22 @@ def bind_private(sock: socket.socket, path: str) -> None:
         os.umask(mask)
 
 
+@contextlib.contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """Listen at ``path`` for one connection of our own QEMU's; the path goes with the socket."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.setblocking(False)
+        try:
+            bind_private(server, str(path))
+            server.listen(1)
+            yield server
+        finally:
+            path.unlink(missing_ok=True)
+
+
 async def accept_one(server: socket.socket, over: set[asyncio.Future[Any]]) -> socket.socket | None:
     """Accept one connection, and close the server; None where one of ``over`` is done before."""
-    server.setblocking(False)
     accepting = asyncio.ensure_future(asyncio.get_running_loop().sock_accept(server))
     try:
         await asyncio.wait({accepting, *over}, return_when=asyncio.FIRST_COMPLETED)

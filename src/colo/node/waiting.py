@@ -14,10 +14,13 @@ from typing import Any, Final, cast
 from qemu.qmp import EventListener
 
 from colo.config import RAM_BLOCK
-from colo.errors import GuestError, PeerError
+from colo.errors import GuestError, Misfit
+from colo.guest.machine import ask_machine
 from colo.guest.qemu import LaunchPlan, Qemu
+from colo.migration.fitting import Machine, check_blocks, check_devices
 from colo.migration.format import IGNORE_SHARED
-from colo.migration.reader import Header
+from colo.migration.ram import RamBlock
+from colo.migration.reader import Header, Migration
 from colo.store.export import migration_stream
 from colo.store.store import Store
 
@@ -49,6 +52,7 @@ class WaitingQemu:
         self._incoming = folder / "incoming.sock"
         self._on_change = on_change
         self._machine = ""
+        self._parts = Machine()
         self._keeper: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self.qemu: Qemu | None = None
@@ -60,13 +64,21 @@ class WaitingQemu:
         self.qemu = await self._launch()
         self._keeper = asyncio.create_task(self._keep())
 
-    def check(self, header: Header) -> None:
-        """Raise PeerError where the primary's machine is not this QEMU's."""
+    def check_header(self, header: Header) -> None:
+        """Raise Misfit where the primary's machine is not this QEMU's."""
         if header.machine != self._machine:
-            raise PeerError(
+            raise Misfit(
                 f"the primary's machine is {header.machine}, the waiting QEMU's is "
                 f"{self._machine}: name the version in -machine, the same on both sides"
             )
+
+    def check_blocks(self, blocks: tuple[RamBlock, ...]) -> None:
+        """Raise Misfit where this QEMU could not take the primary's memory."""
+        check_blocks(self._parts, blocks)
+
+    def check_devices(self, migration: Migration) -> None:
+        """Raise Misfit where this QEMU could not take the state of the primary's devices."""
+        check_devices(self._parts, migration)
 
     async def load(self, store: Store) -> None:
         """Hand the VM over: the store's image is its memory already, the rest is sent.
@@ -170,6 +182,7 @@ class WaitingQemu:
             await qemu.kill()
             raise
         self._machine = str(machine).removesuffix(_MACHINE_SUFFIX)
+        self._parts = await ask_machine(qemu, _log.warning)
         self.starts += 1
         self._ready.set()
         return qemu

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from colo.errors import LimitExceeded, PeerError, StoreError
+from colo.errors import Misfit, StoreError
 from colo.migration.ram import Limits, PageRun, RamBlock
 from colo.migration.reader import Header, Migration
 from colo.store.image import Image, mib, require_room
@@ -85,19 +85,23 @@ class Store:
     def define(self, blocks: tuple[RamBlock, ...]) -> None:
         """Make an image for each block of a first migration that begins.
 
-        Raises PeerError where they do not fit what was agreed.
+        Raises Misfit where they do not fit what the VM file says.
         """
         main = next((block for block in blocks if block.name == self.main.name), None)
         if main != self.main:
             has = "no such block" if main is None else mib(main.length)
-            raise PeerError(
+            raise Misfit(
                 f"the primary's memory {self.main.name} has {has}, the VM file says "
                 f"{mib(self.main.length)}: make -m the same on both sides"
                 + ("" if main else f", and -machine memory-backend={self.main.name}")
             )
-        total = sum(block.length for block in blocks)
-        if total > self.limits.ram_bytes:
-            raise LimitExceeded("guest memory, all blocks", total, self.limits.ram_bytes)
+        others = sum(block.length for block in blocks) - self.main.length
+        room = self.limits.ram_bytes - self.main.length
+        if others > room:
+            raise Misfit(
+                f"the primary's memory besides -m takes {mib(-(-others >> 20) << 20)}, in this "
+                f"host's VM file [store] other_memory_mib has room for {mib(room)}: make it larger"
+            )
         self.checkpoint = None
         self.epoch += 1
         for name in [name for name in self.images if name != self.main.name]:

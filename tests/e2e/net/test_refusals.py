@@ -13,7 +13,7 @@ import pytest
 from colo.demo.lab import Place
 from tests.e2e.net.stage import Colo, Stage, Vm, at, execute, left_in_qemu
 
-pytestmark = [pytest.mark.e2e, pytest.mark.parametrize("qemu", ["11.1"], indirect=True)]
+pytestmark = pytest.mark.e2e
 
 BARE = Vm(guest=False, memory_mib=32)
 ARGS = BARE.args
@@ -86,6 +86,7 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_refused(stage: Stage, case: Case) -> None:
     stage.vm = case.vm
@@ -114,6 +115,7 @@ def test_refused(stage: Stage, case: Case) -> None:
         secondary.wait_state("LISTENING")
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)
 def test_a_qemu_that_a_colo_protects_is_left_to_it(stage: Stage) -> None:
     """It may have a second QMP socket; nothing of the first colo's is touched by that."""
     stage.vm = BARE
@@ -132,3 +134,52 @@ def test_a_qemu_that_a_colo_protects_is_left_to_it(stage: Stage) -> None:
     first.wait_checkpoints()
     assert len(first.said("PROTECTED by")) == 1
     assert first.state_name() == "PROTECTED"
+
+
+#: What both VM files say, while the QEMU that runs is another.
+CARD = Vm(nics=("e1000",))
+CPUS = Vm(args=("-no-reboot", "-smp", "2"))
+RNG = Vm(args=("-no-reboot", "-device", "virtio-rng-pci"))
+INSTEAD = (
+    "memory 0000:00:02.0/virtio-net-pci.rom, the waiting QEMU has 0000:00:02.0/e1000.rom instead"
+)
+
+
+@pytest.mark.parametrize(
+    ("qemu", "vm", "wrong", "words"),
+    [
+        ("7.2", Vm(), CARD, INSTEAD),
+        ("7.2", Vm(), CPUS, " 1 processor, the waiting QEMU"),
+        ("11.1", Vm(), CPUS, " 1 processor, the waiting QEMU"),
+        ("11.1", RNG, Vm(), " virtio-rng at PCI address 03.0, the waiting QEMU has nothing there"),
+    ],
+    ids=[
+        "7.2-another card",
+        "7.2-another processor",
+        "11.1-another processor",
+        "11.1-a device less",
+    ],
+    indirect=["qemu"],
+)
+def test_a_vm_file_of_another_vm(stage: Stage, vm: Vm, wrong: Vm, words: str) -> None:
+    """It is the same on both hosts, and the QEMU that runs was started by hand."""
+    assert stage.vm is vm
+    qemu = stage.qemu("q")
+    client = stage.client("echo")
+    stage.vm = wrong
+    secondary = stage.secondary()
+    primary = stage.protect("a", Place.HOST_A, qemu.state / "qmp.sock")
+
+    assert primary.wait_exit() == 1, primary.text()
+    told = [line for line in primary.text().splitlines() if "refuses" in line]
+    assert len(told) == 1, primary.text()
+    assert words in told[0]
+    assert told[0].endswith("make [qemu] args the same as what the running QEMU was started with")
+    assert told[0].partition(" refuses: ")[2] in secondary.said("no first copy: ")[0]
+    for colo in (primary, secondary):
+        assert not [line for line in colo.said("PROTECTED") if "UNPROTECTED" not in line]
+    assert left_in_qemu(qemu.state / "second.sock") == []
+    assert execute(qemu.state / "second.sock", "query-status")["running"]
+    client.wait_heard()
+    client.check()
+    assert secondary.state_name() == "LISTENING"
