@@ -90,8 +90,10 @@ ANSWERS: dict[str, Any] = {
     "query-cpus-fast": [CPU_72],
     "query-hotpluggable-cpus": [{"vcpus-count": 1}] * 3,
     "query-pci": PCI,
+    "query-kvm": {"enabled": False, "present": True},
 }
-WHOLE = Machine(BLOCKS, frozenset({0}), 3, {"00.0": (0x8086, 0x1237), "1d.7": (0x1B36, 12)})
+PLACES = {"00.0": (0x8086, 0x1237), "1d.7": (0x1B36, 12)}
+WHOLE = Machine(BLOCKS, frozenset({0}), 3, PLACES, kvm=False)
 
 
 class Answering(Monitor):
@@ -160,12 +162,14 @@ def test_answers_in_an_unknown_form_are_told_and_nothing_else(answer: Any) -> No
         query_cpus_fast=answer,
         query_hotpluggable_cpus=7,
         query_pci=answer,
+        query_kvm=answer,
     )
     assert machine == Machine()
     assert [line.partition(" will not be compared")[0] for line in told] == [
         "memory",
         "the processors",
         "PCI devices",
+        "the accelerator",
     ]
 
 

@@ -225,6 +225,15 @@ def test_pci_devices_that_do_not_fit(part: Part, text: str) -> None:
     assert told(MACHINE, migration(*cpus(0), PM, part)) == text
 
 
+def test_a_vm_under_kvm_cannot_go_on_without_it() -> None:
+    clock = device(1, "kvmclock", 1, plain("clock", bytes(8)))
+    stream = migration(*cpus(0), PM, clock)
+    with pytest.raises(Misfit, match="runs under KVM, the waiting QEMU does not"):
+        check_devices(replace(MACHINE, kvm=False), stream)
+    check_devices(replace(MACHINE, kvm=True), stream)
+    check_devices(MACHINE, stream)
+
+
 def test_what_is_not_known_is_not_compared() -> None:
     other = migration(*cpus(0, 1, 2), pci("0000:00:1f.0/x", 1, 2, hotplug(9)))
     check_devices(Machine(), other)

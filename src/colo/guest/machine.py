@@ -55,6 +55,9 @@ async def ask_machine(qemu: Monitor, tell: Callable[[str], None]) -> Machine:
                 cpus=await ask("the processors", parse_cpus, "query-cpus-fast"),
                 cpus_most=await _cpus_most(qemu),
                 pci=await ask("PCI devices", parse_pci, "query-pci"),
+                kvm=await ask(
+                    "the accelerator", lambda answer: bool(answer["enabled"]), "query-kvm"
+                ),
             )
     except TimeoutError:
         tell(f"nothing will be compared with the primary's: QEMU did not answer in {_ASK_S:.0f} s")

@@ -35,6 +35,7 @@ _RESIZABLE: Final = "/rom@"
 #: A device on the first PCI bus; what follows is a bus behind it, or what the section is of.
 _ON_PCI: Final = re.compile(r"0000:00:([0-9a-f]{2}\.[0-7])([:/])(.*)", re.DOTALL)
 _CPU: Final = "cpu_common"
+_KVM_CLOCK: Final = "kvmclock"  # a device that only KVM has
 _CPU_HOTPLUG: Final = "CPU hotplug state"
 _PCI_CONFIG: Final = "pci config"
 _VIRTIO: Final = "virtio"
@@ -55,13 +56,14 @@ class Machine:
     """What the waiting QEMU has; None where it could not be learned.
 
     ``cpus``: the indices of its processors, ``cpus_most``: how many there can be.  ``pci``: what
-    is on the first PCI bus, by ``slot.function``.
+    is on the first PCI bus, by ``slot.function``.  ``kvm``: whether it runs under KVM.
     """
 
     blocks: Mapping[str, Memory] | None = None
     cpus: frozenset[int] | None = None
     cpus_most: int | None = None
     pci: Mapping[str, PciId] | None = None
+    kvm: bool | None = None
 
 
 def check_blocks(machine: Machine, blocks: Collection[RamBlock]) -> None:
@@ -94,6 +96,11 @@ def check_devices(machine: Machine, migration: Migration) -> None:
     seen = _Seen()
     walk(migration.description, memoryview(migration.device_state), visitor=seen)
     cpus = {device.instance for device in migration.devices if device.name == _CPU}
+    if machine.kvm is False and _KVM_CLOCK in {device.name for device in migration.devices}:
+        raise Misfit(
+            "the primary's VM runs under KVM, the waiting QEMU does not: have KVM on both hosts, "
+            'or set [qemu] accel = "tcg" and start the VM anew'
+        )
     _refuse([*_processors(machine, cpus, seen.cpus_most), *_pci(machine, migration, seen.ids)])
 
 

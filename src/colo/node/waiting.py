@@ -177,6 +177,8 @@ class WaitingQemu:
                 ],
             )
             await qemu.execute("migrate-incoming", uri=f"unix:{self._incoming}")
+            with contextlib.suppress(OSError):  # the folder keeps others out too
+                self._incoming.chmod(0o600)
             machine = await qemu.execute("qom-get", path="/machine", property="type")
         except GuestError:
             await qemu.kill()
