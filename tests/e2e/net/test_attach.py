@@ -67,6 +67,7 @@ def has_awake(colo: Colo, wanted: bool) -> bool:
 AWAKE = Vm(options="[checkpoints]\ncpu_latency_us = 0\n")
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 @pytest.mark.parametrize("vm", [AWAKE], ids=["awake"])
 def test_processors_are_kept_awake_while_a_client_is_answered(stage: Stage, vm: Vm) -> None:
     primary, secondary = stage.protected()

@@ -53,6 +53,7 @@ def test_guest_process_dies(stage: Stage, draw: random.Random) -> None:
     check(watching)
 
 
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 def test_guest_process_hangs(stage: Stage, draw: random.Random) -> None:
     """It would not run alone either; and once it is back it is not heard."""
     primary, secondary = stage.protected()
