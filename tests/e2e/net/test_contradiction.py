@@ -55,6 +55,7 @@ def test_broken_gate_is_noticed(stage: Stage, draw: random.Random, vm: Vm, gate:
     assert not any(verdict["ok"] for verdict in verdicts), verdicts
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 @pytest.mark.parametrize("gate", ["whole", "early"])
 def test_gate_that_opens_a_moment_early_is_noticed(stage: Stage, gate: str) -> None:
     """The host dies between CHECKPOINT_REPLY and VMSTATE_RECEIVED, where the one differs."""
