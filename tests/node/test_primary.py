@@ -23,6 +23,7 @@ from colo.node.address import parse_address
 from colo.node.ending import End
 from colo.node.link import Link
 from colo.node.primary import PrimaryNode
+from colo.node.sockets import listening
 from colo.node.standing import Standing
 from colo.node.statefolder import StateFolder
 
@@ -123,9 +124,7 @@ def test_where_the_secondary_got_nothing_the_vm_runs_on_and_nobody_is_asked(
     async def scene() -> None:
         s = Scene(folder)
         s.qemu.refuses = {"migrate"}
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(str(folder.path / "b"))
-            server.listen(1)
+        with listening(folder.path / "b") as server:
             assert await s.node._protect() is not None
             channel, _ = server.accept()
             with channel:
@@ -152,9 +151,7 @@ def test_a_vm_that_may_have_been_copied_is_silent_where_its_qemu_fails(
         s, held = Scene(folder), list[bool]()
         s.arbiter.begin()
         monkeypatch.setattr(s.node._gate, "hold", lambda: held.append(not s.said))
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(str(folder.path / "b"))
-            server.listen(1)
+        with listening(folder.path / "b"):
             protecting = asyncio.create_task(s.node._protect())
             while "migrate" not in s.qemu.asked:
                 await asyncio.sleep(0.001)
@@ -184,9 +181,7 @@ def test_a_first_copy_that_was_refused_is_tried_again_unless_that_changes_nothin
             await asyncio.sleep(3600)
 
         monkeypatch.setattr(s.node, "_pause", pause)
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(str(folder.path / "b"))
-            server.listen(1)
+        with listening(folder.path / "b"):
             serving = asyncio.create_task(s.node._serve())
             while "migrate" not in s.qemu.asked:
                 await asyncio.sleep(0.001)
@@ -234,9 +229,7 @@ def test_a_first_copy_that_stands_still_is_lost(
     async def scene() -> None:
         s = Scene(folder, VmConfig(name="web1", silence_s=0.1))
         s.arbiter.begin()
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(str(folder.path / "b"))
-            server.listen(1)
+        with listening(folder.path / "b"):
             watching = asyncio.create_task(s.node._watch())
             protecting = asyncio.create_task(s.node._protect())
             while "migrate" not in s.qemu.asked:

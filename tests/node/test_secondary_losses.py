@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -22,8 +23,7 @@ from colo.failover.decision import LinkState, OnLoss
 from colo.failover.link import Hello, Word, WordKind
 from colo.guest.memory import MemoryGuest
 from colo.guest.qemu import LaunchPlan
-from colo.migration.ram import RamBlock
-from colo.migration.reader import Header, Migration
+from colo.migration.reader import Migration
 from colo.node import secondary
 from colo.node.address import Address
 from colo.node.control import Answer
@@ -32,12 +32,13 @@ from colo.node.secondary import SecondaryNode
 from colo.node.sending import Sending
 from colo.node.statefolder import StateFolder
 from colo.store.store import Store
+from tests.node.fakes import FitsAnything
 
 PAGES = 256
 A = "a/1/1"
 
 
-class Waiting:
+class Waiting(FitsAnything):
     """Stands for the waiting QEMU; ``hold``: a start waits for ``let``."""
 
     hold = False
@@ -56,12 +57,6 @@ class Waiting:
         self.loaded = self.stopped = False
 
     async def start(self) -> None:
-        pass
-
-    def check_header(self, header: Header) -> None:
-        pass
-
-    def check_blocks(self, blocks: tuple[RamBlock, ...]) -> None:
         pass
 
     def check_devices(self, migration: Migration) -> None:
@@ -243,6 +238,12 @@ async def hosted(
         for _ in range(3):
             await host.end()
         host.state_folder.close()
+
+
+async def closed(sock: socket.socket) -> None:
+    """The other side has closed this connection, or will, and says nothing before."""
+    with contextlib.suppress(ConnectionResetError):
+        assert await asyncio.get_running_loop().sock_recv(sock, 1) == b""
 
 
 def granted(folder: Path, number: int = 1, holder: str = A) -> Mount:
@@ -683,8 +684,7 @@ def test_a_dead_mount_holds_up_nothing_but_a_stock_primary(tmp_path: Path) -> No
                 await loop.sock_sendall(sock, b"QEVM")
                 assert not (await host.order()).ok, "it answers meanwhile"
                 await host.until_said("was refused: the arbiter did not answer in")
-                with contextlib.suppress(ConnectionResetError):
-                    assert await loop.sock_recv(sock, 1) == b""
+                await closed(sock)
             arbiter.alive.set()
             primary = Primary()
             await primary.protect_as_stock(host)
@@ -711,8 +711,7 @@ def test_who_is_first_to_be_taken_in_is_the_primary(tmp_path: Path) -> None:
                 arbiter.alive.set()
                 await host.until_said("a control link has come or gone meanwhile")
                 for sock in (one, two):
-                    with contextlib.suppress(ConnectionResetError):
-                        assert await loop.sock_recv(sock, 1) == b""
+                    await closed(sock)
             assert host.state == "READY" and host.node._heard.link is LinkState.UP
 
     asyncio.run(run())
@@ -727,8 +726,7 @@ def test_a_connection_that_waits_for_the_arbiter_ends_with_colo(tmp_path: Path) 
                 await loop.sock_sendall(sock, b"QEVM")
                 await asyncio.sleep(0.02)
                 await host.end()
-                with contextlib.suppress(ConnectionResetError):
-                    assert await loop.sock_recv(sock, 1) == b""
+                await closed(sock)
 
     asyncio.run(run())
 

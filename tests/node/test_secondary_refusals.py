@@ -18,21 +18,20 @@ from colo.failover.arbiter import make_arbiter
 from colo.failover.decision import OnLoss
 from colo.failover.link import Hello
 from colo.guest.qemu import LaunchPlan
-from colo.migration.ram import RamBlock
-from colo.migration.reader import Header, Migration
 from colo.node import secondary
 from colo.node.address import Address
 from colo.node.forwarding import Destination, Forwarding
 from colo.node.link import call
 from colo.node.secondary import SecondaryNode
 from colo.node.statefolder import StateFolder
+from tests.node.fakes import FitsAnything
 
 LIMIT_S = 5.0
 HTTP = b"GET / HTTP/1.1"
 MULTIFD = b"\x11\x22\x33\x44"
 
 
-class Waiting:
+class Waiting(FitsAnything):
     """Stands in for WaitingQemu: it is there, and nothing happens to it."""
 
     def __init__(self, *_: Any) -> None:
@@ -43,15 +42,6 @@ class Waiting:
         pass
 
     async def stop(self) -> None:
-        pass
-
-    def check_header(self, header: Header) -> None:
-        pass
-
-    def check_blocks(self, blocks: tuple[RamBlock, ...]) -> None:
-        pass
-
-    def check_devices(self, migration: Migration) -> None:
         pass
 
     def status(self) -> None:

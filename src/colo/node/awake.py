@@ -41,6 +41,7 @@ class Awake:
         self._device = device
         self._last = float("-inf")
         self._file: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def held(self) -> bool:
@@ -55,13 +56,16 @@ class Awake:
         last, self._last = self._last, loop.time()
         if self._file is None and self._last - last < self._often_s:
             self._hold(self._latency_us)
-            loop.call_at(self._last + self._often_s, self._look)
+            self._look()
 
     def close(self) -> None:
         """Let them sleep."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _hold(self, latency_us: int) -> None:
         try:
@@ -76,8 +80,9 @@ class Awake:
             )
 
     def _look(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._file is not None and loop.time() - self._last < self._often_s:
-            loop.call_at(self._last + self._often_s, self._look)
+        """Let them sleep when no checkpoint has come for long enough."""
+        loop, until = asyncio.get_running_loop(), self._last + self._often_s
+        if self._file is not None and loop.time() < until:
+            self._timer = loop.call_at(until, self._look)
         else:
             self.close()
