@@ -23,11 +23,11 @@ from bench.stats import median, summarise
 from colo.guest.memory import MemoryGuest
 from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import Limits, RamBlock
-from colo.node.figures import Figures
-from colo.node.receiving import Receiving
-from colo.node.sending import Sending
-from colo.node.sockets import tune
+from colo.session.intake import Receiving
+from colo.session.own_primary import Sending
+from colo.status.figures import Figures
 from colo.store.store import Store
+from colo.transport.sockets import tune
 
 __all__ = ["measure"]
 

@@ -28,9 +28,9 @@ from bench.vm import ROOT, wait_until
 from colo.config import load
 from colo.demo.guest_image import KERNEL_WORDS, build
 from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
-from colo.guest.monitor import AttachedQemu
-from colo.guest.qemu import plan
-from colo.node.netgate import NetGate
+from colo.qemu.monitor import AttachedQemu
+from colo.qemu.packet_filters import NetGate
+from colo.qemu.process import plan
 
 __all__ = ["measure_costs", "measure_gaps"]
 

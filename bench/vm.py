@@ -19,7 +19,7 @@ from bench.errors import BenchError
 from bench.qmp import Monitor
 from colo.config import load
 from colo.demo.guest_image import KERNEL_WORDS, GuestImage, build
-from colo.guest.qemu import LaunchPlan, plan
+from colo.qemu.process import LaunchPlan, plan
 
 __all__ = [
     "ROOT",

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 
 from colo.protocol.messages import COLOMessage
-from colo.protocol.states import (
+from colo.protocol.tables import (
     HYBRID,
     PERIODIC,
     PRIMARY,

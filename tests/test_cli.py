@@ -124,7 +124,7 @@ def test_what_the_system_refuses_is_one_line_and_the_log_says_where(
     def fail(_: Path) -> None:
         raise error
 
-    monkeypatch.setattr("colo.node.report.read_status", fail)
+    monkeypatch.setattr("colo.status.report.read_status", fail)
     with caplog.at_level("INFO", "colo"):
         result = CliRunner().invoke(main, ["status", "--state-dir", str(tmp_path)])
     assert (result.exit_code, result.output) == (1, f"colo: {line}\n")
@@ -135,7 +135,7 @@ def test_an_error_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_
     def fail(_: Path) -> None:
         raise KeyError
 
-    monkeypatch.setattr("colo.node.report.read_status", fail)
+    monkeypatch.setattr("colo.status.report.read_status", fail)
     result = CliRunner().invoke(main, ["status", "--state-dir", str(tmp_path)])
     assert isinstance(result.exception, KeyError)
 
@@ -223,6 +223,6 @@ def test_what_stays_behind_is_told_in_the_same_line(
         error.add_note("grant 2 stays here")
         raise error
 
-    monkeypatch.setattr("colo.node.report.read_status", fail)
+    monkeypatch.setattr("colo.status.report.read_status", fail)
     result = CliRunner().invoke(main, ["status", "--state-dir", str(tmp_path)])
     assert (result.exit_code, result.output) == (2, "colo: host b refuses; grant 2 stays here\n")

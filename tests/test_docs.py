@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from colo.config import TlsFiles, VmConfig, load
-from colo.node.tls import Tls
+from colo.transport.tls import Tls
 
 ROOT = Path(__file__).parent.parent
 

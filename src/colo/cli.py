@@ -23,9 +23,9 @@ from colo.terminal import printable
 
 if TYPE_CHECKING:
     from colo.config import VmConfig
-    from colo.guest.monitor import Monitor
-    from colo.node.starting import Start
-    from colo.node.statefolder import StateFolder
+    from colo.node.first_start import Start
+    from colo.node.state_folder import StateFolder
+    from colo.qemu.monitor import Monitor
 
 __all__ = ["main"]
 
@@ -140,14 +140,14 @@ def secondary(
     trace: bool,
 ) -> int:
     """Keep the last checkpoint of a VM, and run the VM when its primary is lost."""
+    from colo.arbiters.arbiter import make_arbiter
     from colo.config import load
-    from colo.failover.arbiter import make_arbiter
-    from colo.failover.decision import OnLoss
-    from colo.guest.qemu import plan
-    from colo.node.address import parse_address
-    from colo.node.forwarding import Destination
-    from colo.node.secondary import SecondaryNode
-    from colo.node.tls import make_tls
+    from colo.membership.decision import OnLoss
+    from colo.node.keeping import SecondaryNode
+    from colo.qemu.process import plan
+    from colo.session.chain import Destination
+    from colo.transport.address import parse_address
+    from colo.transport.tls import make_tls
 
     config = load(vm_file)
     tls = make_tls(config)
@@ -203,8 +203,8 @@ def primary(vm_file: Path, qmp: str, **options: Any) -> int:
 
     Ctrl-C ends the protection; the VM goes on, and nothing is left behind in QEMU.
     """
-    from colo.guest.monitor import AttachedQemu
-    from colo.node.address import parse_address
+    from colo.qemu.monitor import AttachedQemu
+    from colo.transport.address import parse_address
 
     socket_path = parse_address(qmp).path
     if not socket_path:
@@ -227,8 +227,8 @@ def run_command(vm_file: Path, **options: Any) -> int:
 
     The VM starts only where it may run; where it may not, no QEMU is left.
     """
-    from colo.guest.qemu import Qemu, plan
-    from colo.node.starting import Start
+    from colo.node.first_start import Start
+    from colo.qemu.process import Qemu, plan
 
     async def start(config: VmConfig, folder: StateFolder) -> tuple[Monitor, Start]:
         folder.clean_start()
@@ -245,11 +245,11 @@ def _protect(
     get_qemu: Callable[[VmConfig, StateFolder], Awaitable[tuple[Monitor, Start | None]]],
     options: dict[str, Any],
 ) -> int:
+    from colo.arbiters.arbiter import make_arbiter
     from colo.config import load
-    from colo.failover.arbiter import make_arbiter
-    from colo.node.address import parse_address
-    from colo.node.primary import PrimaryNode
-    from colo.node.tls import make_tls
+    from colo.node.protecting import PrimaryNode
+    from colo.transport.address import parse_address
+    from colo.transport.tls import make_tls
 
     config = load(vm_file)
     to = parse_address(options["to"], make_tls(config))
@@ -296,7 +296,7 @@ def _protect(
 @_reporting
 def status(state_dir: Path, as_json: bool) -> int:
     """Show what a colo does, and its figures.  Exits with 1 where it does not run."""
-    from colo.node.report import is_alive, read_status, render
+    from colo.status.report import is_alive, read_status, render
 
     content = read_status(state_dir)
     if as_json:
@@ -312,7 +312,7 @@ def status(state_dir: Path, as_json: bool) -> int:
 @_reporting
 def failover(state_dir: Path, force: bool) -> int:
     """Run the VM here, from its last checkpoint."""
-    from colo.node.control import give_order
+    from colo.node.orders import give_order
 
     answer = give_order(state_dir, "failover", force)
     click.echo(printable(answer.text), err=not answer.ok)
@@ -328,7 +328,7 @@ def export(state_dir: Path, file: Path) -> int:
 
     The protection goes on meanwhile.  `qemu-system-x86_64 … -incoming "exec:cat FILE"` loads it.
     """
-    from colo.node.control import fetch_checkpoint
+    from colo.node.orders import fetch_checkpoint
     from colo.progress import shown
     from colo.store.export import write_file
 
@@ -353,7 +353,7 @@ def inspect(source: Path, other: Path | None, patterns: tuple[str, ...], as_json
     from colo.inspection.difference import compare
     from colo.inspection.report import matching, render_difference, render_source
     from colo.inspection.source import load_source
-    from colo.node.control import fetch_checkpoint
+    from colo.node.orders import fetch_checkpoint
     from colo.progress import shown
 
     def fetch(state_dir: Path) -> Iterator[bytes]:
@@ -397,7 +397,7 @@ def _in_folder(
     state_dir: Path, trace: bool, run: Callable[[StateFolder], Coroutine[Any, Any, int]]
 ) -> int:
     """Run with a state folder of our own, and a log in it."""
-    from colo.node.statefolder import StateFolder
+    from colo.node.state_folder import StateFolder
 
     folder = StateFolder(state_dir)
     try:

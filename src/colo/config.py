@@ -48,11 +48,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from colo.arbiters.arbiter import make_arbiter
 from colo.errors import UsageError
-from colo.failover.arbiter import make_arbiter
 from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import Limits
-from colo.network.pace import Pace
+from colo.packets.pace import Pace
 
 __all__ = ["RAM_BLOCK", "TlsFiles", "VmConfig", "load", "memory_size"]
 
@@ -86,7 +86,7 @@ _OWN_OPTIONS: Final = {
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """What makes the connections between the hosts secure; ``name``: see ``node.tls``."""
+    """What makes the connections between the hosts secure; ``name``: see ``transport.tls``."""
 
     ca: Path
     certificate: Path

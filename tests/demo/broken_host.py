@@ -10,8 +10,8 @@ import numpy as np
 from colo.demo.host import main
 from colo.demo.workload import Outlet
 from colo.guest.memory import MemoryGuest
-from colo.node.receiving import Receiving
-from colo.node.sending import Sending
+from colo.session.intake import Receiving
+from colo.session.own_primary import Sending
 from colo.store.store import Store
 
 

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from colo.errors import ColoError
-from colo.guest.qemu import version_of
+from colo.qemu.process import version_of
 from tests.e2e.harness import ROOT, Scene
 
 QEMUS = {

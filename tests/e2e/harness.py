@@ -27,8 +27,8 @@ from typing import Any, Final, TypeVar
 
 from colo.config import VmConfig, load
 from colo.demo.guest_image import KERNEL_WORDS, build
-from colo.guest.outgoing import ColoPrimary
-from colo.guest.qemu import Qemu, plan
+from colo.qemu.colo_mode import ColoPrimary
+from colo.qemu.process import Qemu, plan
 from tests.e2e.wire import Wire
 
 __all__ = ["Console", "Host", "PrimaryVm", "Scene", "VmFile", "wait"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from colo.config import load
-from colo.guest.qemu import Qemu, plan
+from colo.qemu.process import Qemu, plan
 from tests.e2e.harness import Console, Host, PrimaryVm, Scene, VmFile, counts, wait
 from tests.e2e.wire import Phase, Wire
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from colo.config import load
-from colo.guest.qemu import Qemu, plan
+from colo.qemu.process import Qemu, plan
 from tests.e2e.harness import Console, PrimaryVm, Scene, VmFile, wait
 
 pytestmark = pytest.mark.e2e

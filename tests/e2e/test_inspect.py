@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from colo.inspection.pages import page_marks
 from colo.inspection.source import Inspected, load_source
 from colo.migration.ram import Bytes
-from colo.node.control import fetch_checkpoint
+from colo.node.orders import fetch_checkpoint
 from tests.e2e.harness import PrimaryVm, Scene, VmFile, colo, wait
 from tests.e2e.wire import Phase
 

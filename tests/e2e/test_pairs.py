@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from colo.errors import GuestError
-from colo.guest.qemu import version_of
+from colo.qemu.process import version_of
 from tests.e2e.harness import ROOT, Scene, wait
 from tests.e2e.pairs import (
     DELAY_MS,

@@ -15,13 +15,13 @@ from colo.guest.interface import Saved
 from colo.guest.memory import MemoryGuest
 from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import Limits, PageRun, RamBlock
-from colo.node.address import Address
-from colo.node.figures import Figures
-from colo.node.receiving import Receiving
-from colo.node.sending import Sending
-from colo.node.tls import Tls
-from colo.protocol.states import SecondaryEvent
+from colo.protocol.tables import SecondaryEvent
+from colo.session.intake import Receiving
+from colo.session.own_primary import Sending
+from colo.status.figures import Figures
 from colo.store.store import Store
+from colo.transport.address import Address
+from colo.transport.tls import Tls
 from tests.certificates import Authority
 
 NAME = "pair"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from colo.node.ending import LAST, End
-from colo.node.solo import Verdict
+from colo.node.running_on import Verdict
 
 
 def test_every_end_for_good_and_every_decision_that_is_one_has_a_last_word() -> None:

@@ -15,8 +15,8 @@ import pytest
 from colo.errors import ChannelLost, PeerError
 from colo.guest.memory import MemoryGuest
 from colo.migration.writer import device_state
-from colo.node.sending import Sending
-from colo.protocol.states import PrimaryState, SecondaryEvent, SecondaryState
+from colo.protocol.tables import PrimaryState, SecondaryEvent, SecondaryState
+from colo.session.own_primary import Sending
 from tests.node.pair import NAME, Pair, Uniform, Watched, contents, make_store, paired
 
 KINDS = ("pair", "unix", "tcp", "tls")

@@ -15,7 +15,7 @@ from colo.errors import PeerError
 from colo.protocol.messages import Message
 from colo.protocol.primary import Primary
 from colo.protocol.secondary import Mode, Secondary
-from colo.protocol.states import (
+from colo.protocol.tables import (
     Do,
     Effect,
     PrimaryEvent,

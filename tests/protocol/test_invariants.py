@@ -18,7 +18,7 @@ from colo.errors import LocalProtocolError, UnexpectedMessage
 from colo.protocol.machine import VMState
 from colo.protocol.messages import COLOMessage, Message
 from colo.protocol.secondary import Mode
-from colo.protocol.states import PrimaryEvent, PrimaryState, SecondaryEvent, SecondaryState
+from colo.protocol.tables import PrimaryEvent, PrimaryState, SecondaryEvent, SecondaryState
 from tests.protocol.pair import Pair
 
 PRIMARY_ALONE = {PrimaryState.FAILOVER, PrimaryState.SOLO}

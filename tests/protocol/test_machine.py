@@ -15,7 +15,7 @@ from colo.protocol.machine import Machine, VMState
 from colo.protocol.messages import COLOMessage, Message
 from colo.protocol.primary import Primary
 from colo.protocol.secondary import Mode, Secondary
-from colo.protocol.states import (
+from colo.protocol.tables import (
     HYBRID,
     PERIODIC,
     PRIMARY,

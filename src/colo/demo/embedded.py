@@ -22,8 +22,8 @@ from typing import Any, Final
 
 from colo.demo.telling import DemoError, Event, begin, side_by_side
 from colo.demo.verdicts import StreamJudge
-from colo.node.address import Address
-from colo.node.figures import Summary, summarise
+from colo.status.figures import Summary, summarise
+from colo.transport.address import Address
 
 __all__ = ["tell"]
 

@@ -23,12 +23,12 @@ from colo.demo.workload import Outlet, Workload
 from colo.errors import ColoError
 from colo.guest.memory import MemoryGuest
 from colo.migration.ram import Limits
-from colo.node.address import parse_address
-from colo.node.figures import Figures
-from colo.node.receiving import Receiving
-from colo.node.sending import Sending
-from colo.protocol.states import SecondaryEvent
+from colo.protocol.tables import SecondaryEvent
+from colo.session.intake import Receiving
+from colo.session.own_primary import Sending
+from colo.status.figures import Figures
 from colo.store.store import Store
+from colo.transport.address import parse_address
 
 __all__ = ["main"]
 

@@ -29,8 +29,8 @@ from colo.config import load
 from colo.demo.guest_image import KERNEL_WORDS, GuestImage, build
 from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
 from colo.demo.telling import DemoError, Event, begin, side_by_side
-from colo.guest.preload import cache_folder
-from colo.guest.qemu import plan
+from colo.qemu.preload import cache_folder
+from colo.qemu.process import plan
 
 __all__ = ["tell"]
 

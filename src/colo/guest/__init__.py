@@ -1,1 +1,1 @@
-"""Guests that can be checkpointed; today: QEMU."""
+"""Guests that can be checkpointed, besides QEMU's: the interface, memory, a store."""

@@ -4,7 +4,7 @@ The primary needs to *suspend* it, *save* what changed, and *resume* it; the sec
 *load* a checkpoint and *run* it.  Nothing else in colo knows what a guest is.  Guests that come
 with colo: ``guest.memory`` (pages and a blob in this process, the worked example of
 docs/guests.md), ``guest.stored`` (a checkpoint store as the guest of a further secondary), and
-``node.waiting`` (a QEMU that waits to run what it loads).
+``qemu.standby`` (a QEMU that waits to run what it loads).
 
 A guest is memory in blocks of 4096-byte pages, and a *device state*: whatever else it is made of,
 as device sections of a migration stream.  ``migration.writer.device_state`` makes them.

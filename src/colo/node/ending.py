@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from colo.node.solo import Verdict
+from colo.node.running_on import Verdict
 from colo.node.standing import Standing
 
 __all__ = ["LAST", "End", "Last"]

@@ -15,7 +15,7 @@ from typing import Generic
 
 from colo.errors import LocalProtocolError, UnexpectedMessage
 from colo.protocol.messages import COLOMessage, Message
-from colo.protocol.states import Do, Effect, Event, PrimaryEvent, S, SecondaryEvent, Step, Table
+from colo.protocol.tables import Do, Effect, Event, PrimaryEvent, S, SecondaryEvent, Step, Table
 
 __all__ = ["Machine", "VMState"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from colo.protocol.machine import Machine, VMState
 from colo.protocol.messages import COLOMessage
-from colo.protocol.states import PRIMARY, Do, Effect, Event, PrimaryEvent, PrimaryState
+from colo.protocol.tables import PRIMARY, Do, Effect, Event, PrimaryEvent, PrimaryState
 
 __all__ = ["Primary"]
 

@@ -6,7 +6,7 @@ from enum import Enum
 
 from colo.protocol.machine import Machine, VMState
 from colo.protocol.messages import COLOMessage
-from colo.protocol.states import (
+from colo.protocol.tables import (
     HYBRID,
     PERIODIC,
     Do,

@@ -18,8 +18,8 @@ import time
 from typing import Final
 
 from colo.cli import main
-from colo.network.gate import Gate
-from colo.node.checkpointing import Checkpointing
+from colo.packets.gate import Gate
+from colo.session.qemu_primary import Checkpointing
 
 #: An answer is so long, and none comes so soon after the checkpoint before.
 ANSWER_BYTES: Final = 1000

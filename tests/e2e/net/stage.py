@@ -26,7 +26,7 @@ from typing import Any, Final
 from colo.config import load
 from colo.demo.guest_image import KERNEL_WORDS, build
 from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
-from colo.guest.qemu import plan
+from colo.qemu.process import plan
 from tests.e2e.harness import ROOT, TAIL_LINES, Console, wait
 
 __all__ = ["OTHER", "Client", "Colo", "Ears", "Stage", "Vm", "alive", "kill"]

@@ -1,0 +1,1 @@
+"""Arbiters: who may run the VM, asked without waiting for ever."""

@@ -1,0 +1,1 @@
+"""QEMU: its processes, its QMP, and what colo has it do."""

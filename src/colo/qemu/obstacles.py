@@ -1,0 +1,114 @@
+"""What stands in the way of protecting a running QEMU, found before anything is changed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Final
+
+from colo.config import RAM_BLOCK
+from colo.errors import GuestError
+from colo.qemu.monitor import MIGRATION_OVER, Monitor
+from colo.qemu.preload import PRELOAD_NAME, PRELOADED_MAJORS, tcg_preload
+
+__all__ = ["obstacles"]
+
+_VHOST: Final = "/dev/vhost-net"
+
+
+async def obstacles(
+    qemu: Monitor, netdevs: list[str], allow_disks: bool, started: bool = True
+) -> list[str]:
+    """Return what stands in the way, a line each, with what to do.  Raises GuestError.
+
+    ``started``: the VM is to run already.
+    """
+    found = []
+    state = (await qemu.execute("query-status"))["status"]
+    if started and state != "running" and not await _left_by_colo(qemu):
+        found.append(
+            f"the VM does not run ({state}), and protecting it would start it: do that by `cont`"
+        )
+    migration = await qemu.execute("query-migrate")
+    if migration.get("status") not in MIGRATION_OVER:
+        found.append(f"a migration is {migration['status']}: wait for its end, or migrate_cancel")
+    for reason in migration.get("blocked-reasons", ()):
+        found.append(f"QEMU cannot migrate this VM: {reason}; take out what blocks it")
+    if (await qemu.execute("query-migrate-parameters")).get("tls-creds"):
+        found.append(
+            "the migration parameter tls-creds is set, and QEMU migrates to colo's own socket: "
+            'set it to ""; between the hosts it is [tls] in the VM file that encrypts'
+        )
+    if await _property(qemu, "/machine", "suppress-vmdesc"):
+        found.append("the machine has suppress-vmdesc=on: start QEMU without it")
+    if not await qemu.execute("qom-list", path="/machine/unattached"):
+        found.append("the machine has no devices: is this a VM?")
+    for name in sorted({name for name in netdevs if netdevs.count(name) > 1}):
+        found.append(f"netdev {name} has several queues, which QEMU cannot filter: start it with 1")
+    if await _lacks_preload(qemu):
+        found.append(await _preload_advice())
+    if netdevs and _opens(qemu.pid, _VHOST):
+        found.append("vhost is on, which leads packets past QEMU: start the netdev with vhost=off")
+    if not allow_disks:
+        for disk in await qemu.execute("query-block"):
+            inserted = disk.get("inserted")
+            if inserted and not inserted["ro"]:
+                name = disk["device"] or disk.get("qdev") or inserted["node-name"]
+                found.append(
+                    f"disk {name} is written and nobody replicates it: take it out, make it "
+                    "read-only, or say --unprotected-disks"
+                )
+    memory = await qemu.execute("query-memdev")
+    if RAM_BLOCK not in {backend.get("id") for backend in memory}:
+        found.append(
+            f"the VM's memory is not one backend named {RAM_BLOCK}: use -machine pc or q35 and -m"
+        )
+    return found
+
+
+async def _left_by_colo(qemu: Monitor) -> bool:
+    """Whether a colo was killed while this QEMU stood still for it, or was in COLO."""
+    capabilities = await qemu.execute("query-migrate-capabilities")
+    return any(each["state"] for each in capabilities if each["capability"] == "x-colo")
+
+
+async def _lacks_preload(qemu: Monitor) -> bool:
+    """Whether this QEMU would stand still after its first checkpoint, as far as we may see."""
+    if (await qemu.execute("query-version"))["qemu"]["major"] not in PRELOADED_MAJORS:
+        return False
+    if (await qemu.execute("query-kvm"))["enabled"]:
+        return False
+    try:
+        return PRELOAD_NAME not in Path(f"/proc/{qemu.pid}/maps").read_text(errors="replace")
+    except OSError:
+        return False
+
+
+async def _preload_advice() -> str:
+    try:
+        library = str(await asyncio.to_thread(tcg_preload))
+    except GuestError:  # no compiler here: whoever builds it is told so
+        library = "the library that the manual names"
+    return (
+        "this QEMU under TCG deadlocks after its first checkpoint: start it by `colo run`, with "
+        f"LD_PRELOAD={library}, or with KVM"
+    )
+
+
+async def _property(qemu: Monitor, path: str, name: str) -> bool:
+    try:
+        return bool(await qemu.execute("qom-get", path=path, property=name))
+    except GuestError:
+        return False
+
+
+def _opens(pid: int, device: str) -> bool:
+    """Whether a process has a device open, as far as we may see."""
+    for link in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            if os.readlink(link) == device:
+                return True
+        except OSError:
+            continue
+    return False

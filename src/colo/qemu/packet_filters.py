@@ -1,0 +1,319 @@
+"""The gates of a VM's network cards, put into a running QEMU and taken out again.
+
+For each card two unix sockets: QEMU's filter sends what the guest sends out of the one, and what
+comes in by the other goes on to the network.  Packets for the guest are not touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import re
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from colo.errors import GuestError
+from colo.packets.gate import Gate, GateState
+from colo.qemu.monitor import Monitor
+from colo.status.figures import summarise, summary
+from colo.transport.sockets import listening
+
+__all__ = ["NetGate", "cards"]
+
+_CHUNK: Final = 1 << 20
+_LITTLE_BYTES: Final = 64 << 10  # fewer than 4,000 frames, however small they are
+_CONNECT_S: Final = 5.0
+_SETTLE_S: Final = 2.0
+_SETTLE_STEP_S: Final = 0.001
+_PREFIX: Final = "colo-"
+#: «n0: index=0,type=tap,…», indented by a backslash below the card that it serves.
+_NETDEV: Final = re.compile(r"^ \\ ([^:]+): index=\d+,type=(\w[\w-]*)", re.MULTILINE)
+
+
+async def cards(qemu: Monitor) -> list[str]:
+    """Return the ids of the netdevs that serve the VM's network cards."""
+    text = await qemu.execute("human-monitor-command", command_line="info network")
+    return [name for name, _ in _NETDEV.findall(str(text).replace("\r", ""))]
+
+
+class NetGate:
+    """All gates of one VM: one state, one release.
+
+    ``limit``: the most that each holds, in bytes.  ``on_held`` is called when bytes were held.
+    """
+
+    def __init__(self, qemu: Monitor, folder: Path, limit: int) -> None:
+        self._qemu = qemu
+        self._folder = folder
+        self._limit = limit
+        self._doors: list[_Door] = []
+        self.on_held: Callable[[], None] = lambda: None
+
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """The gate of each netdev."""
+        return {door.netdev: door.gate for door in self._doors}
+
+    @property
+    def state(self) -> GateState | None:
+        """What the gates do; None where no gate is in QEMU."""
+        return self._doors[0].gate.state if self._doors else None
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes are held."""
+        return sum(door.gate.held_bytes for door in self._doors)
+
+    @property
+    def held_since(self) -> float | None:
+        """When the oldest held bytes came."""
+        since = [door.gate.held_since for door in self._doors if door.gate.held_since is not None]
+        return min(since, default=None)
+
+    def figures(self) -> dict[str, Any]:
+        """What the status file has of each netdev's gate."""
+        return {
+            netdev: {
+                "gate": gate.state.name,
+                "frames": gate.stats.frames,
+                "bytes": gate.stats.bytes,
+                "dropped": gate.stats.dropped,
+                "held_bytes": gate.held_bytes,
+                "held_max_bytes": gate.stats.held_max_bytes,
+                "held_ms": summary(summarise(gate.stats.held_s), 1e3),
+            }
+            for netdev, gate in self.gates.items()
+        }
+
+    async def install(self, netdevs: list[str]) -> None:
+        """Put a gate, open, before each netdev.  Raises GuestError and leaves nothing behind."""
+        try:
+            for netdev in netdevs:
+                door = _Door(self._qemu, self._folder, netdev, Gate(self._limit), self.on_held)
+                self._doors.append(door)
+                await door.install()
+        except GuestError:
+            await self.remove()
+            raise
+
+    async def remove(self) -> None:
+        """Take the gates out of QEMU again, as far as there is a QEMU."""
+        for door in self._doors:
+            await door.remove()
+        self._doors = []
+
+    def hold(self) -> None:
+        """Hold packets from now on."""
+        for door in self._doors:
+            door.drain()
+            door.gate.hold()
+
+    def release(self) -> None:
+        """The VM is stopped and its checkpoint is safe: all that it sent may go.
+
+        A stopped VM's netdev queues frames until the VM runs, and drops what is over 10,000.  So
+        little goes at once, to leave the very moment that the VM runs; much goes at ``flush``.
+        """
+        for door in self._doors:
+            door.drain()
+            door.queue(door.gate.release(time.monotonic()))
+            if door.unsent_bytes <= _LITTLE_BYTES:
+                door.flush()
+
+    def flush(self) -> None:
+        """Send what may go."""
+        for door in self._doors:
+            door.flush()
+
+    def open(self) -> None:
+        """The VM runs alone by a grant."""
+        for door in self._doors:
+            door.drain()
+            door.queue(door.gate.open(time.monotonic()))
+            door.flush()
+
+    def shut(self) -> None:
+        """The VM may not be heard any more."""
+        for door in self._doors:
+            door.gate.shut()
+            door.forget()
+
+    @staticmethod
+    async def clean(qemu: Monitor) -> None:
+        """Remove what a colo left in QEMU that was killed."""
+        objects = await qemu.execute("qom-list", path="/objects")
+        for item in objects:
+            if str(item["name"]).startswith(_PREFIX):
+                await qemu.execute("object-del", id=item["name"])
+        for item in await qemu.execute("query-chardev"):
+            if str(item["label"]).startswith(_PREFIX):
+                await qemu.execute("chardev-remove", id=item["label"])
+
+
+class _Door:
+    """One gate's two sockets and its filters in QEMU."""
+
+    def __init__(
+        self,
+        qemu: Monitor,
+        folder: Path,
+        netdev: str,
+        gate: Gate,
+        on_held: Callable[[], None],
+    ) -> None:
+        self.netdev = netdev
+        self.gate = gate
+        self._qemu = qemu
+        self._folder = folder
+        self._on_held = on_held
+        self._loop = asyncio.get_running_loop()
+        self._out: socket.socket | None = None  # what the guest sent
+        self._back: socket.socket | None = None  # what may go on to the network
+        self._unsent = memoryview(b"")
+        self._waits = False  # for room to write
+        self._made: list[tuple[str, str]] = []
+
+    async def install(self) -> None:
+        self._back = await self._chardev("back")
+        self._out = await self._chardev("out")
+        # The filter that takes packets back in has to stand behind the one that leads them out.
+        await self._filter("back", indev=f"{_PREFIX}{self.netdev}-back")
+        await self._filter("out", outdev=f"{_PREFIX}{self.netdev}-out")
+        self._loop.add_reader(self._out, self._readable)
+
+    async def remove(self) -> None:
+        """Lead packets past us again: first the way out goes, then what is on its way, then us."""
+        with contextlib.suppress(GuestError):
+            for kind, name in reversed([item for item in self._made if item[0] == "object-del"]):
+                await self._settle()
+                await self._qemu.execute(kind, id=name)
+        if self._out is not None:
+            self.drain()
+            self._loop.remove_reader(self._out)
+        with contextlib.suppress(GuestError):
+            for kind, name in [item for item in self._made if item[0] == "chardev-remove"]:
+                await self._qemu.execute(kind, id=name)
+        self._made = []
+        for sock in (self._out, self._back):
+            if sock is not None:
+                self._loop.remove_writer(sock)
+                sock.close()
+        self._out = self._back = None
+
+    def drain(self) -> None:
+        """Take all that QEMU has written."""
+        while self._take():
+            pass
+
+    def _take(self) -> bool:
+        """Take a piece of what QEMU has written; False where there is none."""
+        if self._out is None:
+            return False
+        try:
+            data = self._out.recv(_CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._out)
+            return False
+        passing = self.gate.take(data, time.monotonic())
+        if passing:
+            self.queue(passing)
+            self.flush()
+        return True
+
+    def queue(self, data: bytes) -> None:
+        """Have frames go to QEMU at the next ``flush``, behind those that wait already."""
+        if data:
+            self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How much waits to be sent."""
+        return len(self._unsent)
+
+    def flush(self) -> None:
+        """Send what waits, as far as QEMU takes it."""
+        if self._back is None:
+            return
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self._back.send(self._unsent) :]
+        except BlockingIOError:
+            if not self._waits:
+                self._loop.add_writer(self._back, self.flush)
+                self._waits = True
+            return
+        except OSError:
+            self.forget()
+        if self._waits:
+            self._loop.remove_writer(self._back)
+            self._waits = False
+
+    async def _settle(self) -> None:
+        """Wait until QEMU has taken all that may go, for a while."""
+        deadline = self._loop.time() + _SETTLE_S
+        while self._loop.time() < deadline:
+            self.drain()
+            self.flush()
+            if self._back is None or not (self._unsent or _unread(self._back)):
+                return
+            await asyncio.sleep(_SETTLE_STEP_S)
+
+    def forget(self) -> None:
+        """Forget what waits to be sent."""
+        self._unsent = memoryview(b"")
+
+    def _readable(self) -> None:
+        self._take()
+        if self.gate.held_bytes:
+            self._on_held()
+
+    async def _chardev(self, which: str) -> socket.socket:
+        """Have QEMU connect a character device to us; return our end."""
+        name = f"{_PREFIX}{self.netdev}-{which}"
+        path = self._folder / f"gate-{which}.sock"  # one after another
+        with listening(path) as server:
+            try:
+                accepted = asyncio.ensure_future(self._loop.sock_accept(server))
+                backend: dict[str, Any] = {
+                    "addr": {"type": "unix", "data": {"path": str(path)}},
+                    "server": False,
+                }
+                await self._qemu.execute(
+                    "chardev-add", id=name, backend={"type": "socket", "data": backend}
+                )
+                self._made.append(("chardev-remove", name))
+                sock, _ = await asyncio.wait_for(accepted, _CONNECT_S)
+            except TimeoutError:
+                raise GuestError(f"QEMU did not connect to {path}") from None
+            finally:
+                accepted.cancel()
+        sock.setblocking(False)
+        return sock
+
+    async def _filter(self, which: str, **ends: Any) -> None:
+        name = f"{_PREFIX}{self.netdev}-{which}-filter"
+        await self._qemu.execute(
+            "object-add",
+            qom_type="filter-redirector",
+            id=name,
+            netdev=self.netdev,
+            queue="rx",
+            **ends,
+        )
+        self._made.append(("object-del", name))
+
+
+def _unread(sock: socket.socket) -> int:
+    """How many bytes that were sent the other end has not read yet."""
+    answer = fcntl.ioctl(sock, termios.TIOCOUTQ, struct.pack("i", 0))
+    return int(struct.unpack("i", answer)[0])

@@ -1,0 +1,238 @@
+"""A QEMU process of ours: its command line, its start, its QMP, its last words.
+
+The process is a session of its own: Ctrl-C on colo's terminal does not reach it, and a VM that
+was taken over outlives the colo that did it.  Its QMP socket serves one client at a time, so it
+gets two: ``qmp.sock`` for whoever wants it, and one that is colo's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qemu.qmp import QMPError
+
+from colo.config import RAM_BLOCK, VmConfig
+from colo.errors import GuestError
+from colo.qemu.accelerator import kvm_works, named_accelerator
+from colo.qemu.monitor import Monitor
+from colo.qemu.preload import PRELOADED_MAJORS, tcg_preload
+
+__all__ = ["LaunchPlan", "Qemu", "plan", "version_of"]
+
+_START_S: Final = 20.0
+_LAST_WORDS: Final = 600  # bytes
+
+
+def version_of(binary: str) -> tuple[int, int]:
+    """Return QEMU's major and minor version.  Raises GuestError with what is wrong."""
+    try:
+        done = subprocess.run(
+            [binary, "--version"], capture_output=True, text=True, timeout=_START_S, check=False
+        )
+    except FileNotFoundError:
+        raise GuestError(f"there is no {binary}: install QEMU, or set [qemu] binary") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise GuestError(f"{binary} does not run: {error}") from error
+    words = done.stdout.split()
+    try:
+        major, minor = words[words.index("version") + 1].split(".")[:2]
+        return int(major), int(minor)
+    except (ValueError, IndexError):
+        said = (done.stderr or done.stdout).strip().partition("\n")[0]
+        raise GuestError(f"{binary} is no QEMU", said) from None
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """What a VM file comes to on this machine: the same for each start of its QEMU."""
+
+    config: VmConfig
+    version: tuple[int, int]
+    accelerator: str
+    accelerator_args: tuple[str, ...]
+    environment: dict[str, str]
+
+    def waiting(self, image: Path) -> list[str]:
+        """The command line of a QEMU whose memory is ``image`` and that waits for a VM."""
+        backend = f"memory-backend-file,id={RAM_BLOCK},share=on,mem-path={_escape(image)}"
+        return [
+            *self._machine(self.config.secondary_args),
+            *("-object", f"{backend},size={self.config.memory}"),
+            *("-machine", f"memory-backend={RAM_BLOCK}"),
+            *("-incoming", "defer"),
+        ]
+
+    def primary(self) -> list[str]:
+        """The command line of a QEMU that runs the VM."""
+        return self._machine(self.config.primary_args)
+
+    def unstarted(self) -> list[str]:
+        """The same, but the VM stands before its first instruction until ``cont``."""
+        return [*self.primary(), "-S"]
+
+    def _machine(self, role_args: Sequence[str]) -> list[str]:
+        config = self.config
+        return [config.binary, *config.args, *role_args, *self.accelerator_args]
+
+
+def plan(config: VmConfig) -> LaunchPlan:
+    """Work out how to start this VM's QEMU here: version, accelerator, preload.
+
+    Takes up to 5 seconds where KVM is there and does not work.  Raises GuestError.
+    """
+    version = version_of(config.binary)
+    named = named_accelerator(config.args)
+    accelerator = named or config.accel
+    if accelerator == "auto":
+        accelerator = "kvm" if kvm_works(config.binary, config.args) else "tcg"
+    environment = dict(os.environ)
+    if accelerator == "tcg" and version[0] in PRELOADED_MAJORS:
+        environment["LD_PRELOAD"] = str(tcg_preload())
+    args = () if named else ("-accel", accelerator)
+    return LaunchPlan(config, version, accelerator, args, environment)
+
+
+class Qemu(Monitor):
+    """A QEMU that colo starts, and its QMP connection.
+
+    ``folder`` gets ``qmp.sock``, ``colo-qmp.sock``, ``qemu.pid`` and ``qemu.log``.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+        super().__init__()
+        self._pid_file = folder / "qemu.pid"
+        self._log = folder / "qemu.log"
+        self._log_start = 0
+        self._own_socket = folder / "colo-qmp.sock"
+        self._environment = environment
+        self.qmp_socket = folder / "qmp.sock"
+        self.command = [*command, *self._monitors()]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        """Start the process and connect to its QMP.  Raises GuestError with its last words.
+
+        Whatever happens meanwhile, an order to end too: no process is left then.
+        """
+        for socket in (self.qmp_socket, self._own_socket):
+            socket.unlink(missing_ok=True)
+        self._process = self._launch()
+        self._watch(self._process.pid)
+        try:
+            self._write_pid()
+            async with asyncio.timeout(_START_S):
+                await self._connect()
+            for socket in (self.qmp_socket, self._own_socket):
+                socket.chmod(0o600)  # QEMU keeps the umask that its user gave it for its own files
+        except TimeoutError:
+            await self.kill()
+            raise GuestError(
+                f"QEMU did not open its QMP socket within {_START_S:.0f} s", self.last_words()
+            ) from None
+        except BaseException:
+            await self.kill()
+            raise
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        try:
+            with open(self._log, "ab", opener=_private) as log:
+                self._log_start = log.tell()
+                return subprocess.Popen(
+                    self.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise GuestError(
+                f"cannot start {self.command[0]}, with its log {self._log}: {error.strerror}"
+            ) from error
+
+    def _write_pid(self) -> None:
+        try:
+            self._pid_file.unlink(missing_ok=True)  # one that is there may be open to others
+            with open(self._pid_file, "w", opener=_private) as file:
+                file.write(f"{self.pid}\n")
+        except OSError as error:
+            raise GuestError(f"{self._pid_file}: {error.strerror}") from error
+
+    def _clear(self) -> None:
+        """Remove what belongs to the process that has ended, and not to the next one."""
+        with contextlib.suppress(OSError):
+            pid = self._pid_file.read_text().strip() if self._pid_file.exists() else ""
+            if pid in ("", str(self.pid)):  # "": it could not be written
+                for path in (self.qmp_socket, self._own_socket, self._pid_file):
+                    path.unlink(missing_ok=True)
+
+    async def wait(self) -> str:
+        """Wait for the process to end; say how it did."""
+        await super().wait()
+        assert self._process is not None
+        return _how_it_ended(self._process.returncode)
+
+    async def kill(self) -> None:
+        """End the process and wait for that; at once and without asking it.
+
+        Its files go too, but for its log.
+        """
+        if self._process is not None and not self.exited:
+            self._process.send_signal(signal.SIGKILL)
+            await super().wait()
+        if self._process is not None:
+            self._clear()
+        await self.detach()
+
+    def last_words(self) -> str:
+        """The end of what the process wrote, as one line; empty where it wrote nothing."""
+        try:
+            written = self._log.read_bytes()[self._log_start :]
+        except OSError:
+            return ""
+        tail = written[-_LAST_WORDS:].decode(errors="replace").splitlines()
+        return " / ".join(line.strip() for line in tail[-3:] if line.strip())
+
+    async def _connect(self) -> None:
+        while not self.exited:
+            with contextlib.suppress(QMPError, OSError):
+                await self.qmp.connect(str(self._own_socket))
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), 0.02)
+        await self.detach()
+        raise GuestError(f"QEMU did not start: {await self.wait()}", self.last_words())
+
+    def _reap(self) -> None:
+        assert self._process is not None
+        self._process.wait()
+
+    def _monitors(self) -> list[str]:
+        return [
+            part
+            for socket in (self.qmp_socket, self._own_socket)
+            for part in ("-qmp", f"unix:{_escape(socket)},server=on,wait=off")
+        ]
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _escape(path: Path) -> str:
+    """A path inside a QEMU option: its commas are doubled."""
+    return str(path).replace(",", ",,")
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"it ended with code {code}"
+    return f"it was killed by {signal.Signals(-code).name}"

@@ -1,0 +1,229 @@
+"""The QEMU that waits to take over: started early, listening, its RAM the store's image."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from typing import Any, Final, cast
+
+from qemu.qmp import EventListener
+
+from colo.config import RAM_BLOCK
+from colo.errors import GuestError, Misfit
+from colo.migration.fitting import Machine, check_blocks, check_devices
+from colo.migration.format import IGNORE_SHARED
+from colo.migration.ram import RamBlock
+from colo.migration.reader import Header, Migration
+from colo.qemu.hardware import ask_machine
+from colo.qemu.process import LaunchPlan, Qemu
+from colo.store.export import migration_stream
+from colo.store.store import Store
+
+__all__ = ["WaitingQemu"]
+
+_log = logging.getLogger("colo.waiting")
+
+_READY_S: Final = 10.0
+_RESUME_S: Final = 10.0
+_LAST_WORDS_S: Final = 1.0
+#: A waiting QEMU that dies is started again, at first at once and then ever more slowly.
+_RESTART_FIRST_S: Final = 0.1
+_RESTART_MOST_S: Final = 10.0
+_MACHINE_SUFFIX: Final = "-machine"
+
+
+class WaitingQemu:
+    """Keeps one QEMU ready, whatever happens to it, until it is told to run the VM.
+
+    ``trouble`` says why there is none just now, or is None.
+    """
+
+    def __init__(
+        self, plan: LaunchPlan, image: Path, folder: Path, on_change: Callable[[], None]
+    ) -> None:
+        self._plan = plan
+        self._image = image
+        self._folder = folder
+        self._incoming = folder / "incoming.sock"
+        self._on_change = on_change
+        self._machine = ""
+        self._parts = Machine()
+        self._keeper: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self.qemu: Qemu | None = None
+        self.trouble: str | None = None
+        self.starts = 0
+
+    async def start(self) -> None:
+        """Start the first one and keep it.  Raises GuestError with QEMU's last words."""
+        self.qemu = await self._launch()
+        self._keeper = asyncio.create_task(self._keep())
+
+    def check_header(self, header: Header) -> None:
+        """Raise Misfit where the primary's machine is not this QEMU's."""
+        if header.machine != self._machine:
+            raise Misfit(
+                f"the primary's machine is {header.machine}, the waiting QEMU's is "
+                f"{self._machine}: name the version in -machine, the same on both sides"
+            )
+
+    def check_blocks(self, blocks: tuple[RamBlock, ...]) -> None:
+        """Raise Misfit where this QEMU could not take the primary's memory."""
+        check_blocks(self._parts, blocks)
+
+    def check_devices(self, migration: Migration) -> None:
+        """Raise Misfit where this QEMU could not take the state of the primary's devices."""
+        check_devices(self._parts, migration)
+
+    async def load(self, store: Store) -> None:
+        """Hand the VM over: the store's image is its memory already, the rest is sent.
+
+        Raises GuestError; then another QEMU is being made ready, and this can be called again.
+        """
+        try:
+            await asyncio.wait_for(self._ready.wait(), _READY_S)
+        except TimeoutError:
+            raise GuestError(f"no QEMU is ready to run the VM: {self.trouble}") from None
+        async with self._taking() as qemu:
+            await self._load(qemu, migration_stream(store, {RAM_BLOCK}))
+
+    async def run(self) -> None:
+        """Have the VM run, and keep no other QEMU ready any more.  Raises GuestError, as above.
+
+        The state in the stream says whether the VM ran when its *first* migration ended.  It
+        did not where it was stopped for that; so it is not left to QEMU to start it.
+        """
+        async with self._taking() as qemu:
+            if not (await qemu.execute("query-status"))["running"]:
+                await qemu.execute("cont")
+        self._release()
+
+    @contextlib.asynccontextmanager
+    async def _taking(self) -> AsyncIterator[Qemu]:
+        """A part of the takeover; a QEMU that fails in it is ended."""
+        qemu = self.qemu
+        assert qemu is not None
+        try:
+            async with asyncio.timeout(_RESUME_S):
+                yield qemu
+        except (OSError, TimeoutError, GuestError) as error:
+            self._ready.clear()
+            await qemu.kill()
+            what = "it took too long" if isinstance(error, TimeoutError) else str(error)
+            raise GuestError(f"the waiting QEMU did not take the VM: {what}") from error
+
+    def status(self) -> dict[str, Any] | None:
+        """What the status file has of this."""
+        if self.qemu is None:
+            return None
+        return {
+            "pid": self.qemu.pid,
+            "qmp": str(self.qemu.qmp_socket),
+            "starts": self.starts,
+            "trouble": self.trouble,
+        }
+
+    async def stop(self) -> None:
+        """End the waiting QEMU."""
+        self._release()
+        if self.qemu is not None:
+            await self.qemu.kill()
+
+    def _release(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            self._keeper = None
+
+    async def _load(self, qemu: Qemu, stream: Iterable[bytes]) -> None:
+        """Send the stream and see it loaded."""
+        progress = EventListener("MIGRATION")
+        qemu.qmp.register_listener(progress)
+        loaded = asyncio.ensure_future(_completed(progress))
+        death = asyncio.ensure_future(qemu.wait())
+        try:
+            with contextlib.suppress(ConnectionError):  # it has refused: its last words say why
+                await self._send(stream)
+            await asyncio.wait({loaded, death}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            loaded.cancel()
+            death.cancel()
+        if qemu.exited or not loaded.result():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(qemu.wait(), _LAST_WORDS_S)
+            raise GuestError("it refused the state", qemu.last_words())
+
+    async def _send(self, stream: Iterable[bytes]) -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, str(self._incoming))
+            for piece in stream:
+                await loop.sock_sendall(sock, piece)
+
+    async def _launch(self) -> Qemu:
+        qemu = Qemu(self._plan.waiting(self._image), self._folder, self._plan.environment)
+        await qemu.start()
+        try:
+            self._incoming.unlink(missing_ok=True)
+            await qemu.execute(
+                "migrate-set-capabilities",
+                capabilities=[
+                    {"capability": name, "state": True} for name in (IGNORE_SHARED, "events")
+                ],
+            )
+            await qemu.execute("migrate-incoming", uri=f"unix:{self._incoming}")
+            with contextlib.suppress(OSError):  # the folder keeps others out too
+                self._incoming.chmod(0o600)
+            machine = await qemu.execute("qom-get", path="/machine", property="type")
+        except GuestError:
+            await qemu.kill()
+            raise
+        self._machine = str(machine).removesuffix(_MACHINE_SUFFIX)
+        self._parts = await ask_machine(qemu, _log.warning)
+        self.starts += 1
+        self._ready.set()
+        return qemu
+
+    async def _keep(self) -> None:
+        """Start QEMU again whenever it ends."""
+        pause = _RESTART_FIRST_S
+        while True:
+            assert self.qemu is not None
+            began = time.monotonic()
+            how = await self.qemu.wait()
+            self._ready.clear()
+            self._trouble(f"no QEMU waits: {how}: {self.qemu.last_words()}")
+            await self.qemu.detach()
+            if time.monotonic() - began > _RESTART_MOST_S:
+                pause = _RESTART_FIRST_S
+            while self.trouble:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _RESTART_MOST_S)
+                try:
+                    self.qemu = await self._launch()
+                    self._trouble(None)
+                except GuestError as error:
+                    self._trouble(str(error))
+
+    def _trouble(self, text: str | None) -> None:
+        self.trouble = text
+        if text:
+            _log.error("%s", text)
+        else:
+            assert self.qemu is not None
+            _log.info("a QEMU waits again, pid %d", self.qemu.pid)
+        self._on_change()
+
+
+async def _completed(progress: EventListener) -> bool:
+    """Follow a migration's events to its end; return whether it was a good one."""
+    async for event in progress:
+        status = cast(dict[str, Any], event["data"])["status"]
+        if status in ("completed", "failed"):
+            return bool(status == "completed")
+    return False

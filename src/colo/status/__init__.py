@@ -1,0 +1,1 @@
+"""What colo says of itself: figures, and how they are shown."""

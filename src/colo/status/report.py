@@ -1,0 +1,188 @@
+"""What ``colo status`` shows."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from colo.errors import ColoError
+from colo.status.figures import PHASES
+from colo.store.image import mib
+from colo.terminal import console, plain
+
+__all__ = ["is_alive", "read_status", "render"]
+
+#: A colo that runs writes its status several times a second.
+_FRESH_S: Final = 5.0
+#: The states in which a colo ends: they are so afterwards too.
+_LAST: Final = ("REFUSED", "FENCED", "DEAD", "SHUTDOWN", "ENDED")
+_COLOURS: Final = {
+    "PROTECTED": "green",
+    "READY": "green",
+    "RUNNING": "green",
+    "UNPROTECTED": "yellow",
+    "REFUSED": "red",
+    "LOST": "red",
+    "FENCED": "red",
+    "FAILED": "red",
+}
+
+
+def read_status(state_dir: Path) -> dict[str, Any]:
+    """Read ``status.json``, and say in ``alive`` whether the colo that wrote it still runs.
+
+    Raises ColoError where there is none, or something else.
+    """
+    path = state_dir / "status.json"
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ColoError(f"{state_dir} is no state folder of colo: no status.json") from None
+    except (OSError, ValueError) as error:
+        raise ColoError(f"{path}: {error}") from error
+    if not isinstance(content, dict) or "pid" not in content:
+        raise ColoError(f"{path}: it is no status that a colo has written")
+    return {**content, "alive": _runs(state_dir, content["pid"])}
+
+
+def is_alive(content: dict[str, Any]) -> bool:
+    """Whether the colo that wrote this status still runs."""
+    return bool(content["alive"])
+
+
+def _runs(state_dir: Path, pid: int) -> bool:
+    """Whether a colo runs with this state folder: it holds the lock; ``pid`` would be its id.
+
+    The process is looked for first, as a colo that starts just now must not find the lock taken.
+    """
+    with contextlib.suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+    try:
+        lock = os.open(state_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise ColoError(f"{state_dir / 'lock'}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def render(content: dict[str, Any], out: Console | None = None) -> None:
+    """Print a status for people."""
+    out = out or console()
+    state, ago = content["state"], _ago(content["written_at"])
+    who = f"[bold]{plain(content['vm'])}[/bold]  {content['role']}"
+    if is_alive(content):
+        colour = _COLOURS.get(state, "bold")
+        out.print(f"{who}  [{colour}]{plain(state)}[/]: {plain(content['meaning'])}")
+        if time.time() - content["written_at"] > _FRESH_S:
+            out.print(f"  [red]it wrote this {ago} ago[/red]: is there room in its state folder?")
+    else:
+        was = f"{state}: {content['meaning']}" if state in _LAST else state
+        out.print(f"{who}  [red]colo does not run[/red]; what it wrote {ago} ago:")
+        out.print(f"  [dim]was          {plain(was)}[/dim]")
+    for name, text in _facts(content):
+        out.print(f"  {name:<12} {plain(str(text))}")
+    if content["checkpoint"]:
+        for line in _checkpoints(content):
+            out.print(line)
+
+
+def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and text of each fact that this status has."""
+    if content["checkpoint"] is not None:
+        yield "checkpoint", f"{content['checkpoint']}, {_ago(content['checkpoint_at'])} old"
+    if content.get("pages_total"):
+        total = mib(content["bytes_total"])
+        yield "received", f"{content['pages_total']:,} pages, {total} in checkpoints"
+    if content["state"] == "COPYING" and content.get("bytes_total"):
+        yield "first copy", f"{mib(content['bytes_total'])} sent"
+    for role in ("primary", "secondary"):
+        if role in content:
+            yield role, f"{content[role]}{_peer(content.get('peer'))}"
+    if "store" in content:
+        guest, store = mib(content["guest_bytes"]), mib(content["store_bytes"])
+        yield "memory", f"guest {guest}, store {store} in {content['store']}"
+    if content.get("forward"):
+        yield "handed on", _forward(content["forward"])
+    for netdev, gate in content.get("network", {}).items():
+        yield "network", f"{netdev}: {_gate(gate)}"
+    if content["qemu"] is not None:
+        qemu = content["qemu"]
+        where = f", QMP {qemu['qmp']}" if "qmp" in qemu else ""
+        yield "QEMU", f"{qemu.get('trouble') or qemu['pid']}{where}"
+    grant = "" if content["grant"] is None else f", grant {content['grant']}"
+    yield "arbiter", f"{content['arbiter']}{grant}"
+    if "takeover" in content:
+        takeover = content["takeover"]
+        yield (
+            "takeover",
+            f"from checkpoint {takeover['checkpoint']}, started in "
+            f"{takeover['total_ms']:.0f} ms; the primary was lost in {content['lost_in']}",
+        )
+    if content["error"]:
+        yield "last error", content["error"]
+
+
+def _peer(peer: dict[str, Any] | None) -> str:
+    """What the other host said of itself with its last heartbeat."""
+    said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in (peer or {}).items())
+    return f": it says {said}" if said else ""
+
+
+def _forward(forward: dict[str, Any]) -> str:
+    held = forward["checkpoint"]
+    there = "no whole checkpoint is there" if held is None else f"checkpoint {held} is there"
+    trouble = f"; not now: {forward['error']}" if forward["error"] else ""
+    return f"to {forward['to']}: {there}, {mib(forward['bytes'])} sent{trouble}"
+
+
+def _gate(gate: dict[str, Any]) -> str:
+    held = gate["held_ms"]
+    times = (
+        f"; held {held['median']:.1f} ms (p99 {held['p99']:.1f}, max {held['max']:.1f})"
+        if held
+        else ""
+    )
+    dropped = f", {gate['dropped']:,} dropped" if gate["dropped"] else ""
+    return (
+        f"gate {gate['gate']}, {gate['frames']:,} packets, {mib(gate['bytes'])}{dropped}, "
+        f"{gate['held_bytes']:,} bytes held now (max {gate['held_max_bytes']:,}){times}"
+    )
+
+
+def _checkpoints(content: dict[str, Any]) -> Iterator[str]:
+    """The figures of the last checkpoints, a line each."""
+    yield f"  [dim]{'checkpoints':<14}{'median':>12}{'p99':>12}{'max':>12}[/dim]"
+    rows = [
+        (f"{name}, ms", figures, "{:.2f}", PHASES[name])
+        for name, figures in content["phases_ms"].items()
+    ]
+    rows += [(name, content[name], "{:,.0f}", "") for name in ("pages", "bytes") if name in content]
+    for name, figures, form, meaning in rows:
+        values = [form.format(figures[k]) if figures else "–" for k in ("median", "p99", "max")]
+        numbers = "".join(f"{value:>12}" for value in values)
+        yield f"  {name:<14}{numbers}   [dim]{meaning}[/dim]"
+
+
+def _ago(when: float) -> str:
+    seconds = max(0.0, time.time() - when)
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"

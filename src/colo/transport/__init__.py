@@ -1,0 +1,1 @@
+"""What only carries bytes between the hosts: addresses, sockets, TLS, the control link."""

@@ -1,0 +1,157 @@
+"""The control link's shell: a connection, its words, and heartbeats both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from colo.errors import ChannelLost, PeerError, Refused
+from colo.membership.words import LINK_MAGIC, Hello, LinkReader, Word, WordKind
+from colo.transport.address import Address
+from colo.transport.sockets import quick_acks, tune
+
+__all__ = ["Link", "call"]
+
+_READ_BYTES = 64 << 10
+
+
+class Link:
+    """One control link.
+
+    ``figures`` gives what goes with a heartbeat.  ``on_word`` gets each word but heartbeats;
+    ``on_lost`` is called once, with why, when the other side is gone or silent for ``limit_s``.
+    ``waiting``: nothing is said by itself, and no silence is too long, before ``begin``.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        every_s: float,
+        limit_s: float,
+        figures: Callable[[], dict[str, Any]],
+        on_word: Callable[[Word], None],
+        on_lost: Callable[[PeerError], None],
+        waiting: bool = False,
+    ) -> None:
+        self._sock = sock
+        self._every_s = every_s
+        self._limit_s = limit_s
+        self._figures = figures
+        self._on_word = on_word
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._reader = LinkReader()
+        self._heard = time.monotonic()
+        self._open = True
+        self.peer_figures: dict[str, Any] = {}
+        tune(sock)
+        self._acknowledge = quick_acks(sock)
+        self._loop.add_reader(sock, self._readable)
+        self._timer = self._loop.call_later(every_s, self._beat)
+        if waiting:
+            self._timer.cancel()
+
+    def begin(self) -> None:
+        """Beat from now on, and hear whether the other side does."""
+        if self._open:
+            self._heard = time.monotonic()
+            self._timer = self._loop.call_later(self._every_s, self._beat)
+
+    def say(self, word: Word) -> None:
+        """Say a word.  A peer that does not take it at once is lost."""
+        if not self._open:
+            return
+        data = word.encode()
+        try:
+            sent = self._sock.send(data)
+        except OSError as error:
+            self._lose(ChannelLost(f"the control link broke: {error.strerror}"))
+            return
+        if sent < len(data):
+            self._lose(ChannelLost("the other side does not read the control link"))
+
+    def close(self) -> None:
+        """Close the link; nothing is called any more."""
+        if self._open:
+            self._open = False
+            self._timer.cancel()
+            self._loop.remove_reader(self._sock)
+            self._sock.close()
+
+    def _beat(self) -> None:
+        silence = time.monotonic() - self._heard
+        if silence > self._limit_s:
+            self._lose(ChannelLost(f"the other side was silent for {silence:.1f} s"))
+            return
+        self._timer = self._loop.call_later(self._every_s, self._beat)
+        self.say(Word(WordKind.HEARTBEAT, self._figures()))
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(_READ_BYTES)
+            self._acknowledge()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(ChannelLost(f"the control link broke: {error.strerror}"))
+            return
+        if not data:
+            self._lose(ChannelLost("the other side closed the control link"))
+            return
+        self._heard = time.monotonic()
+        try:
+            for word in self._reader.feed(data):
+                if word.kind is WordKind.HEARTBEAT:
+                    self.peer_figures = word.content
+                else:
+                    self._on_word(word)
+                if not self._open:
+                    return
+        except PeerError as error:
+            self._lose(error)
+
+    def _lose(self, error: PeerError) -> None:
+        if self._open:
+            self.close()
+            self._on_lost(error)
+
+
+async def call(address: Address, ours: Hello, limit_s: float) -> tuple[socket.socket, Hello]:
+    """Connect to a secondary and exchange hellos; return the connection and its hello.
+
+    Raises ChannelLost where nobody answers in ``limit_s``, Refused where it refuses for now,
+    PeerError where it will always refuse.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(limit_s):
+            sock = await address.connect()
+            try:
+                await loop.sock_sendall(sock, LINK_MAGIC + ours.word().encode())
+                reader = LinkReader()
+                while data := await loop.sock_recv(sock, _READ_BYTES):
+                    for word in reader.feed(data):
+                        if word.kind is WordKind.REFUSED:
+                            raise _refusal(address, word)
+                        return sock, Hello.of(word)
+                raise ConnectionResetError
+            except BaseException:
+                sock.close()
+                raise
+    except TimeoutError:
+        raise ChannelLost("no answer") from None
+    except ConnectionResetError:
+        raise ChannelLost(
+            f"{address} closed the connection: is it a colo secondary, with [tls] in both VM files "
+            "or in neither?"
+        ) from None
+    except OSError as error:
+        raise ChannelLost(str(error.strerror or error)) from error
+
+
+def _refusal(address: Address, word: Word) -> PeerError:
+    text = f"{address} refuses: {word.content.get('why', 'no reason given')}"
+    return PeerError(text) if word.content.get("final", True) else Refused(text)

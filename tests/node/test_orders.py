@@ -1,0 +1,159 @@
+"""Orders: one line there, one back, and before it the pieces of what was ordered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from colo.errors import ColoError, LocalError, StoreError
+from colo.node.orders import Answer, fetch_checkpoint, give_order, serve_orders
+
+T = TypeVar("T")
+PIECES = [b"a" * 70_000, b"b", b"c" * 300_000]
+
+
+def asked(folder: Path, answer: Callable[[str, bool], Answer], ask: Callable[[Path], T]) -> T:
+    """What ``ask`` gets in a thread of its own, from a server that gives this answer."""
+
+    async def obey(order: str, force: bool) -> Answer:
+        return answer(order, force)
+
+    async def run() -> T:
+        server = await serve_orders(folder / "control.sock", obey)
+        async with server:
+            return await asyncio.get_running_loop().run_in_executor(None, ask, folder)
+
+    return asyncio.run(run())
+
+
+def test_an_order_is_answered(tmp_path: Path) -> None:
+    def answer(order: str, force: bool) -> Answer:
+        return Answer(force, f"did {order}")
+
+    assert asked(tmp_path, answer, lambda at: give_order(at, "x", True)) == Answer(True, "did x")
+    assert asked(tmp_path, answer, lambda at: give_order(at, "y")) == Answer(False, "did y")
+
+
+def test_a_checkpoint_comes_in_its_pieces(tmp_path: Path) -> None:
+    orders = []
+
+    def answer(order: str, force: bool) -> Answer:
+        orders.append(order)
+        return Answer(True, "", iter(PIECES))
+
+    assert asked(tmp_path, answer, lambda at: list(fetch_checkpoint(at))) == PIECES
+    assert orders == ["export"]
+
+
+def test_what_goes_wrong_on_the_way_is_told_at_the_end(tmp_path: Path) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield PIECES[0]
+        raise StoreError("this checkpoint is no more")
+
+    taken = []
+
+    def take(at: Path) -> None:
+        for piece in fetch_checkpoint(at):
+            taken.append(piece)
+
+    with pytest.raises(ColoError, match="this checkpoint is no more"):
+        asked(tmp_path, lambda order, force: Answer(True, "", pieces()), take)
+    assert taken == PIECES[:1]
+
+
+def test_a_refusal_has_no_pieces(tmp_path: Path) -> None:
+    with pytest.raises(ColoError, match="no whole checkpoint"):
+        asked(
+            tmp_path,
+            lambda order, force: Answer(False, "there is no whole checkpoint yet", iter(())),
+            lambda at: list(fetch_checkpoint(at)),
+        )
+
+
+def test_a_refusal_may_come_without_pieces(tmp_path: Path) -> None:
+    with pytest.raises(ColoError, match=r"^this is the wrong host$"):
+        asked(
+            tmp_path,
+            lambda order, force: Answer(False, "this is the wrong host"),
+            lambda at: list(fetch_checkpoint(at)),
+        )
+
+
+def test_what_is_no_order_is_told_to_whoever_asked_for_a_checkpoint(tmp_path: Path) -> None:
+    def answer(order: str, force: bool) -> Answer:
+        raise ValueError("as when the line came late or not whole")
+
+    with pytest.raises(ColoError, match=r"^that is not an order$"):
+        asked(tmp_path, answer, lambda at: list(fetch_checkpoint(at)))
+
+
+@pytest.mark.parametrize("said", [b"{", b'{"ok', b'{"ok": true}\n', b"{}\n", b"[1]\n", b"{\n"])
+def test_an_answer_that_is_none_is_one_line(tmp_path: Path, said: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(said)
+        writer.close()
+
+    async def run(ask: Callable[[], object]) -> None:
+        async with await asyncio.start_unix_server(serve, tmp_path / "control.sock"):
+            await asyncio.get_running_loop().run_in_executor(None, ask)
+
+    for ask in (lambda: list(fetch_checkpoint(tmp_path)), lambda: give_order(tmp_path, "x")):
+        with pytest.raises(ColoError) as caught:
+            asyncio.run(run(ask))
+        assert str(caught.value).startswith(f"{tmp_path / 'control.sock'}: ")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 100, 70_003, 70_008])
+def test_a_colo_that_ends_in_between_is_told(tmp_path: Path, cut: int) -> None:
+    whole = b"".join(len(piece).to_bytes(4, "big") + piece for piece in PIECES)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(whole[:cut])
+        writer.close()
+
+    async def run() -> list[bytes]:
+        async with await asyncio.start_unix_server(serve, tmp_path / "control.sock"):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(None, lambda: list(fetch_checkpoint(tmp_path)))
+
+    with pytest.raises(ColoError, match="before all was here"):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize("there", ["nothing", "a file", "a stale socket"])
+def test_where_no_colo_runs_that_is_said(tmp_path: Path, there: str) -> None:
+    if there == "a file":
+        (tmp_path / "control.sock").write_text("")
+    elif there == "a stale socket":
+        asked(tmp_path, lambda order, force: Answer(True, ""), lambda at: give_order(at, "x"))
+    with pytest.raises(ColoError, match="no colo runs with the state folder"):
+        list(fetch_checkpoint(tmp_path))
+
+
+def test_a_socket_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    async def obey(order: str, force: bool) -> Answer:
+        return Answer(True, "")
+
+    path = tmp_path / "none" / "control.sock"
+    with pytest.raises(LocalError, match=rf"^{path}: No such file or directory$"):
+        asyncio.run(serve_orders(path, obey))
+
+
+def test_only_the_owner_gives_orders_and_what_was_left_is_no_obstacle(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    modes = []
+
+    def answer(order: str, force: bool) -> Answer:
+        modes.append((tmp_path / "control.sock").stat().st_mode & 0o777)
+        return Answer(True, "")
+
+    for _ in range(2):
+        asked(tmp_path, answer, lambda at: give_order(at, "x"))
+    assert modes == [0o600, 0o600]

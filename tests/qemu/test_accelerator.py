@@ -1,0 +1,114 @@
+"""Which accelerator a VM names, and the probe of one, against a QEMU that is a script."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from colo.qemu import accelerator
+from colo.qemu.accelerator import kvm_works, named_accelerator, probe
+
+NAMED = [
+    ([], None),
+    (["-m", "512"], None),
+    (["-machine", "pc"], None),
+    (["-machine", "pc,usb=off"], None),
+    (["-enable-kvm"], "kvm"),
+    (["--enable-kvm", "-m", "1G"], "kvm"),
+    (["-accel", "tcg"], "tcg"),
+    (["--accel", "tcg,thread=multi"], "tcg"),
+    (["-accel", "accel=kvm,kernel-irqchip=split"], "kvm"),
+    (["-accel", "hvf"], "hvf"),
+    (["-machine", "pc,accel=tcg"], "tcg"),
+    (["-M", "accel=kvm:tcg,type=q35"], "kvm"),
+    (["--machine", "q35,accel=kvm"], "kvm"),
+    (["-machine", "pc", "-accel", "tcg", "-accel", "kvm"], "tcg"),
+    (["-name", "kvm", "-append", "accel=kvm"], None),
+    (["-accel"], ""),
+]
+
+
+@pytest.mark.parametrize(("args", "expected"), NAMED)
+def test_the_arguments_name_an_accelerator(args: list[str], expected: str | None) -> None:
+    assert named_accelerator(args) == expected
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Callable[[str], str]:
+    """Make a QEMU of a script; it writes down its arguments and keeps the firmware."""
+
+    def make(end: str) -> str:
+        path = tmp_path / "qemu"
+        path.write_text(
+            "#!/bin/sh\n"
+            f'printf "%s\\n" "$@" > {tmp_path}/args\n'
+            'while [ "$1" != -bios ]; do shift; done\n'
+            f'cat "$2" > {tmp_path}/firmware\n'
+            f"{end}\n"
+        )
+        path.chmod(0o700)
+        return str(path)
+
+    return make
+
+
+def test_a_countdown_that_ends_is_proof(fake: Callable[[str], str], tmp_path: Path) -> None:
+    assert probe(fake("exit 33"), "kvm", ["-m", "512", "-cpu", "host,pmu=off", "-smp", "2"])
+    args = (tmp_path / "args").read_text().splitlines()
+    assert args[: args.index("-bios")] == [
+        "-accel", "kvm", "-cpu", "host,pmu=off", "-machine", "pc", "-m", "16",
+        "-nodefaults", "-display", "none",
+    ]  # fmt: skip
+    assert args[args.index("-bios") + 2 :] == ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
+    assert not Path(args[args.index("-bios") + 1]).exists(), "the firmware is removed"
+
+
+def test_the_firmware_counts_down_and_leaves(fake: Callable[[str], str], tmp_path: Path) -> None:
+    assert probe(fake("exit 33"), "tcg", [])
+    firmware = (tmp_path / "firmware").read_bytes()
+    assert len(firmware) == 64 << 10
+    # the processor begins 16 bytes before the end: a jump to the program, 256 bytes before it
+    assert firmware[-16:] == b"\xe9" + (-256 + 16 - 3).to_bytes(2, "little", signed=True) + bytes(
+        13
+    )
+    assert firmware[-256:-16].rstrip(b"\0") == (
+        b"\x66\xb9\x00\xe1\xf5\x05"  # mov ecx, 100000000
+        b"\x66\x49\x75\xfc"  # dec ecx; jnz
+        b"\xb0\x10\xe6\xf4"  # out 0xf4, 0x10: the exit code is 0x10 << 1 | 1
+        b"\xf4\xeb\xfd"  # hlt, for ever
+    )
+
+
+@pytest.mark.parametrize("end", ["exit 0", "exit 1", "kill -9 $$", "echo no such cpu >&2; exit 1"])
+def test_any_other_end_is_none(end: str, fake: Callable[[str], str]) -> None:
+    assert not probe(fake(end), "kvm", [])
+
+
+def test_a_vm_that_spins_for_ever_is_ended(
+    fake: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accelerator, "_PROBE_S", 0.05)
+    assert not probe(fake("while :; do :; done"), "kvm", [])
+
+
+def test_a_binary_that_is_not_there_proves_nothing(tmp_path: Path) -> None:
+    assert not probe(str(tmp_path / "none"), "kvm", [])
+
+
+@pytest.mark.parametrize("may", [True, False])
+def test_kvm_is_tried_only_where_it_may_be_opened(
+    may: bool, fake: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def access(path: str, mode: int) -> bool:
+        asked.append((path, mode))
+        return may
+
+    monkeypatch.setattr(os, "access", access)
+    assert kvm_works(fake("exit 33"), ["-cpu", "host"]) is may
+    assert asked == [("/dev/kvm", os.R_OK | os.W_OK)]
+    assert (tmp_path / "args").exists() is may

@@ -1,0 +1,194 @@
+"""The gates of a running QEMU, at the ends of real sockets: what goes back to it, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from colo.packets.gate import GateState
+from colo.qemu import packet_filters
+from colo.qemu.monitor import Monitor
+from colo.qemu.packet_filters import NetGate
+
+LIMIT = 64 << 20
+
+
+def frames(count: int, size: int = 60) -> bytes:
+    """So many frames as QEMU sends them; each begins with its number."""
+    return b"".join(struct.pack(">II", size, number) + bytes(size - 4) for number in range(count))
+
+
+class FakeQemu:
+    """Connects its character devices, as QEMU does, and notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, socket.socket] = {}
+        self.asked: list[tuple[str, str]] = []
+
+    async def execute(self, command: str, **arguments: Any) -> None:
+        self.asked.append((command, str(arguments["id"])))
+        if command == "chardev-add":
+            end = socket.socket(socket.AF_UNIX)
+            end.connect(arguments["backend"]["data"]["addr"]["data"]["path"])
+            end.setblocking(False)
+            self.ends[arguments["id"]] = end
+
+    def sends(self, data: bytes) -> None:
+        """The guest sends."""
+        self.ends["colo-n0-out"].sendall(data)
+
+    def reads(self, at_most: int = 1 << 24) -> bytes:
+        """What may go on to the network, as far as it is here."""
+        data = b""
+        try:
+            while len(data) < at_most:
+                data += self.ends["colo-n0-back"].recv(at_most - len(data))
+        except BlockingIOError:
+            pass
+        return data
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Callable[[Callable[[FakeQemu, NetGate], Awaitable[None]]], None]:
+    def play(body: Callable[[FakeQemu, NetGate], Awaitable[None]]) -> None:
+        async def run() -> None:
+            qemu = FakeQemu()
+            gate = NetGate(cast(Monitor, qemu), tmp_path, LIMIT)
+            await gate.install(["n0"])
+            try:
+                await body(qemu, gate)
+            finally:
+                for end in qemu.ends.values():
+                    end.setblocking(False)
+                await gate.remove()
+                for end in qemu.ends.values():
+                    end.close()
+
+        asyncio.run(asyncio.wait_for(run(), 20))
+
+    return play
+
+
+Scene = Callable[[Callable[[FakeQemu, NetGate], Awaitable[None]]], None]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+def test_held_until_released_and_little_goes_at_once(scene: Scene) -> None:
+    async def play(qemu: FakeQemu, gate: NetGate) -> None:
+        held: list[int] = []
+        gate.on_held = lambda: held.append(gate.held_bytes)
+        gate.hold()
+        qemu.sends(frames(3))
+        await until(lambda: gate.held_bytes)
+        assert qemu.reads() == b""
+        gate.release()
+        assert qemu.reads() == frames(3)
+        gate.flush()
+        assert qemu.reads() == b"" and gate.held_bytes == 0
+
+    scene(play)
+
+
+def test_what_a_stopped_netdev_would_drop_waits_for_the_vm(scene: Scene) -> None:
+    """More frames than it queues, 10,000, are never sent before ``flush``."""
+
+    async def play(qemu: FakeQemu, gate: NetGate) -> None:
+        gate.hold()
+        data = frames(10_001, 18)  # nothing smaller is a frame
+        for at in range(0, len(data), 100_000):
+            qemu.sends(data[at : at + 100_000])
+            gate.hold()  # which drains
+        gate.release()
+        assert qemu.reads() == b""
+        gate.flush()
+        got = b""
+        while len(got) < len(data):
+            got += qemu.reads()
+            await asyncio.sleep(0)
+        assert got == data
+
+    scene(play)
+
+
+def test_little_behind_much_waits_too_and_the_order_stays(scene: Scene) -> None:
+    async def play(qemu: FakeQemu, gate: NetGate) -> None:
+        much, little = frames(2000), frames(3, 70)
+        gate.hold()
+        qemu.sends(much)
+        gate.release()
+        qemu.sends(little)
+        gate.release()
+        assert qemu.reads() == b""
+        gate.flush()
+        got = b""
+        while len(got) < len(much + little):
+            got += qemu.reads()
+            await asyncio.sleep(0)
+        assert got == much + little
+
+    scene(play)
+
+
+def test_a_qemu_that_does_not_read_is_waited_for_again_and_again(scene: Scene) -> None:
+    async def play(qemu: FakeQemu, gate: NetGate) -> None:
+        for number in range(3):
+            data = frames(20_000 + number)
+            gate.hold()
+            for at in range(0, len(data), 100_000):
+                qemu.sends(data[at : at + 100_000])
+                gate.hold()
+            gate.release()
+            gate.flush()
+            gate.flush()  # while it waits already
+            got = b""
+            while len(got) < len(data):
+                got += qemu.reads(50_000)
+                await asyncio.sleep(0)
+            assert got == data
+
+    scene(play)
+
+
+def test_an_open_gate_passes_and_a_shut_one_forgets(scene: Scene) -> None:
+    async def play(qemu: FakeQemu, gate: NetGate) -> None:
+        qemu.sends(frames(2))
+        await until(lambda: gate.gates["n0"].stats.frames)
+        assert qemu.reads() == frames(2)
+        gate.hold()
+        qemu.sends(frames(1))
+        await until(lambda: gate.held_bytes)
+        gate.shut()
+        assert gate.state is GateState.SHUT
+        gate.flush()
+        assert qemu.reads() == b"" and gate.gates["n0"].stats.dropped == 0
+
+    scene(play)
+
+
+def test_nothing_is_left_in_qemu(scene: Scene) -> None:
+    asked: list[tuple[str, str]] = []
+
+    async def play(qemu: FakeQemu, gate: NetGate) -> None:
+        await gate.remove()
+        asked.extend(qemu.asked)
+
+    scene(play)
+    made = [name for command, name in asked if command.endswith("-add")]
+    unmade = [name for command, name in asked if command in ("object-del", "chardev-remove")]
+    assert len(made) == 4 and sorted(made) == sorted(unmade)
+    assert unmade[0] == "colo-n0-out-filter", "the way out goes first"
+
+
+def test_the_little_that_goes_at_once_is_fewer_frames_than_a_netdev_queues() -> None:
+    smallest = 4 + 14  # the length, and an Ethernet header with nothing behind it
+    assert packet_filters._LITTLE_BYTES // smallest < 10_000

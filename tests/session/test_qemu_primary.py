@@ -1,0 +1,286 @@
+"""A protected session: what the secondary's messages do to the gate, and when it asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from colo.config import VmConfig
+from colo.errors import UnexpectedMessage
+from colo.protocol.messages import COLOMessage, Message
+from colo.protocol.tables import PrimaryState
+from colo.qemu.colo_mode import ColoPrimary
+from colo.qemu.packet_filters import NetGate
+from colo.session import qemu_primary
+from colo.session.awake import Awake
+from colo.session.qemu_primary import Checkpointing
+
+ROUND = (
+    COLOMessage.CHECKPOINT_REPLY,
+    COLOMessage.VMSTATE_RECEIVED,
+    COLOMessage.VMSTATE_LOADED,
+)
+
+
+class FakeGate:
+    """Notes what it is told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.held_since: float | None = None
+        self.held_bytes = 0
+        self.on_held: Callable[[], None] = lambda: None
+
+    def hold(self) -> None:
+        self.told.append("hold")
+
+    def release(self) -> None:
+        self.told.append("release")
+        self.held_since, self.held_bytes = None, 0
+
+    def flush(self) -> None:
+        self.told.append("flush")
+
+    def holds(self, size: int = 60) -> None:
+        """A packet comes."""
+        self.held_since, self.held_bytes = asyncio.get_running_loop().time(), size
+        self.on_held()
+
+
+class FakeColo:
+    """Counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def request(self) -> None:
+        self.asked += 1
+
+
+class FakeAwake:
+    """Counts checkpoints, and remembers whether it was closed after the last."""
+
+    def __init__(self) -> None:
+        self.checkpoints, self.closed = 0, False
+
+    def checkpoint(self) -> None:
+        self.checkpoints, self.closed = self.checkpoints + 1, False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Scene:
+    def __init__(self, config: VmConfig) -> None:
+        self.gate, self.colo, self.protected = FakeGate(), FakeColo(), 0
+        self.awake = FakeAwake()
+        self.session = Checkpointing(
+            config,
+            cast(ColoPrimary, self.colo),
+            cast(NetGate, self.gate),
+            cast(Awake, self.awake),
+            self._protected,
+        )
+        self.passed: list[COLOMessage] = []
+        self.session.pass_on = lambda message: self.passed.append(message.kind)
+        self.session.begin()
+
+    def _protected(self) -> None:
+        self.protected += 1
+
+    @property
+    def vm(self) -> str:
+        return self.session.machine.vm.value
+
+    def hear(self, *kinds: COLOMessage) -> None:
+        for kind in kinds:
+            if self.session.received(Message(kind)):
+                self.passed.append(kind)
+
+
+def play(scene: Callable[[Scene], object], config: VmConfig | None = None) -> None:
+    async def run() -> None:
+        await asyncio.wait_for(
+            scene(Scene(config or VmConfig(name="web1"))),  # type: ignore[arg-type]
+            10,
+        )
+
+    asyncio.run(run())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_packets_are_held_from_the_moment_the_first_copy_is_whole() -> None:
+    async def scene(s: Scene) -> None:
+        assert (s.gate.told, s.protected) == ([], 0)
+        s.hear(COLOMessage.CHECKPOINT_READY)
+        assert (s.gate.told, s.protected) == (["hold"], 1)
+        assert s.session.machine.state is PrimaryState.RUNNING
+
+    play(scene)
+
+
+def test_packets_are_released_when_the_secondary_has_the_checkpoint_and_not_before() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        await asyncio.sleep(0)
+        assert s.gate.told == ["hold", "flush"]
+        s.gate.holds()
+        assert s.awake.checkpoints == 0
+        await until(lambda: COLOMessage.CHECKPOINT_REPLY in s.passed)
+        assert s.awake.checkpoints == 1
+        assert s.gate.told == ["hold", "flush"]
+        s.hear(COLOMessage.VMSTATE_RECEIVED)
+        assert s.gate.told == ["hold", "flush", "release"]
+        s.hear(COLOMessage.VMSTATE_LOADED)
+        assert s.gate.told == ["hold", "flush", "release"]
+        await until(lambda: s.gate.told[-1] == "flush")  # once QEMU has the message
+        assert s.session.count == 1
+
+    play(scene)
+
+
+def test_a_message_out_of_place_releases_nothing() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY)
+        for kind in COLOMessage:
+            if kind not in (COLOMessage.CHECKPOINT_REPLY, COLOMessage.VMSTATE_SIZE):
+                with pytest.raises(UnexpectedMessage):
+                    s.hear(kind)
+        assert s.gate.told == ["hold"]
+
+    play(scene)
+
+
+def test_a_request_that_leads_to_no_reply_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu_primary, "_LATE_S", 0.01)
+
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY)
+        s.gate.holds()
+        await until(lambda: s.colo.asked == 2)
+        s.hear(*ROUND)
+        await until(lambda: s.colo.asked == 3)
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
+        await asyncio.sleep(0.03)
+        assert s.colo.asked == 3
+
+    play(scene)
+
+
+def test_the_reply_is_held_until_a_packet_is() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        await asyncio.sleep(0.01)
+        assert s.passed == [COLOMessage.CHECKPOINT_READY]
+        assert s.session.machine.state is PrimaryState.RUNNING
+        assert s.vm == "run"
+        s.gate.holds()
+        assert s.passed[1:] == [COLOMessage.CHECKPOINT_REPLY]
+        assert s.vm == "stop"
+        s.gate.holds()
+        s.hear(COLOMessage.VMSTATE_RECEIVED, COLOMessage.VMSTATE_LOADED)
+        assert s.passed == [COLOMessage.CHECKPOINT_READY, *ROUND]
+
+    play(scene)
+
+
+def test_a_packet_that_came_first_waits_for_the_reply() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY)
+        s.gate.holds()
+        await asyncio.sleep(0.01)
+        assert s.session.machine.state is PrimaryState.RUNNING
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
+        assert s.passed[-1] is COLOMessage.CHECKPOINT_REPLY
+
+    play(scene)
+
+
+def test_a_second_reply_is_out_of_place() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        with pytest.raises(UnexpectedMessage):
+            s.hear(COLOMessage.CHECKPOINT_REPLY)
+
+    play(scene)
+
+
+def test_an_idle_vm_is_checkpointed_when_the_last_one_is_too_old() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        await until(lambda: s.passed[-1] is COLOMessage.CHECKPOINT_REPLY)
+
+    play(scene, VmConfig(name="web1", age_max_ms=20))
+
+
+def test_nothing_begins_after_the_end() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        s.session.end()
+        assert s.awake.closed
+        s.gate.holds()
+        await asyncio.sleep(0.03)
+        assert s.passed == [COLOMessage.CHECKPOINT_READY]
+
+    play(scene, VmConfig(name="web1", age_max_ms=10))
+
+
+def test_a_checkpoint_that_does_not_end_is_overdue() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY)
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
+        s.gate.holds()
+        await until(lambda: s.vm == "stop")
+        await asyncio.sleep(0.002)
+        assert s.session.overdue(0.001)
+        assert not s.session.overdue(60)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["silent", "heard"])
+def test_a_checkpoint_that_is_not_asked_for_is_overdue(held: bool) -> None:
+    """A QEMU that hangs just then asks for none, and may have sent nothing since."""
+
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY)
+        if held:
+            s.gate.holds()
+        await asyncio.sleep(0.002)
+        assert s.session.overdue(0.001)
+        assert not s.session.overdue(60)
+
+    play(scene)
+
+
+def test_an_idle_vm_that_could_be_checkpointed_at_any_moment_is_not_overdue() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        await asyncio.sleep(0.002)
+        assert not s.session.overdue(0.001)
+
+    play(scene)
+
+
+def test_a_first_copy_that_does_not_move_has_stalled() -> None:
+    async def scene(s: Scene) -> None:
+        assert not s.session.stalled(0, 0.001)
+        await asyncio.sleep(0.002)
+        assert s.session.stalled(0, 0.001) and not s.session.stalled(0, 60)
+        assert not s.session.stalled(4096, 0.001)
+        await asyncio.sleep(0.002)
+        assert s.session.stalled(4096, 0.001)
+        s.session.begin()
+        assert not s.session.stalled(4096, 0.001), "another session"
+        await asyncio.sleep(0.002)
+        s.hear(COLOMessage.CHECKPOINT_READY)
+        assert not s.session.stalled(4096, 0.001), "it is there"
+
+    play(scene)

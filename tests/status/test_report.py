@@ -1,0 +1,154 @@
+"""What people see of a status."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colo.errors import ColoError
+from colo.node.state_folder import StateFolder
+from colo.status.report import is_alive, read_status, render
+from colo.terminal import console
+
+STATUS: dict[str, Any] = {
+    "pid": os.getpid(),
+    "alive": True,
+    "written_at": time.time(),
+    "role": "secondary",
+    "vm": "web1",
+    "state": "READY",
+    "meaning": "protected",
+    "checkpoint": None,
+    "qemu": None,
+    "arbiter": "none",
+    "grant": 0,
+    "error": None,
+}
+FORWARD = {"to": "tcp:c:9000", "state": "RUNNING", "checkpoint": 12, "bytes": 3 << 20}
+
+
+def shown(**changes: Any) -> str:
+    text = io.StringIO()
+    render({**STATUS, **changes}, console(file=text))
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "to tcp:c:9000: checkpoint 12 is there, 3 MiB sent"),
+        ({"checkpoint": None}, "to tcp:c:9000: no whole checkpoint is there, 3 MiB sent"),
+        (
+            {"bytes": 0, "error": "no answer"},
+            "to tcp:c:9000: checkpoint 12 is there, 0 MiB sent; not now: no answer",
+        ),
+    ],
+)
+def test_what_is_handed_on(changes: dict[str, Any], line: str) -> None:
+    text = shown(forward={"error": None, **FORWARD, **changes})
+    assert f"  handed on    {line}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("peer", "line"),
+    [
+        (None, "tcp:b:9000"),
+        ({}, "tcp:b:9000"),
+        (
+            {"checkpoint": 1733, "state": "READY"},
+            "tcp:b:9000: it says checkpoint 1733, state READY",
+        ),
+        ({"held_bytes": [None], "\x1b": {}}, r"tcp:b:9000: it says held bytes [None], \x1b {}"),
+    ],
+)
+def test_what_the_other_host_says_of_itself(peer: dict[str, Any] | None, line: str) -> None:
+    assert f"  secondary    {line}\n" in shown(secondary="tcp:b:9000", peer=peer)
+
+
+def test_how_far_a_first_copy_is() -> None:
+    assert "  first copy   3 MiB sent\n" in shown(state="COPYING", bytes_total=3 << 20)
+    assert "first copy" not in shown(state="PROTECTED", bytes_total=3 << 20)
+    assert "first copy" not in shown(state="COPYING", bytes_total=None)
+
+
+def test_a_secondary_that_hands_nothing_on_says_nothing_of_it() -> None:
+    assert "handed on" not in shown(forward=None)
+
+
+@pytest.mark.parametrize("content", ["[]", '"READY"', "1", "null", "{", "", "\udcff"])
+def test_a_status_that_is_none_is_one_line(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ColoError) as caught:
+        read_status(tmp_path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_alive_is_who_holds_the_lock_and_not_who_has_the_process_id(tmp_path: Path) -> None:
+    """After a reboot another process may have it: here it is this one."""
+    folder = StateFolder(tmp_path)
+    folder.write_status(STATUS)
+    assert is_alive(read_status(tmp_path))
+    folder.close()
+    content = read_status(tmp_path)
+    assert content["pid"] == os.getpid()
+    assert not is_alive(content)
+    assert "colo does not run" in shown(**content)
+    StateFolder(tmp_path).close()  # nobody who looked holds the lock
+    (tmp_path / "lock").unlink()
+    assert not is_alive(read_status(tmp_path))
+
+
+def test_a_folder_without_a_status_is_none_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(ColoError, match="is no state folder of colo"):
+        read_status(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("told", "seen"),
+    [
+        ('[failover] arbiter = "none" would do', '[failover] arbiter = "none" would do'),
+        ("tcp:[fd00::2]:9000 refuses: [/]", "tcp:[fd00::2]:9000 refuses: [/]"),
+        ("tcp:b:9000 and tcp:smile:1", "tcp:b:9000 and tcp:smile:1"),
+        ("it is \x1b]0;mine\x07", r"it is \x1b]0;mine\x07"),
+    ],
+)
+def test_what_others_say_stands_as_it_is(told: str, seen: str) -> None:
+    text = shown(error=told, secondary=told, meaning=told, forward={**FORWARD, "error": told})
+    assert f"  last error   {seen}\n" in text
+    assert f"  secondary    {seen}\n" in text
+    assert text.count(seen) == 4
+
+
+def test_an_old_status_of_a_colo_that_runs_is_told_as_one() -> None:
+    text = shown(written_at=time.time() - 90)
+    assert "  it wrote this 2 min ago: is there room in its state folder?\n" in text
+    assert "wrote" not in shown(written_at=time.time() - 2)
+
+
+@pytest.mark.parametrize(
+    ("state", "was"),
+    [
+        ("PROTECTED", "PROTECTED"),
+        ("LISTENING", "LISTENING"),
+        ("FENCED", "FENCED: the VM runs; its output is held"),
+    ],
+)
+def test_of_a_colo_that_is_dead_nothing_is_claimed_that_may_be_so_no_more(
+    state: str, was: str
+) -> None:
+    meaning = "the VM runs; its output is held"
+    text = shown(alive=False, state=state, meaning=meaning, written_at=time.time() - 90)
+    assert text.startswith(
+        f"web1  secondary  colo does not run; what it wrote 2 min ago:\n  was          {was}\n"
+    )
+
+
+def test_a_grant_that_is_nobodys_is_not_shown() -> None:
+    assert "  arbiter      none\n" in shown(grant=None)

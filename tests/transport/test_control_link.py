@@ -1,0 +1,127 @@
+"""The control link's shell: words, heartbeats, and silence."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from colo.config import VmConfig
+from colo.errors import ChannelLost, PeerError
+from colo.membership.words import Hello, Word, WordKind
+from colo.transport.address import Address
+from colo.transport.control_link import Link, call
+from colo.transport.tls import Tls
+from tests.certificates import Authority
+
+SOON_S = 0.01
+NEVER_S = 60.0
+
+
+class End:
+    """One end of a link, with all that it heard."""
+
+    def __init__(self, sock: socket.socket, limit_s: float = NEVER_S) -> None:
+        self.words: list[Word] = []
+        self.lost: list[PeerError] = []
+        figures = {"checkpoint": 7}
+        self.link = Link(
+            sock, SOON_S, limit_s, lambda: figures, self.words.append, self.lost.append
+        )
+
+
+def scene(play: Callable[[socket.socket, socket.socket], Awaitable[None]]) -> None:
+    async def run() -> None:
+        left, right = socket.socketpair()
+        with left, right:
+            await asyncio.wait_for(play(left, right), 10)
+
+    asyncio.run(run())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(SOON_S / 10)
+
+
+def test_words_arrive_and_heartbeats_carry_figures() -> None:
+    async def play(left: socket.socket, right: socket.socket) -> None:
+        a, b = End(left), End(right)
+        a.link.say(Word(WordKind.DEAD))
+        await until(lambda: b.words and b.link.peer_figures)
+        assert b.words == [Word(WordKind.DEAD)]
+        assert b.link.peer_figures == {"checkpoint": 7}
+        a.link.close()
+        b.link.close()
+
+    scene(play)
+
+
+def test_a_closed_link_is_lost_once() -> None:
+    async def play(left: socket.socket, right: socket.socket) -> None:
+        a, b = End(left), End(right)
+        a.link.close()
+        await until(lambda: b.lost)
+        b.link.say(Word(WordKind.BYE))
+        assert [str(error) for error in b.lost] == ["the other side closed the control link"]
+        assert not a.lost
+
+    scene(play)
+
+
+def test_a_silent_side_is_lost_and_one_that_beats_is_not() -> None:
+    async def play(left: socket.socket, right: socket.socket) -> None:
+        a = End(left, limit_s=10 * SOON_S)
+        await until(lambda: a.lost)
+        assert "the other side was silent" in str(a.lost[0])
+
+    async def beating(left: socket.socket, right: socket.socket) -> None:
+        a, b = End(left, limit_s=NEVER_S), End(right)
+        await until(lambda: a.link.peer_figures)
+        assert not a.lost
+        a.link.close()
+        b.link.close()
+
+    scene(play)
+    scene(beating)
+
+
+def test_garbage_on_the_link_ends_it() -> None:
+    async def play(left: socket.socket, right: socket.socket) -> None:
+        a = End(left)
+        right.send(b"GET / HTTP/1.1\r\n")
+        await until(lambda: a.lost)
+        assert "not a word" in str(a.lost[0])
+
+    scene(play)
+
+
+def test_a_hello_is_a_word_like_any_other() -> None:
+    async def play(left: socket.socket, right: socket.socket) -> None:
+        a, b = End(left), End(right)
+        hello = Hello.ours(VmConfig(name="web1"), 3)
+        a.link.say(hello.word())
+        await until(lambda: b.words)
+        assert Hello.of(b.words[0]) == hello
+        a.link.close()
+        b.link.close()
+
+    scene(play)
+
+
+def test_a_call_to_one_who_has_tls_is_told_so(authority: Authority) -> None:
+    async def play() -> None:
+        tls, loop = Tls(authority.files("a")), asyncio.get_running_loop()
+        with Address(host="127.0.0.1", port=0).listen() as server:
+            server.setblocking(False)
+            address = Address(host="127.0.0.1", port=server.getsockname()[1])
+            calling = asyncio.create_task(call(address, Hello.ours(VmConfig(name="web1")), 10))
+            sock, _ = await loop.sock_accept(server)
+            with pytest.raises(ChannelLost, match="does not speak TLS"):
+                await tls.accept(sock)
+            with pytest.raises(ChannelLost, match=r"with \[tls\] in both"):
+                await calling
+
+    asyncio.run(play())
