@@ -14,10 +14,12 @@ from pathlib import Path
 from colo.protocol.messages import COLOMessage
 from colo.protocol.tables import (
     HYBRID,
+    OBSERVER,
     PERIODIC,
     PRIMARY,
     Effect,
     Event,
+    ObserverState,
     PrimaryState,
     S,
     SecondaryState,
@@ -35,6 +37,7 @@ def main(arguments: list[str]) -> int:
     before = path.read_text()
     after = before
     after = replace(after, "primary", render(PRIMARY, list(PrimaryState)))
+    after = replace(after, "observer", render(OBSERVER, list(ObserverState)))
     after = replace(after, "secondary-periodic", render(PERIODIC, list(SecondaryState)))
     after = replace(after, "secondary-hybrid", render(HYBRID, list(SecondaryState)))
     if check:

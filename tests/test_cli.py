@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -80,13 +81,15 @@ def test_what_others_say_does_nothing_to_the_terminal_nor_to_the_log(
 @pytest.fixture
 def no_log() -> Iterator[None]:
     """Whatever a command has set up for its log goes again."""
-    logger = logging.getLogger("colo")
-    before, level = list(logger.handlers), logger.level
+    loggers = {name: logging.getLogger(name) for name in ("colo", "asyncio")}
+    before = {name: list(logger.handlers) for name, logger in loggers.items()}
+    level = loggers["colo"].level
     yield
-    for handler in [each for each in logger.handlers if each not in before]:
-        logger.removeHandler(handler)
-        handler.close()
-    logger.setLevel(level)
+    for name, logger in loggers.items():
+        for handler in [each for each in logger.handlers if each not in before[name]]:
+            logger.removeHandler(handler)
+            handler.close()
+    loggers["colo"].setLevel(level)
 
 
 @pytest.mark.parametrize("command", ["primary", "run", "secondary"])
@@ -166,6 +169,16 @@ def test_a_log_that_has_no_room_is_told_of_once_and_goes_on_where_there_is_again
     )
     lines = (tmp_path / "colo.log").read_text().splitlines()
     assert [line.split()[-1] for line in lines] == ["one", "four", "four"]
+
+
+def test_what_a_callback_raises_is_in_the_log(tmp_path: Path, no_log: None) -> None:
+    async def run() -> None:
+        asyncio.get_running_loop().call_soon(lambda: {}["no such key"])
+        await asyncio.sleep(0)
+
+    cli._log_to(tmp_path / "colo.log", trace=False)
+    asyncio.run(run())
+    assert "KeyError: 'no such key'" in (tmp_path / "colo.log").read_text()
 
 
 def test_a_log_is_its_owners_alone(tmp_path: Path) -> None:

@@ -398,6 +398,7 @@ def _in_folder(
 ) -> int:
     """Run with a state folder of our own, and a log in it."""
     from colo.node.state_folder import StateFolder
+    from colo.transport.tls import let_go
 
     folder = StateFolder(state_dir)
     try:
@@ -405,6 +406,7 @@ def _in_folder(
         gc.freeze()  # a full collection over all that is imported would take tens of milliseconds
         return asyncio.run(run(folder))
     finally:
+        let_go()
         folder.close()
 
 
@@ -425,7 +427,9 @@ def _say(line: str) -> None:
 def _log_to(path: Path, trace: bool) -> None:
     from colo.log import LogFile
 
+    log = LogFile(path)
+    logging.getLogger("asyncio").addHandler(log)  # what a callback raises that nobody foresaw
     logger = logging.getLogger("colo")
-    logger.addHandler(LogFile(path))
+    logger.addHandler(log)
     logger.setLevel(logging.INFO)
     logging.getLogger("colo.trace").setLevel(logging.DEBUG if trace else logging.INFO)

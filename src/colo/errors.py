@@ -5,6 +5,7 @@
     ├── LocalError             we, or the machine we run on
     │   ├── NoAnswer             the arbiter did not answer in time
     │   ├── LocalProtocolError   our own side asked the state machine for something illegal
+    │   │   └── InvariantBroken    or for something that must never be done
     │   ├── StoreError           the checkpoint store: no room, no right, not ours
     │   └── GuestError           a QEMU of ours: did not start, died, refused a command
     └── PeerError              the other side of the channel
@@ -31,6 +32,7 @@ __all__ = [
     "ColoError",
     "GuestError",
     "InvalidMessage",
+    "InvariantBroken",
     "LimitExceeded",
     "LocalError",
     "LocalProtocolError",
@@ -72,6 +74,10 @@ class NoAnswer(LocalError):
 
 class LocalProtocolError(LocalError):
     """Our own side asked the state machine for a step that its table does not have."""
+
+
+class InvariantBroken(LocalProtocolError):
+    """A step of ours would break what a machine guards: it is not taken, and the session ends."""
 
 
 class StoreError(LocalError):

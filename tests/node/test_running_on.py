@@ -13,13 +13,13 @@ from colo.arbiters import asking
 from colo.arbiters.arbiter import Arbiter, Grant
 from colo.arbiters.asking import about_to_write
 from colo.config import VmConfig
-from colo.errors import GuestError, LocalError, LocalProtocolError
+from colo.errors import ColoError, GuestError, LocalError, LocalProtocolError
 from colo.node import running_on
 from colo.node.orders import Answer
 from colo.node.running_on import Solo, Verdict
 from colo.node.standing import Standing
 from colo.packets.gate import Gate, GateState
-from colo.protocol.tables import PrimaryEvent
+from colo.protocol.tables import ObserverEvent
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.monitor import Monitor
 from colo.qemu.packet_filters import NetGate
@@ -124,11 +124,12 @@ class Scene:
         self.qemu, self.colo, self.gone = FakeQemu(), FakeColo(), asyncio.Event()
         self.standing: list[Standing] = []
         self.said: list[str] = []
+        self.broken: list[ColoError] = []
         self.hung_up = 0
         gate, colo = cast(NetGate, self.gate), cast(ColoPrimary, self.colo)
         config = VmConfig(name="web1")
         awake = Awake(config, self.said.append)
-        self.session = Checkpointing(config, colo, gate, awake, lambda: None)
+        self.session = Checkpointing(config, colo, gate, awake, lambda: None, self.broken.append)
         self.solo = Solo(
             cast(Arbiter, self.arbiter),
             self.arbiter.grant,
@@ -149,7 +150,7 @@ class Scene:
     def lost(self) -> asyncio.Task[Verdict]:
         """The secondary is lost, once more."""
         self.session.begin()
-        self.session.machine.handle(PrimaryEvent.LOST)
+        self.session.machine.handle(ObserverEvent.LOST)
         self.gate.gate.hold()
         return asyncio.create_task(self.solo.decide())
 

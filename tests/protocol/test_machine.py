@@ -10,18 +10,22 @@ from typing import Any, cast
 
 import pytest
 
-from colo.errors import LocalProtocolError, UnexpectedMessage
+from colo.errors import InvariantBroken, LocalProtocolError, UnexpectedMessage
 from colo.protocol.machine import Machine, VMState
 from colo.protocol.messages import COLOMessage, Message
+from colo.protocol.observer import Observer
 from colo.protocol.primary import Primary
 from colo.protocol.secondary import Mode, Secondary
 from colo.protocol.tables import (
     HYBRID,
+    OBSERVER,
     PERIODIC,
     PRIMARY,
     Do,
     Effect,
     Event,
+    ObserverEvent,
+    ObserverState,
     PrimaryEvent,
     PrimaryState,
     SecondaryEvent,
@@ -32,6 +36,7 @@ from tests.protocol.pair import Pair
 
 ROLES: dict[str, tuple[Callable[[], Machine[Any]], Any, Any, Any]] = {
     "primary": (lambda: Primary("web1"), PRIMARY, PrimaryState, PrimaryEvent),
+    "observer": (lambda: Observer("web1"), OBSERVER, ObserverState, ObserverEvent),
     "periodic": (lambda: Secondary("web1"), PERIODIC, SecondaryState, SecondaryEvent),
     "hybrid": (lambda: Secondary("web1", Mode.HYBRID), HYBRID, SecondaryState, SecondaryEvent),
 }
@@ -207,13 +212,17 @@ def test_nothing_is_traced_unless_asked_for(caplog: pytest.LogCaptureFixture) ->
     assert caplog.messages == []
 
 
-# What the machines assert, shown by tables that are wrong
+# What the machines guard, shown by tables that are wrong
 
 BREACHES = [
     pytest.param("primary", PrimaryState.REQUESTED, COLOMessage.CHECKPOINT_REPLY, Do.RELEASE),
     pytest.param("primary", PrimaryState.RESUMING, PrimaryEvent.RESUMED, Do.RELEASE),
     pytest.param("primary", PrimaryState.REQUESTED, COLOMessage.CHECKPOINT_REPLY, Do.SAVE_RAM),
     pytest.param("primary", PrimaryState.RUNNING, PrimaryEvent.CHECKPOINT_DUE, Do.SEND_DEVICES),
+    pytest.param("observer", ObserverState.RUNNING, COLOMessage.CHECKPOINT_REPLY, Do.RELEASE),
+    pytest.param("observer", ObserverState.RUNNING, COLOMessage.VMSTATE_RECEIVED, Do.RELEASE),
+    pytest.param("observer", ObserverState.REPLIED, ObserverEvent.CHECKPOINT_DUE, Do.RELEASE),
+    pytest.param("observer", ObserverState.STOPPED, ObserverEvent.LOST, Do.RELEASE),
     pytest.param("periodic", SecondaryState.RECEIVING_RAM, SecondaryEvent.FAILOVER, Do.TAKE_OVER),
     pytest.param("hybrid", SecondaryState.RECEIVING_RAM, SecondaryEvent.LOST, Do.TAKE_OVER),
     pytest.param("periodic", SecondaryState.AWAITING_SIZE, COLOMessage.VMSTATE_SIZE, Do.TAKE_OVER),
@@ -227,9 +236,10 @@ def test_a_row_that_breaks_the_invariant_is_caught(
     machine = replay(role, ways(role)[state])
     wrong = Step(state, (Effect(do),))
     monkeypatch.setitem(cast("dict[Any, Any]", ROLES[role][1]), (state, event), wrong)
-    with pytest.raises(AssertionError):
+    before = (machine.state, machine.vm, machine.number)
+    with pytest.raises(InvariantBroken, match=f"{event.name} in {state.name} would break"):
         take(machine, event)
-    assert machine.state is state
+    assert (machine.state, machine.vm, machine.number) == before
 
 
 @pytest.mark.parametrize("message", [COLOMessage.CHECKPOINT_READY, COLOMessage.VMSTATE_RECEIVED])
@@ -242,7 +252,7 @@ def test_nothing_is_acknowledged_before_it_is_committed(
     wrong = Step(state, (Effect(Do.SEND, message), Effect(Do.COMMIT)))
     key = (state, SecondaryEvent.RAM_RECEIVED)
     monkeypatch.setitem(cast("dict[Any, Any]", ROLES[role][1]), key, wrong)
-    with pytest.raises(AssertionError):
+    with pytest.raises(InvariantBroken):
         machine.handle(SecondaryEvent.RAM_RECEIVED)
 
 

@@ -9,9 +9,9 @@ from typing import cast
 import pytest
 
 from colo.config import VmConfig
-from colo.errors import UnexpectedMessage
+from colo.errors import ColoError, InvariantBroken, UnexpectedMessage
 from colo.protocol.messages import COLOMessage, Message
-from colo.protocol.tables import PrimaryState
+from colo.protocol.tables import OBSERVER, Do, Effect, ObserverEvent, ObserverState, Step
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.packet_filters import NetGate
 from colo.session import qemu_primary
@@ -77,14 +77,16 @@ class Scene:
     def __init__(self, config: VmConfig) -> None:
         self.gate, self.colo, self.protected = FakeGate(), FakeColo(), 0
         self.awake = FakeAwake()
+        self.passed: list[COLOMessage] = []
+        self.broken: list[ColoError] = []
         self.session = Checkpointing(
             config,
             cast(ColoPrimary, self.colo),
             cast(NetGate, self.gate),
             cast(Awake, self.awake),
             self._protected,
+            self.broken.append,
         )
-        self.passed: list[COLOMessage] = []
         self.session.pass_on = lambda message: self.passed.append(message.kind)
         self.session.begin()
 
@@ -121,7 +123,7 @@ def test_packets_are_held_from_the_moment_the_first_copy_is_whole() -> None:
         assert (s.gate.told, s.protected) == ([], 0)
         s.hear(COLOMessage.CHECKPOINT_READY)
         assert (s.gate.told, s.protected) == (["hold"], 1)
-        assert s.session.machine.state is PrimaryState.RUNNING
+        assert s.session.machine.state is ObserverState.RUNNING
 
     play(scene)
 
@@ -179,7 +181,7 @@ def test_the_reply_is_held_until_a_packet_is() -> None:
         s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
         await asyncio.sleep(0.01)
         assert s.passed == [COLOMessage.CHECKPOINT_READY]
-        assert s.session.machine.state is PrimaryState.RUNNING
+        assert s.session.machine.state is ObserverState.REPLIED
         assert s.vm == "run"
         s.gate.holds()
         assert s.passed[1:] == [COLOMessage.CHECKPOINT_REPLY]
@@ -196,7 +198,7 @@ def test_a_packet_that_came_first_waits_for_the_reply() -> None:
         s.hear(COLOMessage.CHECKPOINT_READY)
         s.gate.holds()
         await asyncio.sleep(0.01)
-        assert s.session.machine.state is PrimaryState.RUNNING
+        assert s.session.machine.state is ObserverState.RUNNING
         s.hear(COLOMessage.CHECKPOINT_REPLY)
         assert s.passed[-1] is COLOMessage.CHECKPOINT_REPLY
 
@@ -284,3 +286,18 @@ def test_a_first_copy_that_does_not_move_has_stalled() -> None:
         assert not s.session.stalled(4096, 0.001), "it is there"
 
     play(scene)
+
+
+def test_a_step_that_breaks_an_invariant_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come from a timer, where nobody else would hear of it."""
+    row = (ObserverState.REPLIED, ObserverEvent.CHECKPOINT_DUE)
+    wrong = Step(ObserverState.STOPPED, (Effect(Do.RELEASE),))
+    monkeypatch.setitem(cast("dict[object, object]", OBSERVER), row, wrong)
+
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        await until(lambda: s.broken)
+        assert [type(error) for error in s.broken] == [InvariantBroken]
+        assert "release" not in s.gate.told
+
+    play(scene, VmConfig(name="web1", age_max_ms=10))

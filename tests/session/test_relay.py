@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 
 import pytest
 
-from colo.errors import InvalidMessage, PeerError
+from colo.errors import ColoError, InvalidMessage, InvariantBroken
 from colo.migration.writer import pong, shut
 from colo.protocol.messages import COLOMessage, Message, encode
 from colo.session.relay import Relay
@@ -26,7 +27,7 @@ class Bench:
             end.setblocking(False)
         self.kept: COLOMessage | None = None
         self.seen: list[tuple[Message, bytes]] = []
-        self.lost: list[PeerError | str] = []
+        self.lost: list[ColoError | str] = []
         self.relay = Relay(
             qemu, secondary, return_path, self._message, self.lost.append, self.lost.append
         )
@@ -136,7 +137,7 @@ def test_the_loss_is_told_before_qemus_connection_is_closed() -> None:
     async def play(bench: Bench) -> None:
         open_then: list[bool] = []
 
-        def told(error: PeerError) -> None:
+        def told(error: ColoError) -> None:
             with pytest.raises(BlockingIOError):
                 bench.qemu.recv(1)
             open_then.append(True)
@@ -233,3 +234,28 @@ def test_sending_to_a_qemu_that_is_gone_is_its_loss() -> None:
         assert "QEMU ended COLO's connection" in str(bench.lost[0])
 
     played(False, play)
+
+
+def test_a_qemu_that_does_not_read_is_told_as_that() -> None:
+    async def play(bench: Bench) -> None:
+        bench.relay._qemu.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        answers = encode(READY) * 64
+        while not bench.lost:
+            with contextlib.suppress(BlockingIOError):
+                bench.secondary.send(answers)
+            await asyncio.sleep(0)
+
+    assert played(False, play).lost == ["QEMU does not read the secondary's answers"]
+
+
+def test_an_error_of_ours_ends_it_as_one_of_the_secondary_does() -> None:
+    async def play(bench: Bench) -> None:
+        def broken(message: Message) -> bool:
+            raise InvariantBroken("gate: it would be heard")
+
+        bench.relay._on_message = broken
+        bench.secondary.send(encode(READY))
+        await until(lambda: bench.lost)
+        assert await read(bench.qemu, 1) == b""
+
+    assert isinstance(played(False, play).lost[0], InvariantBroken)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from colo.transport.sockets import accept_one, listening, soon
+from colo.transport.sockets import accept_one, bind_private, listening, soon
 
 
 @pytest.fixture
@@ -86,3 +88,16 @@ def test_one_is_accepted_or_it_is_over(tmp_path: Path, comes: bool) -> None:
         assert not path.exists()
 
     asyncio.run(run())
+
+
+def test_a_path_is_its_owners_alone_and_the_umask_of_all_threads_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0)
+    try:
+        with monkeypatch.context() as patch, socket.socket(socket.AF_UNIX) as sock:
+            patch.setattr(os, "umask", None)
+            bind_private(sock, str(tmp_path / "sock"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "sock").stat().st_mode) == 0o600

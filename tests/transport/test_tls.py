@@ -207,7 +207,7 @@ LAST_WORDS = """
 import asyncio, socket, sys
 from pathlib import Path
 from colo.config import TlsFiles
-from colo.transport.tls import Tls
+from colo.transport.tls import Tls, let_go
 
 async def say() -> None:
     sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
@@ -217,6 +217,7 @@ async def say() -> None:
     inner.close()
 
 asyncio.run(say())
+let_go()
 """
 
 

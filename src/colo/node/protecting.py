@@ -18,7 +18,7 @@ from qemu.qmp import EventListener
 from colo.arbiters.arbiter import Arbiter, Grant, claim, give_back
 from colo.arbiters.asking import reach
 from colo.config import VmConfig
-from colo.errors import ChannelLost, GuestError, LocalError, PeerError
+from colo.errors import ChannelLost, ColoError, GuestError, LocalError, PeerError
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.ending import LAST, End
 from colo.node.first_start import Start
@@ -28,7 +28,7 @@ from colo.node.retry import RETRY_S, Retry
 from colo.node.running_on import Solo, Verdict
 from colo.node.standing import Standing
 from colo.node.state_folder import StateFolder
-from colo.protocol.tables import PrimaryEvent, PrimaryState
+from colo.protocol.tables import ObserverEvent, ObserverState
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.monitor import Monitor
 from colo.qemu.obstacles import obstacles
@@ -45,7 +45,6 @@ __all__ = ["PrimaryNode"]
 _CALL_S: Final = 3.0
 _STATUS_S: Final = 0.25
 _LAST_EVENTS_S: Final = 0.05
-_DYING_S: Final = 0.5
 _WHY_S: Final = 0.5
 
 
@@ -82,10 +81,11 @@ class PrimaryNode:
         self._claim = claim
         self._start = start  # None once the VM runs
         self._colo = ColoPrimary(qemu, allow_broken)
-        limit = int(config.hold_limit_mib * (1 << 20))
-        self._gate = NetGate(qemu, folder.path, limit)
-        self._awake = Awake(config, self._say)
-        self._session = Checkpointing(config, self._colo, self._gate, self._awake, self._protected)
+        self._gate = NetGate(qemu, folder.path, int(config.hold_limit_mib * (1 << 20)))
+        self._awake = awake = Awake(config, self._say)
+        self._session = Checkpointing(
+            config, self._colo, self._gate, awake, self._protected, self._lost
+        )
         self._gone = asyncio.Event()  # the VM has ended
         self._solo = Solo(
             arbiter,
@@ -349,12 +349,12 @@ class PrimaryNode:
     async def _decide(self) -> Verdict:
         """The secondary is lost: learn whether the VM may run alone, and have it do so."""
         self._standing = Standing.LOST
-        copying = self._session.machine.state is PrimaryState.MIGRATING
+        copying = self._session.machine.state is ObserverState.COPYING
         if copying and self._relayed and self._link is not None:
             with contextlib.suppress(TimeoutError):  # the other connection may bring the reason
                 await asyncio.wait_for(self._refused.wait(), _WHY_S)
-        if self._session.machine.can(PrimaryEvent.LOST):
-            self._session.machine.handle(PrimaryEvent.LOST)
+        if self._session.machine.can(ObserverEvent.LOST):
+            self._session.machine.handle(ObserverEvent.LOST)
         self._hang_up()
         what = "the secondary is lost" if self._relayed else "the protection could not begin"
         if not self._final:  # else it is said at the end
@@ -386,8 +386,8 @@ class PrimaryNode:
         self._retry.succeeded()
         self._say(f"PROTECTED by {self._to}{', over TLS' if self._to.tls else ''}")
 
-    def _lost(self, error: PeerError | GuestError | OSError) -> None:
-        if self._session.machine.state is PrimaryState.MIGRATING:
+    def _lost(self, error: ColoError | OSError) -> None:
+        if self._session.machine.state is ObserverState.COPYING:
             self._gate.hold()  # the secondary may have a whole first copy that we do not know of
         self._error = self._error or str(error)
         self._finish(End.LOST)
@@ -405,7 +405,7 @@ class PrimaryNode:
 
     async def _learn_why(self, why: str) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._qemu.wait(), _DYING_S)
+            await asyncio.wait_for(self._qemu.wait(), _WHY_S)
             return
         self._lost(ChannelLost(why))
 

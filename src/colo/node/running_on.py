@@ -20,7 +20,7 @@ from colo.errors import GuestError, LocalError, NoAnswer
 from colo.node.orders import Answer
 from colo.node.retry import RETRY_S
 from colo.node.standing import Standing
-from colo.protocol.tables import Do, Effect, PrimaryEvent
+from colo.protocol.tables import Do, Effect, ObserverEvent
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.monitor import Monitor
 from colo.qemu.packet_filters import NetGate
@@ -175,9 +175,9 @@ class Solo:
 
     async def alone(self) -> None:
         """Run on without a secondary: release what is held, have the VM run, take the gate out."""
-        for effect in self._session.machine.handle(PrimaryEvent.FAILOVER):
+        for effect in self._session.machine.handle(ObserverEvent.FAILOVER):
             await self._perform(effect)
-        self._session.machine.handle(PrimaryEvent.RESUMED)
+        self._session.machine.handle(ObserverEvent.RESUMED)
         await self._gate.remove()
         self._say(f"UNPROTECTED: the VM runs here alone (grant {self.grant.number})")
         self._stand(Standing.UNPROTECTED)

@@ -11,14 +11,27 @@ from __future__ import annotations
 
 import logging
 from enum import Enum
-from typing import Generic
+from typing import Final, Generic
 
-from colo.errors import LocalProtocolError, UnexpectedMessage
+from colo.errors import InvariantBroken, LocalProtocolError, UnexpectedMessage
 from colo.protocol.messages import COLOMessage, Message
-from colo.protocol.tables import Do, Effect, Event, PrimaryEvent, S, SecondaryEvent, Step, Table
+from colo.protocol.tables import (
+    Do,
+    Effect,
+    Event,
+    ObserverEvent,
+    PrimaryEvent,
+    S,
+    SecondaryEvent,
+    Step,
+    Table,
+)
 
 __all__ = ["Machine", "VMState"]
 
+_BEGINS: Final = frozenset(
+    {PrimaryEvent.CHECKPOINT_DUE, ObserverEvent.CHECKPOINT_DUE, COLOMessage.CHECKPOINT_REQUEST}
+)
 _trace = logging.getLogger("colo.trace")
 
 
@@ -74,12 +87,10 @@ class Machine(Generic[S]):
         step = self._table.get((self._state, message.kind))
         if step is None:
             raise UnexpectedMessage(message.kind, self.expected, self._state.name)
-        self._count(message.kind)
-        self._say("received %s", message)
-        return self._take(step, message.kind, message.value)
+        return self._take(step, message.kind, message.value, message)
 
     def handle(
-        self, event: PrimaryEvent | SecondaryEvent, value: int | None = None
+        self, event: PrimaryEvent | ObserverEvent | SecondaryEvent, value: int | None = None
     ) -> tuple[Effect, ...]:
         """Take a local event.  ``value`` is the size in bytes that goes with DEVICES_SAVED.
 
@@ -88,25 +99,29 @@ class Machine(Generic[S]):
         step = self._table.get((self._state, event))
         if step is None:
             raise LocalProtocolError(f"{self.role}: {event.name} is illegal in {self._state.name}")
-        self._count(event)
         return self._take(step, event, value)
 
     def _count(self, event: Event) -> None:
         """A checkpoint begins where one is due, or asked for."""
-        if event is PrimaryEvent.CHECKPOINT_DUE or event is COLOMessage.CHECKPOINT_REQUEST:
+        if event in _BEGINS:
             self.number += 1
 
     def can(self, event: Event) -> bool:
         """Whether the table has a row for this event in this state."""
         return (self._state, event) in self._table
 
-    def _take(self, step: Step[S], event: Event, value: int | None) -> tuple[Effect, ...]:
+    def _take(
+        self, step: Step[S], event: Event, value: int | None, received: Message | None = None
+    ) -> tuple[Effect, ...]:
         effects = step.effects
         if value is not None:
             effects = tuple(
                 Effect(e.do, e.message, value) if _takes_value(e) else e for e in effects
             )
         self._follow(event, effects)
+        self._count(event)
+        if received is not None:
+            self._say("received %s", received)
         self._change(step.to, event)
         for effect in effects:
             if effect.message is not None:
@@ -114,7 +129,16 @@ class Machine(Generic[S]):
         return effects
 
     def _follow(self, event: Event, effects: tuple[Effect, ...]) -> None:
-        """Follow what the invariant speaks of over one transition, and assert it."""
+        """Check the invariant over one transition, and follow what it speaks of.
+
+        Raises InvariantBroken, and nothing has changed.
+        """
+
+    def _guard(self, holds: bool, rule: str, event: Event) -> None:
+        if not holds:
+            raise InvariantBroken(
+                f"{self.role}: {event.name} in {self._state.name} would break: {rule}"
+            )
 
     def _change(self, to: S, event: Event) -> None:
         """The only place where the state changes."""

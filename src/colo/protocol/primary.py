@@ -26,12 +26,15 @@ class Primary(Machine[PrimaryState]):
         super().__init__(PRIMARY, PrimaryState.MIGRATING, VMState.RUN, vm_name)
 
     def _follow(self, event: Event, effects: tuple[Effect, ...]) -> None:
+        vm = self.vm
         if event in _STOPS:
-            self._change_vm(VMState.STOP)
+            vm = VMState.STOP
         elif event is PrimaryEvent.RESUMED:
-            self._change_vm(VMState.RUN)
+            vm = VMState.RUN
         for effect in effects:
             if effect.do is Do.RELEASE:
-                assert event is COLOMessage.VMSTATE_RECEIVED or event is PrimaryEvent.FAILOVER
+                is_safe = event in (COLOMessage.VMSTATE_RECEIVED, PrimaryEvent.FAILOVER)
+                self._guard(is_safe, "no packet leaves before it is safe", event)
             elif effect.do in _SAVES:
-                assert self.vm is VMState.STOP
+                self._guard(vm is VMState.STOP, "only a stopped VM is saved", event)
+        self._change_vm(vm)

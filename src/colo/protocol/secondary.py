@@ -43,18 +43,20 @@ class Secondary(Machine[SecondaryState]):
         self._partial = True  # something is staged that is not whole
 
     def _follow(self, event: Event, effects: tuple[Effect, ...]) -> None:
+        committed, partial = self._committed, self._partial
+        for effect in effects:
+            if effect.do is Do.RECEIVE_RAM:
+                committed, partial = False, True
+            elif effect.do is Do.COMMIT:
+                committed, partial = True, False
+            elif effect.do is Do.DISCARD:
+                partial = False
+            elif effect.do is Do.TAKE_OVER:
+                self._guard(not partial, "nothing partial is taken over", event)
+            if effect.message in (COLOMessage.CHECKPOINT_READY, COLOMessage.VMSTATE_RECEIVED):
+                self._guard(committed, "only what is committed is acknowledged", event)
+        self._committed, self._partial = committed, partial
         if event is SecondaryEvent.RESUMED:
             self._change_vm(VMState.RUN)
         elif event is SecondaryEvent.SUSPENDED:
             self._change_vm(VMState.STOP)
-        for effect in effects:
-            if effect.do is Do.RECEIVE_RAM:
-                self._committed, self._partial = False, True
-            elif effect.do is Do.COMMIT:
-                self._committed, self._partial = True, False
-            elif effect.do is Do.DISCARD:
-                self._partial = False
-            elif effect.do is Do.TAKE_OVER:
-                assert not self._partial
-            if effect.message in (COLOMessage.CHECKPOINT_READY, COLOMessage.VMSTATE_RECEIVED):
-                assert self._committed

@@ -1,4 +1,4 @@
-"""The two roles as two tables, side by side.
+"""The two roles as two tables, side by side, and a third for who watches one of them.
 
 A row says: in this state, on this event, go to that state and have these effects performed,
 in this order.  An event is either a COLO message from the peer or something local
@@ -9,6 +9,11 @@ The secondary has two modes.  In *periodic* mode it runs no VM: a checkpoint is 
 bytes have arrived, and VMSTATE_LOADED follows VMSTATE_RECEIVED at once.  In *hybrid* mode a
 secondary VM runs between checkpoints; it has to be suspended before the reply, loaded after
 the commit and resumed before VMSTATE_LOADED.  Rows of only one mode stand in their own table.
+
+The *observer* relays the conversation of a primary that is not ours, a stock QEMU.  It sees the
+secondary's messages alone, and they are enough: QEMU's VM is stopped from the moment on at which it
+has CHECKPOINT_REPLY, and goes on with VMSTATE_LOADED.  So the observer holds the reply back until a
+checkpoint is due, and releases what the guest sent when VMSTATE_RECEIVED comes.
 
 Source: ``colo_process_checkpoint``, ``colo_do_checkpoint_transaction`` and
 ``colo_process_incoming_thread`` in QEMU's ``migration/colo.c``.  Two things differ from it.
@@ -29,11 +34,14 @@ from colo.protocol.messages import COLOMessage
 
 __all__ = [
     "HYBRID",
+    "OBSERVER",
     "PERIODIC",
     "PRIMARY",
     "Do",
     "Effect",
     "Event",
+    "ObserverEvent",
+    "ObserverState",
     "PrimaryEvent",
     "PrimaryState",
     "SecondaryEvent",
@@ -83,6 +91,28 @@ class PrimaryEvent(_Named):
     FAILOVER = "the right to run alone is granted"
 
 
+class ObserverState(_Named):
+    """Where a primary stands that is watched by what its secondary says."""
+
+    COPYING = "the first copy is on its way"
+    RUNNING = "the VM runs; the secondary has not replied to QEMU's next request"
+    REPLIED = "the VM runs; the reply is held back until a checkpoint is due"
+    STOPPED = "QEMU has the reply: its VM is stopped, and what it is goes to the secondary"
+    SAFE = "the secondary has it all; QEMU has to hear that its VM may go on"
+    LOST = "the secondary is gone; the VM stays as it is until a decision"
+    FAILOVER = "the decision fell: the VM is being started to run alone"
+    SOLO = "the VM runs alone, unprotected"
+
+
+class ObserverEvent(_Named):
+    """What can happen to an observer besides a message."""
+
+    CHECKPOINT_DUE = "it is time for a checkpoint"
+    RESUMED = "the VM runs alone"
+    LOST = "the channel is gone"
+    FAILOVER = "the right to run alone is granted"
+
+
 class SecondaryState(_Named):
     """Where the secondary stands."""
 
@@ -125,6 +155,7 @@ class Do(_Named):
     CLOSE = "close the channel"
     SUSPEND = "stop the VM"
     RESUME = "have the VM run"
+    HOLD = "hold all packets from now on"
     SAVE_RAM = "send the dirty pages and an end mark"
     SAVE_DEVICES = "save the device state to a buffer and learn its size"
     SEND_DEVICES = "send the saved device state"
@@ -163,7 +194,7 @@ class Step(Generic[S]):
     effects: tuple[Effect, ...] = ()
 
 
-Event: TypeAlias = COLOMessage | PrimaryEvent | SecondaryEvent
+Event: TypeAlias = COLOMessage | PrimaryEvent | ObserverEvent | SecondaryEvent
 Table: TypeAlias = Mapping[tuple[S, Event], Step[S]]
 
 
@@ -178,6 +209,8 @@ def _to(to: S, *effects: Do | Effect) -> Step[S]:
 _C: Final = COLOMessage
 _P: Final = PrimaryState
 _PE: Final = PrimaryEvent
+_O: Final = ObserverState
+_OE: Final = ObserverEvent
 _S: Final = SecondaryState
 _SE: Final = SecondaryEvent
 
@@ -211,6 +244,21 @@ PRIMARY: Final[Table[PrimaryState]] = {
     **{(state, _PE.FAILOVER): _to(_P.FAILOVER, Do.CLOSE, Do.RELEASE, Do.RESUME)
        for state in (*_PRIMARY_CONNECTED, _P.LOST)},
     (_P.FAILOVER,          _PE.RESUMED):         _to(_P.SOLO),
+}
+
+_OBSERVED: Final = (_O.COPYING, _O.RUNNING, _O.REPLIED, _O.STOPPED, _O.SAFE)
+
+#: The secondary's messages go on to QEMU as they come, but for the reply, which waits to be sent.
+OBSERVER: Final[Table[ObserverState]] = {
+    (_O.COPYING,  _C.CHECKPOINT_READY): _to(_O.RUNNING, Do.HOLD, Do.RESUME),
+    (_O.RUNNING,  _C.CHECKPOINT_REPLY): _to(_O.REPLIED),
+    (_O.REPLIED,  _OE.CHECKPOINT_DUE):  _to(_O.STOPPED, _send(_C.CHECKPOINT_REPLY)),
+    (_O.STOPPED,  _C.VMSTATE_RECEIVED): _to(_O.SAFE, Do.RELEASE),
+    (_O.SAFE,     _C.VMSTATE_LOADED):   _to(_O.RUNNING, Do.RESUME),
+    **{(state, _OE.LOST): _to(_O.LOST) for state in _OBSERVED},
+    **{(state, _OE.FAILOVER): _to(_O.FAILOVER, Do.CLOSE, Do.RELEASE, Do.RESUME)
+       for state in (*_OBSERVED, _O.LOST)},
+    (_O.FAILOVER, _OE.RESUMED):         _to(_O.SOLO),
 }
 
 _SECONDARY_WHOLE: Final = (_S.STARTING, _S.READY, _S.PREPARING, _S.SUSPENDING,

@@ -1,9 +1,8 @@
 """A protected session on the primary: what the secondary's messages mean for gate and clock.
 
-QEMU performs the primary's role; this follows it by the secondary's messages alone.  What QEMU
-does between two of them is not seen: it is told to the machine as done when the next message
-proves it.  So the machine's table and its invariants hold here too, above all that packets are
-released by VMSTATE_RECEIVED and by nothing else.
+QEMU performs the primary's role; ``protocol.observer`` follows it by the secondary's messages
+alone, and this carries out what that one asks for: above all it releases packets by
+VMSTATE_RECEIVED and by nothing else.
 
 The way from a held packet to a stopped VM is kept short.  QEMU requests each checkpoint soon after
 the last one has ended, by its own timer; the secondary replies; and the reply is held here until
@@ -21,12 +20,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from colo.config import VmConfig
-from colo.errors import GuestError
+from colo.errors import ColoError, GuestError
 from colo.packets.pace import due_at
 from colo.protocol.machine import VMState
 from colo.protocol.messages import COLOMessage, Message
-from colo.protocol.primary import Primary
-from colo.protocol.tables import Do, PrimaryEvent, PrimaryState
+from colo.protocol.observer import Observer
+from colo.protocol.tables import Do, Effect, ObserverEvent, ObserverState
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.packet_filters import NetGate
 from colo.session.awake import Awake
@@ -43,7 +42,7 @@ class Checkpointing:
     """Follows the checkpoints of one VM, and times them; ``begin`` starts a session.
 
     ``on_protected`` is called when the secondary has the first copy; ``pass_on`` with the reply
-    that was held, for QEMU.
+    that was held, for QEMU; ``on_broken`` with an error of ours, which ends the session.
     """
 
     def __init__(
@@ -53,12 +52,14 @@ class Checkpointing:
         gate: NetGate,
         awake: Awake,
         on_protected: Callable[[], None],
+        on_broken: Callable[[ColoError], None],
     ) -> None:
         self._vm_name, self._pace = config.name, config.pace
         self._colo = colo
         self._gate = gate
         self._awake = awake
         self._on_protected = on_protected
+        self._on_broken = on_broken
         self._timer: asyncio.TimerHandle | None = None
         self._nudging: asyncio.Task[None] | None = None
         self._stopped_at = 0.0
@@ -68,8 +69,8 @@ class Checkpointing:
         self._covered: deque[float] = deque(maxlen=_SAMPLES)
         gate.on_held = self.schedule
         self.pass_on: Callable[[Message], None] = lambda message: None
-        self._replied = False
-        self.machine = Primary(config.name)
+        self.machine = Observer(config.name)
+        self._over = False
         self._sent = -1
         self._sent_at = 0.0
         self.count = 0
@@ -77,12 +78,13 @@ class Checkpointing:
 
     def begin(self) -> None:
         """A new session: nothing is protected yet."""
-        self.machine = Primary(self._vm_name)
+        self.machine = Observer(self._vm_name)
+        self._over = False
         self._sent = -1
 
     def end(self) -> None:
         """The session is over: begin no checkpoint any more."""
-        self._replied = False
+        self._over = True
         self._awake.close()
         self._cancel()
 
@@ -91,40 +93,32 @@ class Checkpointing:
 
         Raises UnexpectedMessage.
         """
-        machine, now = self.machine, time.monotonic()
-        if message.kind is COLOMessage.CHECKPOINT_READY and machine.can(PrimaryEvent.MIGRATED):
-            machine.handle(PrimaryEvent.MIGRATED)
-        elif message.kind is COLOMessage.CHECKPOINT_REPLY and not self._replied:
-            self._replied = machine.can(PrimaryEvent.CHECKPOINT_DUE)
-            if self._replied:
-                self.schedule()
-                return False
-        done = {effect.do for effect in machine.receive(message)}
-        if Do.RELEASE in done:
-            self._gate.release()
-            self._covered.append(now - self._stopped_at)
-            self.safe_at = time.time()
-        if Do.RESUME in done:
-            machine.handle(PrimaryEvent.RESUMED)
-            self._resumed(message.kind, now)
-        return True
+        self._perform(self.machine.receive(message), message.kind, time.monotonic())
+        if self.machine.state is not ObserverState.REPLIED:
+            return True
+        self.schedule()
+        return False
 
-    def _begin(self) -> None:
-        """It is time, and the secondary has replied: QEMU stops the VM when it hears of that."""
-        self._replied = False
-        self._stopped_at = time.monotonic()
-        reply = Message(COLOMessage.CHECKPOINT_REPLY)
-        self.machine.handle(PrimaryEvent.CHECKPOINT_DUE)
-        self.machine.receive(reply)
-        self.pass_on(reply)
-        self._awake.checkpoint()
-        for event in (PrimaryEvent.SUSPENDED, PrimaryEvent.RAM_SAVED):
-            self.machine.handle(event)
-        self.machine.handle(PrimaryEvent.DEVICES_SAVED, 0)
+    def _perform(
+        self, effects: tuple[Effect, ...], after: COLOMessage | ObserverEvent, now: float
+    ) -> None:
+        for effect in effects:
+            if effect.do is Do.SEND:
+                assert effect.message is not None
+                self._stopped_at = now
+                self.pass_on(Message(effect.message))
+                self._awake.checkpoint()
+            elif effect.do is Do.HOLD:
+                self._gate.hold()  # the VM is still stopped: what it sent before is covered
+            elif effect.do is Do.RELEASE:
+                self._gate.release()
+                self._covered.append(now - self._stopped_at)
+                self.safe_at = time.time()
+            elif effect.do is Do.RESUME:
+                self._resumed(after, now)
 
-    def _resumed(self, after: COLOMessage, now: float) -> None:
+    def _resumed(self, after: COLOMessage | ObserverEvent, now: float) -> None:
         if after is COLOMessage.CHECKPOINT_READY:
-            self._gate.hold()  # the VM is still stopped: what it sent before is covered
             self._on_protected()
         else:
             self.count += 1
@@ -135,7 +129,7 @@ class Checkpointing:
 
     def schedule(self) -> None:
         """Have the next checkpoint taken, now or when it is due."""
-        if not self._replied:
+        if self._over or self.machine.state is not ObserverState.REPLIED:
             return
         self._cancel()
         due = due_at(
@@ -145,10 +139,19 @@ class Checkpointing:
             self._resumed_at,
             self._stopped_s,
         )
-        if due <= time.monotonic():
-            self._begin()
+        now = time.monotonic()
+        if due <= now:
+            self._begin(now)
         else:
             self._timer = asyncio.get_running_loop().call_at(due, self.schedule)
+
+    def _begin(self, now: float) -> None:
+        """It is time, and the secondary has replied: QEMU stops the VM when it hears of that."""
+        event = ObserverEvent.CHECKPOINT_DUE
+        try:
+            self._perform(self.machine.handle(event), event, now)
+        except ColoError as error:
+            self._on_broken(error)
 
     def _cancel(self) -> None:
         if self._timer is not None:
@@ -158,8 +161,8 @@ class Checkpointing:
     def overdue(self, limit_s: float) -> bool:
         """Whether a checkpoint, or QEMU's request for it, has not come for ``limit_s``."""
         limit = time.monotonic() - limit_s
-        if self.machine.state is PrimaryState.RUNNING:
-            return not self._replied and self._resumed_at < limit
+        if self.machine.state is ObserverState.RUNNING:
+            return self._resumed_at < limit
         return self.machine.vm is VMState.STOP and self._stopped_at < limit
 
     def stalled(self, sent: int, limit_s: float) -> bool:
@@ -167,7 +170,7 @@ class Checkpointing:
 
         To be asked again and again: it remembers when there was more.
         """
-        if self.machine.state is not PrimaryState.MIGRATING or sent != self._sent:
+        if self.machine.state is not ObserverState.COPYING or sent != self._sent:
             self._sent, self._sent_at = sent, time.monotonic()
         return time.monotonic() - self._sent_at > limit_s
 
@@ -185,7 +188,7 @@ class Checkpointing:
     def _go_on(self) -> None:
         """QEMU has the message that lets its VM go on: now all that was released can go."""
         self._gate.flush()
-        if not self._replied:
+        if not self._over and self.machine.state is ObserverState.RUNNING:
             self._cancel()
             self._timer = asyncio.get_running_loop().call_later(_LATE_S, self._nudge)
 

@@ -20,7 +20,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from colo.errors import ChannelLost, PeerError
+from colo.errors import ChannelLost, ColoError
 from colo.migration.returnpath import ReturnPathDecoder
 from colo.protocol.messages import Message, MessageDecoder, encode
 from colo.transport.sockets import quick_acks, tune
@@ -46,7 +46,7 @@ class Relay:
         secondary: socket.socket,
         return_path: bool,
         on_message: Callable[[Message], bool],
-        on_lost: Callable[[PeerError], None],
+        on_lost: Callable[[ColoError], None],
         on_qemu_lost: Callable[[str], None],
     ) -> None:
         self._qemu = qemu
@@ -90,13 +90,19 @@ class Relay:
             self._answer()
 
     def _answer(self) -> None:
-        """Send what QEMU is to have."""
+        """Send what QEMU is to have: a few bytes, and it reads each before it goes on."""
         answers, self._answers = self._answers, bytearray()
-        if answers and self._open:
-            try:
-                self._qemu.send(answers)
-            except OSError as error:
-                self._lose_qemu(f"QEMU ended COLO's connection: {error.strerror}")
+        if not answers or not self._open:
+            return
+        try:
+            taken = self._qemu.send(answers)
+        except BlockingIOError:
+            taken = 0
+        except OSError as error:
+            self._lose_qemu(f"QEMU ended COLO's connection: {error.strerror}")
+            return
+        if taken < len(answers):
+            self._lose_qemu("QEMU does not read the secondary's answers")
 
     def _from_qemu(self) -> None:
         taken = 0
@@ -157,7 +163,7 @@ class Relay:
             for message in self._decoder.feed(data):
                 if self._on_message(message):
                     self.send(message)
-        except PeerError as error:
+        except ColoError as error:
             self._end(error)
         finally:
             self._hearing = False
@@ -173,7 +179,7 @@ class Relay:
             self._on_qemu_lost(why)
             self.close()
 
-    def _end(self, error: PeerError) -> None:
+    def _end(self, error: ColoError) -> None:
         """Say so first: QEMU may run its VM again the moment that its end is closed."""
         if self._open:
             self._on_lost(error)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from colo.errors import Misfit, StoreError
+from colo.errors import InvariantBroken, Misfit, StoreError
 from colo.migration.ram import Limits, PageRun, RamBlock
 from colo.migration.reader import Header, Migration
 from colo.store.image import Image, mib, require_room
@@ -131,8 +131,14 @@ class Store:
         )
 
     def commit(self, number: int, device_state: bytes) -> None:
-        """Make the staged pages and ``device_state`` the state of the store."""
-        assert self.checkpoint is not None and not self._committed
+        """Make the staged pages and ``device_state`` the state of the store.
+
+        Raises InvariantBroken where the checkpoint before has not been applied.
+        """
+        if self.checkpoint is None or self._committed:
+            raise InvariantBroken(
+                f"store: checkpoint {number} before the one it rests on is in the images"
+            )
         self.checkpoint = replace(self.checkpoint, number=number, device_state=device_state)
         self._committed, self.staging.runs = self.staging.runs, []
 

@@ -56,12 +56,13 @@ def tune(sock: socket.socket) -> None:
 
 
 def bind_private(sock: socket.socket, path: str) -> None:
-    """Bind a unix socket to ``path``, open to its owner only.  Raises OSError."""
-    mask = os.umask(0o177)
-    try:
-        sock.bind(path)
-    finally:
-        os.umask(mask)
+    """Bind a unix socket to ``path``, open to its owner only.  Raises OSError.
+
+    The path gets the mode of the socket: there is no moment at which it is open to others, and no
+    need to change the umask, which belongs to all threads.
+    """
+    os.fchmod(sock.fileno(), 0o600)
+    sock.bind(path)
 
 
 @contextlib.contextmanager

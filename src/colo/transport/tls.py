@@ -16,7 +16,6 @@ Each direction holds no more than one buffer.  What was sent before one side end
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import select
 import socket
@@ -31,7 +30,7 @@ from colo.config import TlsFiles, VmConfig
 from colo.errors import ChannelLost, UsageError
 from colo.transport.sockets import quick_acks, readable, tune, writable
 
-__all__ = ["Tls", "make_tls", "wrap"]
+__all__ = ["Tls", "let_go", "make_tls", "wrap"]
 
 _HANDSHAKE_S: Final = 3.0
 #: So long what one side of colo sent before it closed may take to be gone.
@@ -109,9 +108,8 @@ async def wrap(
     return inner
 
 
-@atexit.register
-def _let_go() -> None:
-    """What was said last shall arrive, also where the process ends right after it."""
+def let_go() -> None:
+    """Let what was said last arrive; for a process that ends right after it."""
     deadline = time.monotonic() + _EXIT_S
     for thread in list(_pumps):
         thread.join(max(0.0, deadline - time.monotonic()))

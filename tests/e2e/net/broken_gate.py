@@ -41,17 +41,17 @@ def leaky_take(self: Gate, data: bytes, now: float) -> bytes:
     return passing or self.release(now)
 
 
-def early_begin(self: Checkpointing) -> None:
+def early_begin(self: Checkpointing, now: float) -> None:
     """Let go what is held before QEMU stops its VM for the checkpoint that covers it."""
     last = _is_last(self)
     self._gate.release()
     self._gate.flush()
-    _go_on_or_die(self, last)
+    _go_on_or_die(self, last, now)
 
 
-def whole_begin(self: Checkpointing) -> None:
+def whole_begin(self: Checkpointing, now: float) -> None:
     """Only die, if so ordered."""
-    _go_on_or_die(self, _is_last(self))
+    _go_on_or_die(self, _is_last(self), now)
 
 
 def _is_last(session: Checkpointing) -> bool:
@@ -64,12 +64,12 @@ def _is_last(session: Checkpointing) -> bool:
     )
 
 
-def _go_on_or_die(session: Checkpointing, last: bool) -> None:
+def _go_on_or_die(session: Checkpointing, last: bool, now: float) -> None:
     if last:
         time.sleep(DELIVERY_S)
         for pid in (session._colo._qemu.pid, os.getpid()):
             os.kill(pid, signal.SIGKILL)
-    _begin(session)
+    _begin(session, now)
 
 
 if __name__ == "__main__":
