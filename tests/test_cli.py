@@ -173,7 +173,7 @@ def test_a_log_that_has_no_room_is_told_of_once_and_goes_on_where_there_is_again
 
 def test_what_a_callback_raises_is_in_the_log(tmp_path: Path, no_log: None) -> None:
     async def run() -> None:
-        asyncio.get_running_loop().call_soon(lambda: {}["no such key"])
+        asyncio.get_running_loop().call_soon({"a": 1}.__getitem__, "no such key")
         await asyncio.sleep(0)
 
     cli._log_to(tmp_path / "colo.log", trace=False)
