@@ -312,9 +312,29 @@ def status(state_dir: Path, as_json: bool) -> int:
 @_reporting
 def failover(state_dir: Path, force: bool) -> int:
     """Run the VM here, from its last checkpoint."""
+    return _order(state_dir, "failover", force)
+
+
+@main.command()
+@_state_dir
+@_reporting
+def switchover(state_dir: Path) -> int:
+    """Have the VM go over to the other host, at a checkpoint of its own."""
+    return _order(state_dir, "switchover")
+
+
+@main.command()
+@_state_dir
+@_reporting
+def stop(state_dir: Path) -> int:
+    """Have the guest power down; after a minute it is ended."""
+    return _order(state_dir, "stop")
+
+
+def _order(state_dir: Path, order: str, force: bool = False) -> int:
     from colo.node.orders import give_order
 
-    answer = give_order(state_dir, "failover", force)
+    answer = give_order(state_dir, order, force)
     click.echo(printable(answer.text), err=not answer.ok)
     return 0 if answer.ok else _FAILED
 

@@ -261,7 +261,7 @@ def test_a_dead_vms_grant_is_left_to_the_host_that_may_have_its_copy(
         s.node._solo.grant = Grant(1, "a")
         s.node._solo._unheard = 2
         s.node._contested = contested
-        s.node._link = cast(Link, SimpleNamespace(say=said.append, close=lambda: None))
+        s.node._peer._link = cast(Link, SimpleNamespace(say=said.append, close=lambda: None))
         ended = asyncio.get_running_loop().create_future()
         ended.set_result(await s.node._conclude(End.DIED))
         monkeypatch.setattr(s.node, "_protect", lambda: ended)

@@ -39,6 +39,7 @@ class Decision(Enum):
     ASK = "ask the arbiter for the right to run the VM"
 
 
+_GONE = frozenset({WordKind.DEAD, WordKind.HANDOVER})
 _FORGET = frozenset({WordKind.SHUTDOWN, WordKind.BYE, WordKind.ALONE})
 
 
@@ -47,7 +48,8 @@ class Heard:
     """What a secondary has heard of its primary; without a control link that is nothing.
 
     ``known``: the number of the grant under which the primary runs; ``holder``: its name as that
-    grant's holder, or "".  ``word``: the last of dead, shutdown, bye and alone, or None.
+    grant's holder, or "".  ``word``: the last of dead, handover,
+    shutdown, bye and alone, or None.
     """
 
     link: LinkState = LinkState.NONE
@@ -58,10 +60,15 @@ class Heard:
 
     def hear(self, word: Word) -> bool:
         """Take a word; return whether there is something to decide now."""
-        if word.kind is not WordKind.DEAD and word.kind not in _FORGET:
+        if word.kind not in _GONE | _FORGET:
             return False
         self.word, self._last = word.kind, word.grant
         return True
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the primary has said that it runs the VM no more."""
+        return self.word in _GONE
 
     @property
     def void(self) -> Grant | None:
@@ -78,7 +85,7 @@ def decide_secondary(channel_up: bool, heard: Heard) -> Decision:
     """Decide for a secondary that has a whole checkpoint."""
     if heard.word in _FORGET:
         return Decision.FORGET
-    if heard.word is WordKind.DEAD:
+    if heard.is_gone:
         # What the primary's QEMU still had sent is in the channel: read it to its end first.
         return Decision.WAIT if channel_up else Decision.ASK
     if heard.link is LinkState.LOST:

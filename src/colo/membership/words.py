@@ -7,6 +7,7 @@ the primary says, when it is so::
     dead       the guest's process is dead: take over; ``grant`` is the last that it may have got
     shutdown   the guest has shut down: there is nothing to take over
     bye        protection ends by an operator's will: the VM goes on here
+    handover   the VM is stopped behind its last checkpoint, by order: take over
     alone      the primary has the grant and runs alone: forget the VM
 
 The secondary says ``refused`` instead of its hello, or where it could not take the first copy: why,
@@ -52,6 +53,7 @@ class WordKind(Enum):
     REFUSED = "refused"
     HEARTBEAT = "heartbeat"
     DEAD = "dead"
+    HANDOVER = "handover"
     SHUTDOWN = "shutdown"
     BYE = "bye"
     ALONE = "alone"

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from colo.errors import LocalError, UsageError
+from colo.membership.roles import holder_name
 
 __all__ = ["instance", "only_one"]
 
@@ -14,13 +15,16 @@ __all__ = ["instance", "only_one"]
 _START_TIME = 19
 
 
-def instance(pid: int) -> str:
-    """Return host, process and its start: a name that no other process ever has."""
+def instance(pid: int, host: str = "") -> str:
+    """Return host, process and its start: a name that no other process ever has.
+
+    ``host``: what the VM file calls this one; else its own name.
+    """
     try:
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_START_TIME]
     except (OSError, IndexError):
         started = "0"
-    return f"{socket.gethostname()}/{pid}/{started}"
+    return holder_name(host or socket.gethostname(), pid, started)
 
 
 def only_one(name: str) -> socket.socket:

@@ -380,7 +380,7 @@ class SecondaryNode:
         It is once for each; whoever says it again means it.
         """
         await self._takeover.settled()
-        lives = self._link is not None and self._heard.word is not WordKind.DEAD
+        lives = self._link is not None and not self._heard.is_gone
         if self._state is not SecondaryState.LOST or lives or self._warned is self._session:
             return False
         self._warned = self._session

@@ -24,6 +24,8 @@ from colo.node.ending import LAST, End
 from colo.node.first_start import Start
 from colo.node.identity import instance, only_one
 from colo.node.orders import Answer, serve_orders
+from colo.node.peer import Peer
+from colo.node.planned import Planned
 from colo.node.retry import RETRY_S, Retry
 from colo.node.running_on import Solo, Verdict
 from colo.node.standing import Standing
@@ -37,12 +39,10 @@ from colo.session.awake import Awake
 from colo.session.qemu_primary import Checkpointing
 from colo.session.relay import Relay
 from colo.transport.address import Address
-from colo.transport.control_link import Link, call
 from colo.transport.sockets import accept_one, listening
 
 __all__ = ["PrimaryNode"]
 
-_CALL_S: Final = 3.0
 _STATUS_S: Final = 0.25
 _LAST_EVENTS_S: Final = 0.05
 _WHY_S: Final = 0.5
@@ -72,7 +72,6 @@ class PrimaryNode:
     ) -> None:
         self._config = config
         self._qemu = qemu
-        self._to = to
         self._folder = folder
         self._arbiter = arbiter
         self._tell = say
@@ -86,6 +85,7 @@ class PrimaryNode:
         self._session = Checkpointing(
             config, self._colo, self._gate, awake, self._protected, self._lost
         )
+        self._peer = Peer(config, to, stock, self._figures, self._hear, self._lost)
         self._gone = asyncio.Event()  # the VM has ended
         self._solo = Solo(
             arbiter,
@@ -99,9 +99,9 @@ class PrimaryNode:
             self._stand,
             self._say,
         )
+        self._planned = Planned(qemu, self._session, self._gate, self._peer, self._gone, self._say)
         self._netdevs: list[str] = []
         self._relay: Relay | None = None
-        self._link: Link | None = None
         self._end: asyncio.Future[End] | None = None
         self._fate: End | None = None  # what no later session can change
         self._fated = asyncio.Event()
@@ -161,7 +161,7 @@ class PrimaryNode:
         if self._start is not None:
             self._write_status()
             hello = None if self._stock else self._hello()
-            await self._start.begin(self._to, hello, self._arbiter.automatic or self._claim)
+            await self._start.begin(self._peer.to, hello, self._arbiter.automatic or self._claim)
             self._start = None
 
     async def _give_up(self, error: BaseException) -> None:
@@ -258,32 +258,18 @@ class PrimaryNode:
         told = None
         while True:
             try:
-                if not self._stock:
-                    await self._open_link()
-                return await asyncio.wait_for(self._to.connect(), _CALL_S)
+                return await self._peer.reach(self._hello())
             except (ChannelLost, OSError, TimeoutError) as error:
                 why = "no answer" if isinstance(error, TimeoutError) else error
-                self._error = f"{self._to} is out of reach: {why}"
+                self._error = f"{self._peer.to} is out of reach: {why}"
                 if told != self._error:
                     told = self._error
                     self._say(f"UNPROTECTED: {told}; trying again every {RETRY_S:.0f} s")
-            self._close_link()
+            self._peer.close()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._fated.wait(), RETRY_S)
                 return None
             self._end = asyncio.get_running_loop().create_future()
-
-    async def _open_link(self) -> None:
-        ours = self._hello()
-        sock, _ = await call(self._to, ours, _CALL_S)
-        self._link = Link(
-            sock,
-            self._config.heartbeat_s,
-            self._config.heartbeat_limit_s,
-            self._figures,
-            self._hear,
-            self._lost,
-        )
 
     async def _start_colo(self, channel: socket.socket) -> None:
         """Have QEMU migrate to us, and relay that to the secondary."""
@@ -326,11 +312,12 @@ class PrimaryNode:
         elif how is End.ORDERED:
             end = self._after(await self._solo.part(), how, WordKind.BYE)
         if end in (End.DIED, Verdict.HUNG):
-            self._say_word(WordKind.DEAD, grant=self._solo.last_number)
+            self._peer.say(WordKind.DEAD, grant=self._solo.last_number)
         elif end is End.SHUTDOWN:
-            self._say_word(WordKind.SHUTDOWN)
-        self._close_link()
+            self._peer.say(WordKind.SHUTDOWN)
+        self._peer.close()
         self._hang_up()
+        self._planned.concluded(end is Verdict.FENCED)
         if end in (End.DIED, End.SHUTDOWN):
             await self._gate.remove()
         return end
@@ -338,7 +325,7 @@ class PrimaryNode:
     def _after(self, verdict: Verdict, end: End, word: WordKind) -> End | Verdict:
         """The end of a session after a decision; ``word`` lets the secondary go."""
         if verdict is Verdict.ALONE:
-            self._say_word(word)  # only now: a VM that does not run needs its secondary
+            self._peer.say(word)  # only now: a VM that does not run needs its secondary
             self._contested = False
             return end
         if verdict is Verdict.GONE:
@@ -350,16 +337,20 @@ class PrimaryNode:
         """The secondary is lost: learn whether the VM may run alone, and have it do so."""
         self._standing = Standing.LOST
         copying = self._session.machine.state is ObserverState.COPYING
-        if copying and self._relayed and self._link is not None:
+        if copying and self._relayed and self._peer.is_linked:
             with contextlib.suppress(TimeoutError):  # the other connection may bring the reason
                 await asyncio.wait_for(self._refused.wait(), _WHY_S)
         if self._session.machine.can(ObserverEvent.LOST):
             self._session.machine.handle(ObserverEvent.LOST)
         self._hang_up()
         what = "the secondary is lost" if self._relayed else "the protection could not begin"
-        if not self._final:  # else it is said at the end
+        if self._planned.is_going_over:
+            self._say(f"switchover: {self._error}")
+        elif not self._final:  # else it is said at the end
             self._say(f"{what}: {self._error}")
         self._write_status()
+        if self._planned.is_going_over:
+            await self._planned.taken(self._arbiter, self._solo.grant)
         refused = self._refused.is_set() and not self._was_protected
         return await self._solo.decide(contested=self._relayed and not refused)
 
@@ -384,7 +375,8 @@ class PrimaryNode:
     def _protected(self) -> None:
         self._standing, self._was_protected, self._error = Standing.PROTECTED, True, None
         self._retry.succeeded()
-        self._say(f"PROTECTED by {self._to}{', over TLS' if self._to.tls else ''}")
+        to = self._peer.to
+        self._say(f"PROTECTED by {to}{', over TLS' if to.tls else ''}")
 
     def _lost(self, error: ColoError | OSError) -> None:
         if self._session.machine.state is ObserverState.COPYING:
@@ -394,7 +386,7 @@ class PrimaryNode:
 
     def _hear(self, word: Word) -> None:
         if word.kind is WordKind.REFUSED:
-            self._error = f"{self._to} refuses: {word.content.get('why')}"
+            self._error = f"{self._peer.to} refuses: {word.content.get('why')}"
             self._final = word.content.get("final") is True
             self._refused.set()
             self._lost(ChannelLost(self._error))
@@ -431,22 +423,17 @@ class PrimaryNode:
 
     # -- words, orders, status ------------------------------------------------------------
 
-    def _say_word(self, kind: WordKind, **content: int) -> None:
-        if self._link is not None:
-            self._link.say(Word(kind, content))
-
-    def _close_link(self) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-
     async def _obey(self, order: str, force: bool) -> Answer:
         if order == "failover":
             if self._standing != Standing.LOST:
                 return Answer(False, f"nothing to decide: the VM is {self._standing.name}")
             return await self._solo.order(force)
+        if order == "switchover":
+            return await self._planned.switch_over(self._standing, self._arbiter, self._lost)
+        if order == "stop":
+            return await self._planned.power_down()
         if order == "export":
-            where = f"the checkpoint is on the secondary's host ({self._to}): ask there"
+            where = f"the checkpoint is on the secondary's host ({self._peer.to}): ask there"
             return Answer(False, f"{self._folder.path} is the primary's state folder; {where}")
         return Answer(False, f"there is no order {order!r}")
 
@@ -488,8 +475,8 @@ class PrimaryNode:
             "state": self._standing.name,
             "meaning": self._standing.value,
             **self._session.status(),
-            "secondary": str(self._to),
-            "peer": self._link.peer_figures if self._link is not None else None,
+            "secondary": str(self._peer.to),
+            "peer": self._peer.figures,
             "arbiter": self._config.arbiter,
             "grant": self._solo.grant.number,
             "error": self._error,

@@ -131,6 +131,11 @@ class NetGate:
         for door in self._doors:
             door.flush()
 
+    async def settle(self) -> None:
+        """Wait until QEMU has taken all that may go, for a while."""
+        for door in self._doors:
+            await door.settle()
+
     def open(self) -> None:
         """The VM runs alone by a grant."""
         for door in self._doors:
@@ -191,7 +196,7 @@ class _Door:
         """Lead packets past us again: first the way out goes, then what is on its way, then us."""
         with contextlib.suppress(GuestError):
             for kind, name in reversed([item for item in self._made if item[0] == "object-del"]):
-                await self._settle()
+                await self.settle()
                 await self._qemu.execute(kind, id=name)
         if self._out is not None:
             self.drain()
@@ -258,7 +263,7 @@ class _Door:
             self._loop.remove_writer(self._back)
             self._waits = False
 
-    async def _settle(self) -> None:
+    async def settle(self) -> None:
         """Wait until QEMU has taken all that may go, for a while."""
         deadline = self._loop.time() + _SETTLE_S
         while self._loop.time() < deadline:

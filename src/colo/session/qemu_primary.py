@@ -71,6 +71,8 @@ class Checkpointing:
         self.pass_on: Callable[[Message], None] = lambda message: None
         self.machine = Observer(config.name)
         self._over = False
+        self._wanted: asyncio.Future[None] | None = None
+        self._begun_for: asyncio.Future[None] | None = None
         self._sent = -1
         self._sent_at = 0.0
         self.count = 0
@@ -87,6 +89,12 @@ class Checkpointing:
         self._over = True
         self._awake.close()
         self._cancel()
+
+    async def fresh(self) -> None:
+        """Have a checkpoint taken now; return when it is safe, and what it covers may leave."""
+        self._wanted = asyncio.get_running_loop().create_future()
+        self.schedule()
+        await self._wanted
 
     def received(self, message: Message) -> bool:
         """Take a message of the secondary; return whether QEMU may have it at once.
@@ -140,7 +148,7 @@ class Checkpointing:
             self._stopped_s,
         )
         now = time.monotonic()
-        if due <= now:
+        if due <= now or self._wanted is not None:
             self._begin(now)
         else:
             self._timer = asyncio.get_running_loop().call_at(due, self.schedule)
@@ -148,6 +156,7 @@ class Checkpointing:
     def _begin(self, now: float) -> None:
         """It is time, and the secondary has replied: QEMU stops the VM when it hears of that."""
         event = ObserverEvent.CHECKPOINT_DUE
+        self._begun_for, self._wanted = self._wanted, None
         try:
             self._perform(self.machine.handle(event), event, now)
         except ColoError as error:
@@ -188,6 +197,9 @@ class Checkpointing:
     def _go_on(self) -> None:
         """QEMU has the message that lets its VM go on: now all that was released can go."""
         self._gate.flush()
+        wanted, self._begun_for = self._begun_for, None
+        if wanted is not None and not wanted.done():
+            wanted.set_result(None)
         if not self._over and self.machine.state is ObserverState.RUNNING:
             self._cancel()
             self._timer = asyncio.get_running_loop().call_later(_LATE_S, self._nudge)

@@ -1,0 +1,48 @@
+"""Whose turn it is to run the VM, where a host begins and neither runs it by this colo's knowledge.
+
+The arbiter's record says who had the right last: nobody, where the VM has never run or was shut
+down in good order; else a process of one of the two hosts, by its name.  A host that ran it last
+and finds that process dead may be behind the other one, which may hold a checkpoint of that very
+VM; so it asks first.  A host that did not run it last has an older state, and never starts it by
+itself.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["Turn", "holder_name", "host_of", "whose_turn"]
+
+
+class Turn(Enum):
+    """What a host does that begins."""
+
+    START = "the VM runs nowhere and left no state in memory: start it here"
+    ADOPT = "the VM runs here already: go on with it"
+    ASK = "the VM ran here and died: start it, if the other host has no newer state"
+    FOLLOW = "the VM ran on the other host last: be its secondary"
+
+
+def holder_name(host: str, pid: int, started: str) -> str:
+    """The name of a process as the holder of a grant: no other process ever has it."""
+    return f"{host}/{pid}/{started}"
+
+
+def host_of(holder: str) -> str:
+    """The host in a holder's name; "" of nobody."""
+    return holder.rsplit("/", 2)[0] if holder.count("/") >= 2 else holder
+
+
+def whose_turn(holder: str, host: str, lives: bool, automatic: bool, is_first: bool) -> Turn:
+    """Decide for ``host``, by the arbiter's record of who had the right last.
+
+    ``lives``: a QEMU of this host runs the VM, and it is that holder.  ``automatic``: there is an
+    arbiter that keeps a record; else the ``is_first`` of the two hosts asks, and the other follows.
+    """
+    if lives:
+        return Turn.ADOPT
+    if not automatic:
+        return Turn.ASK if is_first else Turn.FOLLOW
+    if not holder:
+        return Turn.START
+    return Turn.ASK if host_of(holder) == host else Turn.FOLLOW

@@ -1,0 +1,72 @@
+"""The secondary as its primary reaches it: a control link, where it has one, and channels."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from colo.config import VmConfig
+from colo.errors import PeerError
+from colo.membership.words import Hello, Word, WordKind
+from colo.transport.address import Address
+from colo.transport.control_link import Link, call
+
+__all__ = ["Peer"]
+
+_CALL_S: Final = 3.0
+
+
+class Peer:
+    """The secondary at ``to``; ``figures``, ``hear`` and ``lost``: see Link.
+
+    ``stock``: it is a stock QEMU, which has no control link.
+    """
+
+    def __init__(
+        self,
+        config: VmConfig,
+        to: Address,
+        stock: bool,
+        figures: Callable[[], dict[str, Any]],
+        hear: Callable[[Word], None],
+        lost: Callable[[PeerError], None],
+    ) -> None:
+        self.to = to
+        self._stock = stock
+        self._beats = config.heartbeat_s, config.heartbeat_limit_s
+        self._figures, self._hear, self._lost = figures, hear, lost
+        self._link: Link | None = None
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether there is a control link."""
+        return self._link is not None
+
+    @property
+    def figures(self) -> dict[str, Any] | None:
+        """What it said of itself with its last heartbeat."""
+        return self._link.peer_figures if self._link is not None else None
+
+    async def reach(self, ours: Hello) -> socket.socket:
+        """Open the control link, and return the connection of a new channel.
+
+        Raises ChannelLost, OSError or TimeoutError where it cannot be had now, PeerError where it
+        never can.
+        """
+        if not self._stock:
+            sock, _ = await call(self.to, ours, _CALL_S)
+            self._link = Link(sock, *self._beats, self._figures, self._hear, self._lost)
+        return await asyncio.wait_for(self.to.connect(), _CALL_S)
+
+    def say(self, kind: WordKind, **content: int) -> None:
+        """Say a word, where there is a link."""
+        if self._link is not None:
+            self._link.say(Word(kind, content))
+
+    def close(self) -> None:
+        """Close the link."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None

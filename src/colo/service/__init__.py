@@ -1,0 +1,1 @@
+"""What a service manager wants of a colo that runs for good."""
