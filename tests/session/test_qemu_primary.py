@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 
 from colo.config import VmConfig
+from colo.config.vm import Checkpoints
 from colo.errors import UnexpectedMessage
 from colo.protocol.messages import COLOMessage, Message
 from colo.protocol.tables import PrimaryState
@@ -217,7 +218,7 @@ def test_an_idle_vm_is_checkpointed_when_the_last_one_is_too_old() -> None:
         s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
         await until(lambda: s.passed[-1] is COLOMessage.CHECKPOINT_REPLY)
 
-    play(scene, VmConfig(name="web1", age_max_ms=20))
+    play(scene, VmConfig("web1", checkpoints=Checkpoints(age_max_ms=20)))
 
 
 def test_nothing_begins_after_the_end() -> None:
@@ -229,7 +230,7 @@ def test_nothing_begins_after_the_end() -> None:
         await asyncio.sleep(0.03)
         assert s.passed == [COLOMessage.CHECKPOINT_READY]
 
-    play(scene, VmConfig(name="web1", age_max_ms=10))
+    play(scene, VmConfig("web1", checkpoints=Checkpoints(age_max_ms=10)))
 
 
 def test_a_checkpoint_that_does_not_end_is_overdue() -> None:

@@ -82,7 +82,7 @@ class PrimaryNode:
         self._claim = claim
         self._start = start  # None once the VM runs
         self._colo = ColoPrimary(qemu, allow_broken)
-        limit = int(config.hold_limit_mib * (1 << 20))
+        limit = int(config.network.hold_limit_mib * (1 << 20))
         self._gate = NetGate(qemu, folder.path, limit)
         self._awake = Awake(config, self._say)
         self._session = Checkpointing(config, self._colo, self._gate, self._awake, self._protected)
@@ -278,8 +278,8 @@ class PrimaryNode:
         sock, _ = await call(self._to, ours, _CALL_S)
         self._link = Link(
             sock,
-            self._config.heartbeat_s,
-            self._config.heartbeat_limit_s,
+            self._config.failover.heartbeat_s,
+            self._config.failover.heartbeat_limit_s,
             self._figures,
             self._hear,
             self._lost,
@@ -467,7 +467,7 @@ class PrimaryNode:
         while True:
             self._write_status()
             await asyncio.sleep(_STATUS_S)
-            limit = self._config.silence_s
+            limit = self._config.failover.silence_s
             if self._standing == Standing.PROTECTED and self._session.overdue(limit):
                 self._lost(ChannelLost(f"no checkpoint was done in {limit:.0f} s"))
             copying = self._relay if self._standing == Standing.COPYING else None
@@ -490,7 +490,7 @@ class PrimaryNode:
             **self._session.status(),
             "secondary": str(self._to),
             "peer": self._link.peer_figures if self._link is not None else None,
-            "arbiter": self._config.arbiter,
+            "arbiter": self._config.failover.arbiter,
             "grant": self._solo.grant.number,
             "error": self._error,
             "bytes_total": self._relay.bytes_sent if self._relay else None,
