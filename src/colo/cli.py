@@ -149,14 +149,14 @@ def secondary(
     from colo.transport.address import parse_address
     from colo.transport.tls import make_tls
 
-    config = load(vm_file)
+    config = load(vm_file, make_arbiter)
     tls = make_tls(config)
     address = parse_address(listen, tls)
     destination = None
     if forward is not None:
         return_path = None if forward_as == "same" else forward_as == "11"
         destination = Destination(parse_address(forward, tls), return_path)
-    arbiter = make_arbiter(config.arbiter)
+    arbiter = make_arbiter(config.failover.arbiter)
 
     async def run(folder: StateFolder) -> int:
         node = SecondaryNode(
@@ -251,11 +251,11 @@ def _protect(
     from colo.transport.address import parse_address
     from colo.transport.tls import make_tls
 
-    config = load(vm_file)
+    config = load(vm_file, make_arbiter)
     to = parse_address(options["to"], make_tls(config))
     if options["stock"] and to.tls is not None:
         raise UsageError("--stock and [tls]: a stock QEMU has a TLS of its own: take [tls] out")
-    arbiter = make_arbiter(config.arbiter)
+    arbiter = make_arbiter(config.failover.arbiter)
 
     async def protect(folder: StateFolder) -> int:
         qemu, start = await get_qemu(config, folder)

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colo.config import VmConfig
+from colo.config.vm import Failover, OneHost, QemuArgs
 from colo.errors import LimitExceeded, PeerError
 from colo.membership.words import Hello, LinkReader, Word, WordKind, machine_digest
 
-CONFIG = VmConfig(name="web1", args=("-m", "512"), arbiter="manual")
+CONFIG = VmConfig("web1", qemu=QemuArgs(args=("-m", "512")), failover=Failover(arbiter="manual"))
 WORDS = [
     Hello.ours(CONFIG, 7).word(),
     Word(WordKind.HEARTBEAT, {"checkpoint": 12}),
@@ -119,7 +120,8 @@ def test_a_hello_that_does_not_fit_is_refused_with_the_reason(
 
 
 def test_the_digest_covers_what_both_hosts_share_and_not_what_differs() -> None:
-    other_host = dataclasses.replace(CONFIG, secondary_args=("-netdev", "x"), binary="/opt/qemu")
-    other_machine = dataclasses.replace(CONFIG, args=("-m", "1G"))
+    there = dataclasses.replace(CONFIG.qemu, secondary=OneHost(("-netdev", "x")), binary="/opt/q")
+    other_host = dataclasses.replace(CONFIG, qemu=there)
+    other_machine = dataclasses.replace(CONFIG, qemu=QemuArgs(args=("-m", "1G")))
     assert machine_digest(other_host) == machine_digest(CONFIG)
     assert machine_digest(other_machine) != machine_digest(CONFIG)

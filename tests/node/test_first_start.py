@@ -18,13 +18,15 @@ from rich.console import Console
 
 from colo.arbiters import asking
 from colo.arbiters.arbiter import FileArbiter, Grant, make_arbiter
-from colo.config import RAM_BLOCK, VmConfig
+from colo.config import VmConfig
+from colo.config.vm import Failover
 from colo.errors import ColoError, GuestError, LocalError, PeerError, UsageError
 from colo.membership.words import Hello, Word, WordKind
 from colo.node import first_start
 from colo.node.first_start import Start
 from colo.node.protecting import PrimaryNode
 from colo.node.state_folder import StateFolder
+from colo.qemu.command_line import RAM_BLOCK
 from colo.qemu.process import Qemu
 from colo.status.report import read_status, render
 from colo.transport.address import Address
@@ -72,7 +74,8 @@ class Scene:
         self.folder = folder
         self.answer = answer
         self.file = FileArbiter(folder / "grant")
-        self.config = VmConfig(name="web1", arbiter=arbiter or f"file:{folder / 'grant'}")
+        failover = Failover(arbiter=arbiter or f"file:{folder / 'grant'}")
+        self.config = VmConfig("web1", failover=failover)
         self.events: list[str] = []
         self.refused = ""
         self.on_hello: Callable[[], object] = lambda: None
@@ -98,7 +101,7 @@ class Scene:
     async def _run(self, options: dict[str, bool]) -> int:
         state = StateFolder(self.folder / "state")
         address = Address(path=str(self.folder / "b"))
-        arbiter = make_arbiter(self.config.arbiter)
+        arbiter = make_arbiter(self.config.failover.arbiter)
         qemu = FakeQemu(self, state.path)
         server = None
         if self.answer is not None:

@@ -18,6 +18,7 @@ import pytest
 
 from colo.arbiters.arbiter import Arbiter, FileArbiter, Grant, ManualArbiter
 from colo.config import VmConfig
+from colo.config.vm import Failover, QemuArgs, StoreRoom
 from colo.errors import ChannelLost, Misfit, PeerError, StoreError
 from colo.guest.memory import MemoryGuest
 from colo.membership.decision import LinkState, OnLoss
@@ -165,12 +166,10 @@ class Host:
     def __init__(self, folder: Path, arbiter: Arbiter, on_loss: OnLoss) -> None:
         kind = "manual" if isinstance(arbiter, ManualArbiter) else f"file:{folder}/grant"
         self.config = VmConfig(
-            name="web1",
-            args=("-m", "1"),
-            store_folder=folder,
-            arbiter=kind,
-            heartbeat_s=0.02,
-            heartbeat_limit_s=5,
+            "web1",
+            qemu=QemuArgs(args=("-m", "1")),
+            store=StoreRoom(folder=folder),
+            failover=Failover(arbiter=kind, heartbeat_s=0.02, heartbeat_limit_s=5),
         )
         self.address = Address(path=str(folder / "b.sock"))
         self.said: list[str] = []

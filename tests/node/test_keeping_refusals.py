@@ -15,6 +15,7 @@ import pytest
 
 from colo.arbiters.arbiter import make_arbiter
 from colo.config import VmConfig
+from colo.config.vm import QemuArgs, StoreRoom
 from colo.membership.decision import OnLoss
 from colo.membership.words import Hello
 from colo.node import keeping
@@ -55,7 +56,9 @@ class Host:
         self.address = Address(path=str(folder / "door"))
         self.said: list[str] = []
         self.folder = StateFolder(folder / "state")
-        self.config = VmConfig(name="web1", args=("-m", "1"), store_folder=folder)
+        self.config = VmConfig(
+            "web1", qemu=QemuArgs(args=("-m", "1")), store=StoreRoom(folder=folder)
+        )
         self.node = SecondaryNode(
             self.config,
             cast(LaunchPlan, None),

@@ -15,6 +15,7 @@ import pytest
 
 from colo.arbiters.arbiter import FileArbiter, Grant
 from colo.config import VmConfig
+from colo.config.vm import Failover
 from colo.errors import GuestError, PeerError, UsageError
 from colo.membership.words import Word, WordKind
 from colo.node import protecting
@@ -58,7 +59,7 @@ class Scene:
         self.folder, self.qemu, self.said = folder, FakeQemu(), list[str]()
         self.arbiter = FileArbiter(folder.path / "grant")
         self.node = PrimaryNode(
-            config or VmConfig(name="web1", arbiter=f"file:{folder.path}/grant"),
+            config or VmConfig("web1", failover=Failover(arbiter=f"file:{folder.path}/grant")),
             self.qemu,
             parse_address(f"unix:{folder.path}/b"),
             folder,
@@ -227,7 +228,7 @@ def test_a_first_copy_that_stands_still_is_lost(
     monkeypatch.setitem(ANSWERS, "query-migrate", {"status": "active"})
 
     async def scene() -> None:
-        s = Scene(folder, VmConfig(name="web1", silence_s=0.1))
+        s = Scene(folder, VmConfig("web1", failover=Failover(silence_s=0.1)))
         s.arbiter.begin()
         with listening(folder.path / "b"):
             watching = asyncio.create_task(s.node._watch())

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from colo.config import RAM_BLOCK
 from colo.errors import GuestError
 from colo.qemu import obstacles as module
+from colo.qemu.command_line import RAM_BLOCK
 from colo.qemu.monitor import Monitor
 from colo.qemu.obstacles import obstacles
 

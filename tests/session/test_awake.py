@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from colo.config import VmConfig
+from colo.config.vm import Checkpoints
 from colo.session.awake import Awake
 
 OFTEN_S = 0.02  # half of the interval of the idle VM
@@ -31,7 +32,8 @@ class Scene:
         if not device:
             self.device.touch()
         self.said: list[str] = []
-        config = VmConfig(name="web1", age_max_ms=age_max_ms, cpu_latency_us=latency_us)
+        checkpoints = Checkpoints(age_max_ms=age_max_ms, cpu_latency_us=latency_us)
+        config = VmConfig("web1", checkpoints=checkpoints)
         self.awake = Awake(config, self.said.append, self.device)
 
     @property

@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 
 from colo.config import VmConfig
+from colo.config.vm import Checkpoints
 from colo.errors import ColoError, InvariantBroken, UnexpectedMessage
 from colo.protocol.messages import COLOMessage, Message
 from colo.protocol.tables import OBSERVER, Do, Effect, ObserverEvent, ObserverState, Step
@@ -219,7 +220,7 @@ def test_an_idle_vm_is_checkpointed_when_the_last_one_is_too_old() -> None:
         s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
         await until(lambda: s.passed[-1] is COLOMessage.CHECKPOINT_REPLY)
 
-    play(scene, VmConfig(name="web1", age_max_ms=20))
+    play(scene, VmConfig("web1", checkpoints=Checkpoints(age_max_ms=20)))
 
 
 def test_nothing_begins_after_the_end() -> None:
@@ -231,7 +232,7 @@ def test_nothing_begins_after_the_end() -> None:
         await asyncio.sleep(0.03)
         assert s.passed == [COLOMessage.CHECKPOINT_READY]
 
-    play(scene, VmConfig(name="web1", age_max_ms=10))
+    play(scene, VmConfig("web1", checkpoints=Checkpoints(age_max_ms=10)))
 
 
 def test_a_checkpoint_that_does_not_end_is_overdue() -> None:
@@ -300,4 +301,4 @@ def test_a_step_that_breaks_an_invariant_ends_the_session(monkeypatch: pytest.Mo
         assert [type(error) for error in s.broken] == [InvariantBroken]
         assert "release" not in s.gate.told
 
-    play(scene, VmConfig(name="web1", age_max_ms=10))
+    play(scene, VmConfig(name="web1", checkpoints=Checkpoints(age_max_ms=10)))

@@ -104,8 +104,9 @@ class Hello:
     def ours(cls, config: VmConfig, grant: int = 0, holder: str = "") -> Hello:
         """The hello of a colo with this VM file."""
         digest = machine_digest(config)
-        beats = config.heartbeat_s, config.heartbeat_limit_s
-        return cls(LINK_VERSION, config.name, digest, config.arbiter, grant, holder, *beats)
+        ours = config.failover
+        beats = ours.heartbeat_s, ours.heartbeat_limit_s
+        return cls(LINK_VERSION, config.name, digest, ours.arbiter, grant, holder, *beats)
 
     @classmethod
     def of(cls, word: Word) -> Hello:
@@ -164,7 +165,7 @@ def _seconds(word: Word, name: str) -> float | None:
 
 def machine_digest(config: VmConfig) -> str:
     """A digest of what defines the machine in the VM file: the args that both hosts share."""
-    return hashlib.sha256(json.dumps(config.args).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(config.qemu.args).encode()).hexdigest()[:16]
 
 
 class LinkReader:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from colo.arbiters.arbiter import Arbiter, Grant
 from colo.arbiters.asking import reach
-from colo.config import RAM_BLOCK, VmConfig
+from colo.config import VmConfig
 from colo.errors import ColoError, LocalError, Misfit, PeerError, StoreError
 from colo.membership.decision import Decision, Heard, LinkState, OnLoss, decide_secondary
 from colo.membership.words import Hello, Word, WordKind
@@ -28,6 +28,7 @@ from colo.node.orders import Answer, serve_orders
 from colo.node.state_folder import StateFolder
 from colo.node.taking_over import Takeover
 from colo.protocol.tables import SecondaryEvent, SecondaryState
+from colo.qemu.command_line import RAM_BLOCK
 from colo.qemu.process import LaunchPlan
 from colo.qemu.standby import WaitingQemu
 from colo.session.awake import Awake
@@ -70,7 +71,7 @@ class SecondaryNode:
         self._figures = Figures()
         self._awake = Awake(config, self._say)
         self._refusals = Refusals()
-        store_folder = folder.store(config.store_folder, config.name)
+        store_folder = folder.store(config.store.folder, config.name)
         folder.clean(store_folder)
         self._store = Store(store_folder, RamBlock(RAM_BLOCK, config.memory), config.limits)
         self._waiting = WaitingQemu(
@@ -83,8 +84,9 @@ class SecondaryNode:
         self._heard = Heard()
         self._forwarding: Forwarding | None = None
         if forward is not None:
+            who, silence_s = config.name, config.failover.silence_s
             self._forwarding = Forwarding(
-                config.name, self._store, self._settled, forward, config.silence_s, self._say
+                who, self._store, self._settled, forward, silence_s, self._say
             )
         self._takeover = Takeover(
             arbiter, self._store, self._waiting, lambda: instance(self._qemu_pid()), self._say
@@ -341,7 +343,7 @@ class SecondaryNode:
             await asyncio.sleep(_STATUS_S)
             self._write_status()
             if self._session is not None:
-                self._session.bound_silence(self._config.silence_s, self._link is not None)
+                self._session.bound_silence(self._config.failover.silence_s, self._link is not None)
 
     # -- the takeover ---------------------------------------------------------------------
 
@@ -481,7 +483,7 @@ class SecondaryNode:
             "meaning": state.value if state else "no primary is connected",
             "mode": "periodic",
             "on_loss": self._on_loss.value,
-            "arbiter": self._config.arbiter,
+            "arbiter": self._config.failover.arbiter,
             "grant": self._grant(),
             "listen": str(self._listen),
             "link": self._heard.link.name,

@@ -35,7 +35,7 @@ class Peer:
     ) -> None:
         self.to = to
         self._stock = stock
-        self._beats = config.heartbeat_s, config.heartbeat_limit_s
+        self._beats = config.failover.heartbeat_s, config.failover.heartbeat_limit_s
         self._figures, self._hear, self._lost = figures, hear, lost
         self._link: Link | None = None
 

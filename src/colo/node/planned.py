@@ -61,7 +61,7 @@ class Planned:
     async def switch_over(
         self, standing: Standing, arbiter: Arbiter, lose: Callable[[ChannelLost], None]
     ) -> Answer:
-        """Have the VM go over to the other host, and say what came of it; ``lose`` ends the session."""
+        """Have the VM go over to the other host, and say whether.  ``lose`` ends the session."""
         if standing is not Standing.PROTECTED:
             return Answer(False, f"not now: the VM is {standing.name}: {standing.value}")
         if not arbiter.automatic:

@@ -80,7 +80,7 @@ class PrimaryNode:
         self._claim = claim
         self._start = start  # None once the VM runs
         self._colo = ColoPrimary(qemu, allow_broken)
-        self._gate = NetGate(qemu, folder.path, int(config.hold_limit_mib * (1 << 20)))
+        self._gate = NetGate(qemu, folder.path, int(config.network.hold_limit_mib * (1 << 20)))
         self._awake = awake = Awake(config, self._say)
         self._session = Checkpointing(
             config, self._colo, self._gate, awake, self._protected, self._lost
@@ -454,7 +454,7 @@ class PrimaryNode:
         while True:
             self._write_status()
             await asyncio.sleep(_STATUS_S)
-            limit = self._config.silence_s
+            limit = self._config.failover.silence_s
             if self._standing == Standing.PROTECTED and self._session.overdue(limit):
                 self._lost(ChannelLost(f"no checkpoint was done in {limit:.0f} s"))
             copying = self._relay if self._standing == Standing.COPYING else None
@@ -477,7 +477,7 @@ class PrimaryNode:
             **self._session.status(),
             "secondary": str(self._peer.to),
             "peer": self._peer.figures,
-            "arbiter": self._config.arbiter,
+            "arbiter": self._config.failover.arbiter,
             "grant": self._solo.grant.number,
             "error": self._error,
             "bytes_total": self._relay.bytes_sent if self._relay else None,

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["kvm_works", "named_accelerator", "probe"]
+__all__ = ["kvm_works", "probe"]
 
 _FIRMWARE_SIZE: Final = 64 << 10
 _RESET_VECTOR: Final = _FIRMWARE_SIZE - 16
@@ -37,20 +37,6 @@ _PROGRAM: Final = b"".join(
     )
 )
 _PROBE_S: Final = 5.0
-
-
-def named_accelerator(args: Sequence[str]) -> str | None:
-    """Return "kvm", "tcg" or another that QEMU's arguments name, or None where they name none."""
-    for option, value in zip(args, [*args[1:], ""], strict=False):
-        if option in ("-enable-kvm", "--enable-kvm"):
-            return "kvm"
-        if option in ("-accel", "--accel"):
-            return value.split(",")[0].removeprefix("accel=")
-        if option in ("-machine", "-M", "--machine"):
-            for part in value.split(","):
-                if part.startswith("accel="):
-                    return part.removeprefix("accel=").split(":")[0]
-    return None
 
 
 def kvm_works(binary: str, args: Sequence[str]) -> bool:

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Final
 
-from colo.config import RAM_BLOCK
 from colo.errors import GuestError
+from colo.qemu.command_line import RAM_BLOCK
 from colo.qemu.monitor import MIGRATION_OVER, Monitor
 from colo.qemu.preload import PRELOAD_NAME, PRELOADED_MAJORS, tcg_preload
 

@@ -19,9 +19,10 @@ from typing import Final
 
 from qemu.qmp import QMPError
 
-from colo.config import RAM_BLOCK, VmConfig
+from colo.config import VmConfig
 from colo.errors import GuestError
-from colo.qemu.accelerator import kvm_works, named_accelerator
+from colo.qemu.accelerator import kvm_works
+from colo.qemu.command_line import RAM_BLOCK, named_accelerator
 from colo.qemu.monitor import Monitor
 from colo.qemu.preload import PRELOADED_MAJORS, tcg_preload
 
@@ -64,7 +65,7 @@ class LaunchPlan:
         """The command line of a QEMU whose memory is ``image`` and that waits for a VM."""
         backend = f"memory-backend-file,id={RAM_BLOCK},share=on,mem-path={_escape(image)}"
         return [
-            *self._machine(self.config.secondary_args),
+            *self._machine(self.config.qemu.secondary.args),
             *("-object", f"{backend},size={self.config.memory}"),
             *("-machine", f"memory-backend={RAM_BLOCK}"),
             *("-incoming", "defer"),
@@ -72,15 +73,15 @@ class LaunchPlan:
 
     def primary(self) -> list[str]:
         """The command line of a QEMU that runs the VM."""
-        return self._machine(self.config.primary_args)
+        return self._machine(self.config.qemu.primary.args)
 
     def unstarted(self) -> list[str]:
         """The same, but the VM stands before its first instruction until ``cont``."""
         return [*self.primary(), "-S"]
 
     def _machine(self, role_args: Sequence[str]) -> list[str]:
-        config = self.config
-        return [config.binary, *config.args, *role_args, *self.accelerator_args]
+        qemu = self.config.qemu
+        return [qemu.binary, *qemu.args, *role_args, *self.accelerator_args]
 
 
 def plan(config: VmConfig) -> LaunchPlan:
@@ -88,11 +89,11 @@ def plan(config: VmConfig) -> LaunchPlan:
 
     Takes up to 5 seconds where KVM is there and does not work.  Raises GuestError.
     """
-    version = version_of(config.binary)
-    named = named_accelerator(config.args)
-    accelerator = named or config.accel
+    version = version_of(config.qemu.binary)
+    named = named_accelerator(config.qemu.args)
+    accelerator = named or config.qemu.accel
     if accelerator == "auto":
-        accelerator = "kvm" if kvm_works(config.binary, config.args) else "tcg"
+        accelerator = "kvm" if kvm_works(config.qemu.binary, config.qemu.args) else "tcg"
     environment = dict(os.environ)
     if accelerator == "tcg" and version[0] in PRELOADED_MAJORS:
         environment["LD_PRELOAD"] = str(tcg_preload())

@@ -13,12 +13,12 @@ from typing import Any, Final, cast
 
 from qemu.qmp import EventListener
 
-from colo.config import RAM_BLOCK
 from colo.errors import GuestError, Misfit
 from colo.migration.fitting import Machine, check_blocks, check_devices
 from colo.migration.format import IGNORE_SHARED
 from colo.migration.ram import RamBlock
 from colo.migration.reader import Header, Migration
+from colo.qemu.command_line import RAM_BLOCK
 from colo.qemu.hardware import ask_machine
 from colo.qemu.process import LaunchPlan, Qemu
 from colo.store.export import migration_stream

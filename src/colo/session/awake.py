@@ -35,7 +35,7 @@ class Awake:
     def __init__(
         self, config: VmConfig, say: Callable[[str], None], device: Path = _DEVICE
     ) -> None:
-        self._latency_us = config.cpu_latency_us
+        self._latency_us = config.checkpoints.cpu_latency_us
         self._often_s = min(_OFTEN_S, config.pace.age_max_s / 2)
         self._say = say
         self._device = device

@@ -1,0 +1,244 @@
+"""The VM file: one TOML file, the same on both hosts, that says what the VM is.
+
+::
+
+    name = "web1"
+    [qemu]
+    binary = "qemu-system-x86_64"            # also a path
+    args = ["-machine", "pc", "-m", "512"]   # what defines the machine
+    accel = "auto"                           # auto, kvm or tcg: where args name none
+    [qemu.primary]
+    args = ["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"]
+    [qemu.secondary]
+    args = ["-netdev", "tap,id=n0,ifname=tap1,script=no,downscript=no"]
+    [store]
+    folder = "/dev/shm"                      # a tmpfs, a hugetlbfs or a disk
+    other_memory_mib = 64                    # for blocks besides -m: ROMs, graphics memory
+    device_state_mib = 64                    # what a checkpoint's devices may take
+    [failover]
+    arbiter = "file:/shared/web1.grant"      # or manual, or none
+    heartbeat_s = 0.1                        # how often each host says that it is there
+    heartbeat_limit_s = 0.8                  # and after how long a silence it counts as lost
+    silence_s = 10.0                         # a primary silent within a checkpoint is lost
+    [checkpoints]
+    run_min_ms = 0.5                         # the VM runs at least so long between two,
+    run_factor = 1.0                         # and so many times as long as it was stopped
+    age_max_ms = 1000                        # an idle VM is checkpointed so often
+    cpu_latency_us = 0                       # not needed: while clients are answered, processors
+                                             # that take longer to wake are kept awake
+    [network]
+    high_water_mib = 4                       # so much held output asks for a checkpoint at once
+    hold_limit_mib = 64                      # beyond so much, packets are dropped
+    [tls]                                    # between the hosts: without it, plain TCP
+    ca = "/etc/colo/ca.crt"                  # who signed the certificates of both
+    certificate = "/etc/colo/host.crt"       # this host's, and
+    key = "/etc/colo/host.key"               # its key
+    name = "web1.example"                    # not needed: what both have to be issued for
+
+colo adds what is its own: QMP, ``-incoming``, the memory backend, the TCG preload.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from colo.config.tables import read_table
+from colo.errors import UsageError
+from colo.migration.ram import Limits
+from colo.packets.pace import Pace
+from colo.qemu.command_line import memory_size
+
+__all__ = [
+    "Checkpoints",
+    "Failover",
+    "Network",
+    "OneHost",
+    "QemuArgs",
+    "StoreRoom",
+    "TlsFiles",
+    "VmConfig",
+    "load",
+]
+
+_ACCELERATORS: Final = ("auto", "kvm", "tcg")
+_POSITIVE: Final = {
+    "store": ("other_memory_mib", "device_state_mib"),
+    "failover": ("silence_s", "heartbeat_s", "heartbeat_limit_s"),
+    "checkpoints": ("age_max_ms",),
+    "network": ("high_water_mib", "hold_limit_mib"),
+}
+_LATENCY_MAX_US: Final = 1_000_000
+_OWN_OPTIONS: Final = {
+    "-incoming": "colo starts the waiting QEMU itself",
+    "-S": "the VM has to run as soon as it is taken over",
+    "-daemonize": "colo watches the process that it started",
+    "-pidfile": "colo writes qemu.pid into its state folder",
+    "-loadvm": "the state comes from the primary",
+    "-mem-path": "the VM's memory is the store's image, see [store] folder",
+    "-mem-prealloc": "the VM's memory is the store's image, allocated at the start",
+}
+
+
+@dataclass(frozen=True)
+class OneHost:
+    """``[qemu.primary]``, ``[qemu.secondary]``: what of QEMU's arguments differs by host."""
+
+    args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class QemuArgs:
+    """``[qemu]``: which QEMU, and what defines the machine."""
+
+    binary: str = "qemu-system-x86_64"
+    args: tuple[str, ...] = ()
+    accel: str = "auto"
+    primary: OneHost = OneHost()
+    secondary: OneHost = OneHost()
+
+
+@dataclass(frozen=True)
+class StoreRoom:
+    """``[store]``: where the guest's memory lies on host B, and what else there is room for."""
+
+    folder: Path = Path("/dev/shm")
+    other_memory_mib: int = 64
+    device_state_mib: int = 64
+
+
+@dataclass(frozen=True)
+class Failover:
+    """``[failover]``: when the other host is lost, and who may go on then.
+
+    ``arbiter`` is a text here: it is made, and so checked, in ``colo.arbiters``.
+    """
+
+    arbiter: str = "none"
+    heartbeat_s: float = 0.1
+    heartbeat_limit_s: float = 0.8
+    silence_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """``[checkpoints]``: how often the VM is checkpointed."""
+
+    run_min_ms: float = 0.5
+    run_factor: float = 1.0
+    age_max_ms: float = 1000.0
+    cpu_latency_us: int | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """``[network]``: how much output is held."""
+
+    high_water_mib: float = 4.0
+    hold_limit_mib: float = 64.0
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """What makes the connections between the hosts secure; ``name``: see ``transport.tls``."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class VmConfig:
+    """A VM file that was read and checked: a field for each of its tables."""
+
+    name: str
+    qemu: QemuArgs = QemuArgs()
+    store: StoreRoom = StoreRoom()
+    failover: Failover = Failover()
+    checkpoints: Checkpoints = Checkpoints()
+    network: Network = Network()
+    tls: TlsFiles | None = None
+
+    @property
+    def pace(self) -> Pace:
+        """When to checkpoint."""
+        return Pace(
+            run_min_s=self.checkpoints.run_min_ms / 1e3,
+            run_factor=self.checkpoints.run_factor,
+            age_max_s=self.checkpoints.age_max_ms / 1e3,
+            high_water=int(self.network.high_water_mib * (1 << 20)),
+        )
+
+    @property
+    def memory(self) -> int:
+        """The size of the VM's main memory in bytes, from ``-m``."""
+        return memory_size(self.qemu.args)
+
+    @property
+    def limits(self) -> Limits:
+        """What a primary of this VM may send at most."""
+        return Limits(
+            ram_bytes=self.memory + (self.store.other_memory_mib << 20),
+            device_bytes=self.store.device_state_mib << 20,
+        )
+
+
+def load(path: Path, check_arbiter: Callable[[str], object] = str) -> VmConfig:
+    """Read and check a VM file.
+
+    Raises UsageError with the file's and the key's name; also where ``check_arbiter`` raises it,
+    which is given the arbiter's text.
+    """
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    try:
+        config = read_table(VmConfig, table)
+        _check(config)
+        check_arbiter(config.failover.arbiter)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error.__cause__
+    return config
+
+
+def _check(config: VmConfig) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", config.name):
+        raise UsageError(
+            f"name = {config.name!r}: 1 to 64 letters, digits, dots, dashes or underscores"
+        )
+    if config.qemu.accel not in _ACCELERATORS:
+        raise UsageError(f"[qemu] accel = {config.qemu.accel!r}: one of {', '.join(_ACCELERATORS)}")
+    for table, keys in _POSITIVE.items():
+        for key in keys:
+            value = getattr(getattr(config, table), key)
+            if not 0 < value < float("inf"):
+                raise UsageError(f"{key} = {value}: more than 0, and finite")
+    failover, latency_us = config.failover, config.checkpoints.cpu_latency_us
+    if failover.heartbeat_limit_s < 2 * failover.heartbeat_s:
+        raise UsageError(
+            f"heartbeat_limit_s = {failover.heartbeat_limit_s}: at least twice heartbeat_s = "
+            f"{failover.heartbeat_s}, or a host that is there counts as lost"
+        )
+    if latency_us is not None and not 0 <= latency_us <= _LATENCY_MAX_US:
+        raise UsageError(f"cpu_latency_us = {latency_us}: microseconds, 0 to {_LATENCY_MAX_US}")
+    _check_args(config.qemu)
+    _ = config.memory
+
+
+def _check_args(qemu: QemuArgs) -> None:
+    for arg in (*qemu.args, *qemu.primary.args, *qemu.secondary.args):
+        if arg in _OWN_OPTIONS:
+            raise UsageError(f"[qemu] args: remove {arg}: {_OWN_OPTIONS[arg]}")
+        if "memory-backend=" in arg:
+            raise UsageError(f"[qemu] args: remove {arg}: colo adds the memory backend")
+    for host in (qemu.primary, qemu.secondary):
+        if "-m" in host.args:
+            raise UsageError("[qemu] args: -m belongs to both hosts, not to one of them")
