@@ -98,7 +98,7 @@ class Scene:
         render(content, Console(file=io.StringIO()))
         return content["state"], content["error"]
 
-    async def _run(self, options: dict[str, bool]) -> int:
+    async def _run(self, options: dict[str, Any]) -> int:
         state = StateFolder(self.folder / "state")
         address = Address(path=str(self.folder / "b"))
         arbiter = make_arbiter(self.config.failover.arbiter)

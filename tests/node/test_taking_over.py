@@ -189,7 +189,7 @@ def test_an_order_that_was_not_heard_to_succeed_is_no_other_hosts_grant(tmp_path
         scene.arbiter.back.set()
         scene.arbiter.disk.clear()
         with pytest.raises(NoAnswer):
-            await scene.takeover.order(0)
+            await scene.takeover.order(0, False, lambda: None)
         scene.arbiter.disk.set()
         scene.takeover.ask(0, scene.answers.append)
         while not scene.answers:
@@ -257,7 +257,7 @@ def test_the_arbiter_that_does_not_answer_holds_up_nothing_else(tmp_path: Path) 
         async with asyncio.timeout(5):
             await asyncio.gather(*(loop.run_in_executor(None, int) for _ in range(50)))
         with pytest.raises(LocalError):
-            await scene.takeover.order(0)
+            await scene.takeover.order(0, False, lambda: None)
         scene.takeover.stop_asking()
         scene.arbiter.back.set()
 

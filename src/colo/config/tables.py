@@ -53,6 +53,10 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise UsageError(f"{name}: a list of texts, one for each argument")
         return tuple(value)
+    if get_origin(hint) is dict:
+        if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+            raise UsageError(f"[{name}]: a table of texts")
+        return dict(value)
     if alternatives:  # it may be left out, and is there
         (hint,) = alternatives
     if isinstance(hint, type) and is_dataclass(hint):

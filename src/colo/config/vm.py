@@ -20,6 +20,9 @@
     heartbeat_s = 0.1                        # how often each host says that it is there
     heartbeat_limit_s = 0.8                  # and after how long a silence it counts as lost
     silence_s = 10.0                         # a primary silent within a checkpoint is lost
+    [hosts]                                  # for colo node: how each host reaches the other
+    a = "tcp:10.0.0.1:9000"
+    b = "tcp:10.0.0.2:9000"
     [checkpoints]
     run_min_ms = 0.5                         # the VM runs at least so long between two,
     run_factor = 1.0                         # and so many times as long as it was stopped
@@ -43,7 +46,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -72,6 +75,9 @@ _POSITIVE: Final = {
     "checkpoints": ("age_max_ms",),
     "network": ("high_water_mib", "hold_limit_mib"),
 }
+_HOSTS: Final = 2
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_NAME_RULE: Final = "1 to 64 letters, digits, dots, dashes or underscores"
 _LATENCY_MAX_US: Final = 1_000_000
 _OWN_OPTIONS: Final = {
     "-incoming": "colo starts the waiting QEMU itself",
@@ -163,6 +169,20 @@ class VmConfig:
     checkpoints: Checkpoints = Checkpoints()
     network: Network = Network()
     tls: TlsFiles | None = None
+    hosts: dict[str, str] = field(default_factory=dict)
+
+    def other_host(self, host: str) -> str:
+        """The name of the other one of the two hosts.  Raises UsageError with what is missing."""
+        if len(self.hosts) != _HOSTS:
+            raise UsageError(
+                "[hosts]: two of them, a name and an address for each, as in "
+                '`a = "tcp:10.0.0.1:9000"`'
+            )
+        if host not in self.hosts:
+            raise UsageError(
+                f"this host is {host}, and [hosts] has {' and '.join(self.hosts)}: say --host NAME"
+            )
+        return next(name for name in self.hosts if name != host)
 
     @property
     def pace(self) -> Pace:
@@ -210,10 +230,8 @@ def load(path: Path, check_arbiter: Callable[[str], object] = str) -> VmConfig:
 
 
 def _check(config: VmConfig) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", config.name):
-        raise UsageError(
-            f"name = {config.name!r}: 1 to 64 letters, digits, dots, dashes or underscores"
-        )
+    if not re.fullmatch(_NAME, config.name):
+        raise UsageError(f"name = {config.name!r}: {_NAME_RULE}")
     if config.qemu.accel not in _ACCELERATORS:
         raise UsageError(f"[qemu] accel = {config.qemu.accel!r}: one of {', '.join(_ACCELERATORS)}")
     for table, keys in _POSITIVE.items():
@@ -229,6 +247,9 @@ def _check(config: VmConfig) -> None:
         )
     if latency_us is not None and not 0 <= latency_us <= _LATENCY_MAX_US:
         raise UsageError(f"cpu_latency_us = {latency_us}: microseconds, 0 to {_LATENCY_MAX_US}")
+    for host in config.hosts:
+        if not re.fullmatch(_NAME, host):
+            raise UsageError(f"[hosts] {host!r}: {_NAME_RULE}")
     _check_args(config.qemu)
     _ = config.memory
 

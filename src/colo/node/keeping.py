@@ -12,19 +12,20 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from colo.arbiters.arbiter import Arbiter, Grant
 from colo.arbiters.asking import reach
 from colo.config import VmConfig
-from colo.errors import ColoError, LocalError, Misfit, PeerError, StoreError
+from colo.errors import ColoError, LocalError, Misfit, PeerError
 from colo.membership.decision import Decision, Heard, LinkState, OnLoss, decide_secondary
 from colo.membership.words import Hello, Word, WordKind
 from colo.migration.ram import RamBlock
 from colo.node.admission import Greeting
-from colo.node.identity import instance
+from colo.node.afterwards import Afterwards, Stay
 from colo.node.leaving import to_its_end, until_one_ends
-from colo.node.orders import Answer, serve_orders
+from colo.node.orders import Answer, exported, serve_orders
 from colo.node.state_folder import StateFolder
 from colo.node.taking_over import Takeover
 from colo.protocol.tables import SecondaryEvent, SecondaryState
@@ -35,7 +36,6 @@ from colo.session.awake import Awake
 from colo.session.chain import Destination, Forwarding
 from colo.session.intake import Receiving
 from colo.status.figures import Figures
-from colo.store.export import export_stream
 from colo.store.store import Store
 from colo.transport.acceptor import Reception, Refusals
 from colo.transport.address import Address
@@ -45,6 +45,8 @@ __all__ = ["SecondaryNode"]
 
 _STATUS_S: Final = 0.25
 
+#: The orders that only a VM's own host can carry out.
+_PRIMARYS: Final = ("switchover", "stop")
 _HERE: Final = frozenset({SecondaryState.RUNNING, SecondaryState.TAKEOVER})
 
 
@@ -61,6 +63,7 @@ class SecondaryNode:
         on_loss: OnLoss,
         say: Callable[[str], None],
         forward: Destination | None = None,
+        after: Afterwards | None = None,
     ) -> None:
         self._config = config
         self._listen = listen
@@ -68,6 +71,7 @@ class SecondaryNode:
         self._arbiter = arbiter
         self._on_loss = on_loss
         self._tell = say
+        self._after = after = after or Stay()
         self._figures = Figures()
         self._awake = Awake(config, self._say)
         self._refusals = Refusals()
@@ -82,15 +86,14 @@ class SecondaryNode:
         self._link: Link | None = None
         self._greetings: list[Greeting] = []
         self._heard = Heard()
+        who, silence_s = config.name, config.failover.silence_s
         self._forwarding: Forwarding | None = None
         if forward is not None:
-            who, silence_s = config.name, config.failover.silence_s
             self._forwarding = Forwarding(
                 who, self._store, self._settled, forward, silence_s, self._say
             )
-        self._takeover = Takeover(
-            arbiter, self._store, self._waiting, lambda: instance(self._qemu_pid()), self._say
-        )
+        holder = partial(self._waiting.instance, after.host)
+        self._takeover = Takeover(arbiter, self._store, self._waiting, holder, self._say)
         self._warned: Receiving | None = None
         self._error: str | None = None
         self._facts: dict[str, Any] = {}
@@ -109,10 +112,9 @@ class SecondaryNode:
                 server = stack.enter_context(self._listen.listen())
                 await self._waiting.start()
                 stack.callback((await serve_orders(self._folder.control, self._obey)).close)
-                assert self._waiting.qemu is not None
                 self._say(
                     f"waiting for a primary on {self._listen} "
-                    f"(QEMU {self._waiting.qemu.pid} is ready to take over)"
+                    f"(QEMU {self._waiting.pid} is ready to take over)"
                 )
                 self._write_status()
                 door = Reception(server, self._begin, self._greet, self._strange, self._listen.tls)
@@ -145,9 +147,7 @@ class SecondaryNode:
             return "the VM runs here"
         if self._state is SecondaryState.LOST:
             return f"checkpoint {self._number} of the primary that was lost waits for a decision"
-        if self._session is not None:
-            return "this VM has its primary already"
-        return None
+        return "this VM has its primary already" if self._session is not None else None
 
     async def _begin(self, sock: socket.socket, peer: str) -> None:
         """A checkpoint channel has connected: take it in, or close it."""
@@ -292,6 +292,8 @@ class SecondaryNode:
         match decide_secondary(self._connected, self._heard):
             case Decision.FORGET:
                 self._say(f"{why}; forgetting checkpoint {self._number}")
+                if self._heard.word is WordKind.SHUTDOWN:
+                    self._after.shut_down()
                 self._forget_session()
             case Decision.ASK:
                 self._error = why
@@ -320,6 +322,8 @@ class SecondaryNode:
         self._ask_for_grant(session)
 
     def _ask_for_grant(self, session: Receiving) -> None:
+        if session is not self._session:
+            return
         self._takeover.ask(
             self._heard.known, lambda grant: self._answered(session, grant), self._heard.void
         )
@@ -347,9 +351,6 @@ class SecondaryNode:
 
     # -- the takeover ---------------------------------------------------------------------
 
-    def _qemu_pid(self) -> int:
-        return self._waiting.qemu.pid if self._waiting.qemu is not None else 0
-
     def _ended(self, outcome: dict[str, Any] | ColoError) -> None:
         """A takeover has ended: with the VM running here, or with an error."""
         if isinstance(outcome, ColoError):
@@ -360,18 +361,22 @@ class SecondaryNode:
             self._facts["takeover"] = {**outcome, "grant": self._takeover.grant.number}
             self._say(
                 f"RUNNING HERE, from checkpoint {self._number}, started in "
-                f"{outcome['total_ms']:.0f} ms (QEMU {self._qemu_pid()})"
+                f"{outcome['total_ms']:.0f} ms (QEMU {self._waiting.pid})"
             )
             self._store.remove()  # the running QEMU holds its memory; nobody needs the files
+            self._after.runs_here()
         self._write_status()
 
     def _is_running(self) -> bool:
         return self._state is SecondaryState.RUNNING
 
     async def _end(self) -> None:
-        """Wait for the end of the VM that was taken over."""
-        while not self._is_running():
+        """Wait for the end of the VM that was taken over, or of this part."""
+        over = self._after.over
+        while not (over.is_set() or self._is_running()):
             await asyncio.sleep(_STATUS_S)
+        if over.is_set():
+            return
         assert self._waiting.qemu is not None
         how = await self._waiting.qemu.wait()
         self._say(f"the VM has ended; QEMU: {how}")
@@ -399,6 +404,8 @@ class SecondaryNode:
         await self._takeover.settled()
         qemu = self._waiting.qemu
         if self._is_running() and qemu is not None:
+            if self._after.over.is_set():
+                return
             if not qemu.exited:
                 self._say(f"the VM goes on without colo: QEMU {qemu.pid}, QMP {qemu.qmp_socket}")
             await qemu.detach()
@@ -411,8 +418,12 @@ class SecondaryNode:
     # -- orders and status ----------------------------------------------------------------
 
     async def _obey(self, order: str, force: bool) -> Answer:
+        if order == "export" and self._state in _HERE:
+            return Answer(False, "the VM runs here: its QEMU can `migrate` to a file")
         if order == "export":
-            return await self._export()
+            return await exported(self._store, self._settled)
+        if order in _PRIMARYS:
+            return Answer(False, "the VM runs on the other host: say that there")
         if order != "failover":
             return Answer(False, f"there is no order {order!r}")
         if self._is_running():
@@ -420,22 +431,18 @@ class SecondaryNode:
         if not self._takeover.is_starting:
             session = self._session
             if session is None or not session.can(SecondaryEvent.FAILOVER):
-                return Answer(False, "there is no whole checkpoint to run the VM from")
+                return self._after.without_checkpoint()
             if self._connected and not force:
                 return Answer(
                     False,
                     "the primary is connected and its VM runs: two VMs would run; "
                     "end that one first, or say --force",
                 )
-            asked = self._takeover.stop_asking()
+            again = partial(self._ask_for_grant, session)
             try:
-                grant = await self._takeover.order(self._heard.known)
+                grant = await self._takeover.order(self._heard.known, force, again)
             except LocalError as error:
-                if not force:
-                    if asked and session is self._session:
-                        self._ask_for_grant(session)
-                    return Answer(False, f"{error}; --force does without it")
-                grant = Grant(0, instance(self._qemu_pid()))
+                return Answer(False, f"{error}; --force does without it")
             if session is not self._session:
                 return Answer(False, "that checkpoint was forgotten meanwhile")
             if session.can(SecondaryEvent.FAILOVER):  # no other order was faster
@@ -444,15 +451,6 @@ class SecondaryNode:
         if self._is_running():
             return Answer(True, f"the VM runs here, from checkpoint {self._number}")
         return Answer(False, f"the VM could not be started: {self._error}")
-
-    async def _export(self) -> Answer:
-        if self._state in _HERE:
-            return Answer(False, "the VM runs here: its QEMU can `migrate` to a file")
-        try:
-            await self._settled()
-            return Answer(True, "", export_stream(self._store))
-        except StoreError as error:
-            return Answer(False, str(error))
 
     def _say(self, text: str) -> None:
         self._refusals.clear()

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, TypeAlias
 
-from colo.errors import ColoError, LocalError
+from colo.errors import ColoError, LocalError, StoreError
+from colo.store.export import export_stream
+from colo.store.store import Store
 from colo.transport.sockets import bind_private
 
-__all__ = ["Answer", "Obey", "fetch_checkpoint", "give_order", "serve_orders"]
+__all__ = ["Answer", "Obey", "exported", "fetch_checkpoint", "give_order", "serve_orders"]
 
 _ORDER_BYTES: Final = 4096
 _READ_S: Final = 1.0
@@ -73,6 +75,15 @@ async def serve_orders(path: Path, obey: Obey) -> asyncio.Server:
             raise LocalError(f"{path}: {error.strerror or error}") from error
         stack.pop_all()
     return server
+
+
+async def exported(store: Store, settled: Callable[[], Awaitable[None]]) -> Answer:
+    """Answer an order to export the last checkpoint of ``store``, once that has settled."""
+    try:
+        await settled()
+        return Answer(True, "", export_stream(store))
+    except StoreError as error:
+        return Answer(False, str(error))
 
 
 async def _send_pieces(writer: asyncio.StreamWriter, answer: Answer) -> Answer:

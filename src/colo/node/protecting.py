@@ -22,7 +22,6 @@ from colo.errors import ChannelLost, ColoError, GuestError, LocalError, PeerErro
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.ending import LAST, End
 from colo.node.first_start import Start
-from colo.node.identity import instance, only_one
 from colo.node.orders import Answer, serve_orders
 from colo.node.peer import Peer
 from colo.node.planned import Planned
@@ -32,6 +31,7 @@ from colo.node.standing import Standing
 from colo.node.state_folder import StateFolder
 from colo.protocol.tables import ObserverEvent, ObserverState
 from colo.qemu.colo_mode import ColoPrimary
+from colo.qemu.identity import instance, only_one
 from colo.qemu.monitor import Monitor
 from colo.qemu.obstacles import obstacles
 from colo.qemu.packet_filters import NetGate, cards
@@ -69,6 +69,7 @@ class PrimaryNode:
         allow_broken: bool = False,
         claim: bool = False,
         start: Start | None = None,
+        host: str = "",
     ) -> None:
         self._config = config
         self._qemu = qemu
@@ -89,7 +90,7 @@ class PrimaryNode:
         self._gone = asyncio.Event()  # the VM has ended
         self._solo = Solo(
             arbiter,
-            Grant(0, instance(qemu.pid)),
+            Grant(0, instance(qemu.pid, host)),
             qemu,
             self._colo,
             self._gate,

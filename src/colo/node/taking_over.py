@@ -87,9 +87,21 @@ class Takeover:
         asking, self._asking = self._asking, None
         return asking is not None and asking.cancel()
 
-    async def order(self, known: int) -> Grant:
-        """Take the next grant by an operator's order, after ``known`` too.  Raises LocalError."""
-        return await reach(self._arbiter.order, self._name(known))
+    async def order(self, known: int, force: bool, again: Callable[[], None]) -> Grant:
+        """Take the next grant by an operator's order, after ``known`` too.
+
+        ``force``: also where the arbiter is out of reach.  Raises LocalError; then ``again`` is
+        called where the grant was being asked for.
+        """
+        asked = self.stop_asking()
+        try:
+            return await reach(self._arbiter.order, self._name(known))
+        except LocalError:
+            if force:
+                return Grant(0, self._holder())
+            if asked:
+                again()
+            raise
 
     def _name(self, known: int) -> str:
         """Our name, which stays: an answer that is not heard is got by asking again under it."""

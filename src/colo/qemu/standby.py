@@ -20,6 +20,7 @@ from colo.migration.ram import RamBlock
 from colo.migration.reader import Header, Migration
 from colo.qemu.command_line import RAM_BLOCK
 from colo.qemu.hardware import ask_machine
+from colo.qemu.identity import instance
 from colo.qemu.process import LaunchPlan, Qemu
 from colo.store.export import migration_stream
 from colo.store.store import Store
@@ -63,6 +64,15 @@ class WaitingQemu:
         """Start the first one and keep it.  Raises GuestError with QEMU's last words."""
         self.qemu = await self._launch()
         self._keeper = asyncio.create_task(self._keep())
+
+    @property
+    def pid(self) -> int:
+        """The process that waits, or runs the VM; 0 where there is none."""
+        return self.qemu.pid if self.qemu is not None else 0
+
+    def instance(self, host: str) -> str:
+        """Its name as the holder of a grant."""
+        return instance(self.pid, host)
 
     def check_header(self, header: Header) -> None:
         """Raise Misfit where the primary's machine is not this QEMU's."""

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from colo.errors import UsageError
-from colo.node.identity import instance, only_one
+from colo.qemu.identity import instance, only_one
 
 
 def test_one_colo_protects_a_qemu_and_another_one_when_that_is_gone() -> None:
@@ -25,7 +25,7 @@ def test_one_colo_protects_a_qemu_and_another_one_when_that_is_gone() -> None:
 
 
 def test_who_was_killed_has_let_go() -> None:
-    text = "import sys; from colo.node.identity import only_one; kept = only_one('x/1/2'); print()"
+    text = "import sys; from colo.qemu.identity import only_one; kept = only_one('x/1/2'); print()"
     command = [sys.executable, "-c", f"{text}; sys.stdout.flush(); sys.stdin.read()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
