@@ -204,14 +204,11 @@ def primary(vm_file: Path, qmp: str, **options: Any) -> int:
     Ctrl-C ends the protection; the VM goes on, and nothing is left behind in QEMU.
     """
     from colo.qemu.monitor import AttachedQemu
-    from colo.transport.address import parse_address
 
-    socket_path = parse_address(qmp).path
-    if not socket_path:
-        raise UsageError(f"--qmp {qmp}: QMP is reached by unix:PATH")
+    path = _qmp_path(qmp)
 
     async def attach(config: VmConfig, folder: StateFolder) -> tuple[Monitor, None]:
-        qemu = AttachedQemu(Path(socket_path))
+        qemu = AttachedQemu(path)
         await qemu.attach()
         return qemu, None
 
@@ -238,6 +235,54 @@ def run_command(vm_file: Path, **options: Any) -> int:
         return qemu, Start(qemu)
 
     return _protect(vm_file, start, options)
+
+
+@main.command()
+@click.argument("vm_file", type=click.Path(path_type=Path))
+@click.option("--host", metavar="NAME", help="This host's name in [hosts]; else its own name.")
+@click.option("--qmp", metavar="unix:PATH", help="A QMP socket of a QEMU that runs the VM already.")
+@_trace
+@_state_dir
+@_reporting
+def node(vm_file: Path, host: str | None, qmp: str | None, trace: bool, state_dir: Path) -> int:
+    """Keep a VM alive with the other host of its VM file, for good.
+
+    The same command runs on both hosts, in any order and after any crash.  Ctrl-C leaves the VM
+    running, and the next `colo node` goes on with it.
+    """
+    import socket
+
+    from colo.arbiters.arbiter import make_arbiter
+    from colo.config import load
+    from colo.node.daemon import Daemon
+    from colo.qemu.process import plan
+    from colo.service.notify import Notifier
+    from colo.transport.address import parse_address
+    from colo.transport.tls import make_tls
+
+    us = host or socket.gethostname()
+    config = load(vm_file, make_arbiter).seen_from(us)
+    tls = make_tls(config)
+    addresses = {name: parse_address(text, tls) for name, text in config.hosts.items()}
+    arbiter = make_arbiter(config.failover.arbiter)
+
+    async def run(folder: StateFolder) -> int:
+        adopted = _qmp_path(qmp) if qmp is not None else None
+        launch = plan(config)
+        daemon = Daemon(config, us, addresses, launch, folder, arbiter, adopted, _say, Notifier())
+        _on_signal(daemon.stop)
+        return await daemon.run()
+
+    return _in_folder(state_dir, trace, run)
+
+
+def _qmp_path(text: str) -> Path:
+    from colo.transport.address import parse_address
+
+    path = parse_address(text).path
+    if not path:
+        raise UsageError(f"--qmp {text}: QMP is reached by unix:PATH")
+    return Path(path)
 
 
 def _protect(

@@ -183,7 +183,7 @@ class Host:
 
     @property
     def waiting(self) -> Any:
-        return self.node._waiting
+        return self.node.waiting
 
     @property
     def state(self) -> str:

@@ -54,10 +54,12 @@ async def serve_orders(path: Path, obey: Obey) -> asyncio.Server:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             line = await asyncio.wait_for(reader.readline(), _READ_S)
-            order = json.loads(line[:_ORDER_BYTES])
-            answer = await obey(str(order["order"]), bool(order.get("force")))
+            content = json.loads(line[:_ORDER_BYTES])
+            order, force = str(content["order"]), bool(content.get("force"))
         except (ValueError, KeyError, TypeError, AttributeError, TimeoutError):
             answer = Answer(False, "that is not an order")
+        else:
+            answer = await obey(order, force)
         with contextlib.suppress(OSError):
             if answer.pieces is not None:
                 answer = await _send_pieces(writer, answer)
