@@ -20,6 +20,7 @@ from colo.errors import GuestError, PeerError, UsageError
 from colo.membership.words import Word, WordKind
 from colo.node import protecting
 from colo.node.ending import End
+from colo.node.orders import Order
 from colo.node.protecting import PrimaryNode
 from colo.node.standing import Standing
 from colo.node.state_folder import StateFolder
@@ -213,9 +214,9 @@ def test_a_first_copy_that_was_refused_is_tried_again_unless_that_changes_nothin
 def test_an_order_has_no_place_but_where_the_secondary_is_lost(folder: StateFolder) -> None:
     async def scene() -> None:
         s = Scene(folder)
-        answer = await s.node._obey("failover", True)
+        answer = await s.node._obey(Order("failover", force=True))
         assert (answer.ok, answer.text) == (False, "nothing to decide: the VM is STARTING")
-        assert not (await s.node._obey("export", False)).ok
+        assert not (await s.node._obey(Order("export"))).ok
 
     play(scene)
 

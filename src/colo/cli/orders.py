@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from colo.terminal import printable
-
-if TYPE_CHECKING:
-    pass
-
 from colo.cli.base import FAILED, main, reporting, state_dir_option
+from colo.node.orders import GRACE_S, Order, give_order
+from colo.terminal import printable
 
 __all__ = ["failover", "stop", "switchover"]
 
@@ -23,7 +19,7 @@ __all__ = ["failover", "stop", "switchover"]
 @reporting
 def failover(state_dir: Path, force: bool) -> int:
     """Run the VM here, from its last checkpoint."""
-    return _order(state_dir, "failover", force)
+    return _give(state_dir, Order("failover", force))
 
 
 @main.command()
@@ -31,20 +27,26 @@ def failover(state_dir: Path, force: bool) -> int:
 @reporting
 def switchover(state_dir: Path) -> int:
     """Have the VM go over to the other host, at a checkpoint of its own."""
-    return _order(state_dir, "switchover")
+    return _give(state_dir, Order("switchover"))
 
 
 @main.command()
 @state_dir_option
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 86_400, max_open=True),
+    default=GRACE_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the guest may take; then it is ended.",
+)
 @reporting
-def stop(state_dir: Path) -> int:
-    """Have the guest power down; after a minute it is ended."""
-    return _order(state_dir, "stop")
+def stop(state_dir: Path, grace: float) -> int:
+    """Have the guest power down, and end it where it does not."""
+    return _give(state_dir, Order("stop", grace_s=grace))
 
 
-def _order(state_dir: Path, order: str, force: bool = False) -> int:
-    from colo.node.orders import give_order
-
-    answer = give_order(state_dir, order, force)
+def _give(state_dir: Path, order: Order) -> int:
+    answer = give_order(state_dir, order)
     click.echo(printable(answer.text), err=not answer.ok)
     return 0 if answer.ok else FAILED

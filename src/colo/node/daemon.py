@@ -25,7 +25,7 @@ from colo.membership.words import Hello
 from colo.node.first_start import Start
 from colo.node.following import Following, Next
 from colo.node.keeping import SecondaryNode
-from colo.node.orders import Answer, serve_orders
+from colo.node.orders import Answer, Obey, Order, serve_orders
 from colo.node.protecting import PrimaryNode
 from colo.node.retry import RETRY_S, Retry
 from colo.node.standing import Standing
@@ -337,9 +337,9 @@ class Daemon:
         order.set_result(Answer(True, "the VM is being started here, anew"))
         return lambda: self._start(record, by_order=True)
 
-    def _obey_waiting(self, can_start: bool) -> Callable[[str, bool], Awaitable[Answer]]:
-        async def obey(order: str, force: bool) -> Answer:
-            if order != "failover" or not can_start:
+    def _obey_waiting(self, can_start: bool) -> Obey:
+        async def obey(order: Order) -> Answer:
+            if order.name != "failover" or not can_start:
                 return Answer(False, f"not now: {self._told}")
             self._order = self._order or asyncio.get_running_loop().create_future()
             self._wake.set()

@@ -25,7 +25,7 @@ from colo.migration.ram import RamBlock
 from colo.node.admission import Greeting
 from colo.node.afterwards import Afterwards, Stay
 from colo.node.leaving import to_its_end, until_one_ends
-from colo.node.orders import Answer, exported, serve_orders
+from colo.node.orders import Answer, Order, exported, serve_orders
 from colo.node.state_folder import StateFolder
 from colo.node.taking_over import Takeover
 from colo.protocol.tables import SecondaryEvent, SecondaryState
@@ -418,22 +418,22 @@ class SecondaryNode:
 
     # -- orders and status ----------------------------------------------------------------
 
-    async def _obey(self, order: str, force: bool) -> Answer:
-        if order == "export" and self._state in _HERE:
+    async def _obey(self, order: Order) -> Answer:
+        if order.name == "export" and self._state in _HERE:
             return Answer(False, "the VM runs here: its QEMU can `migrate` to a file")
-        if order == "export":
+        if order.name == "export":
             return await exported(self._store, self._settled)
-        if order in _PRIMARYS:
+        if order.name in _PRIMARYS:
             return Answer(False, "the VM runs on the other host: say that there")
-        if order != "failover":
-            return Answer(False, f"there is no order {order!r}")
+        if order.name != "failover":
+            return Answer(False, f"there is no order {order.name!r}")
         if self._is_running():
             return Answer(True, "the VM runs here already")
         if not self._takeover.is_starting:
             session = self._session
             if session is None or not session.can(SecondaryEvent.FAILOVER):
                 return self._after.without_checkpoint()
-            if self._connected and not force:
+            if self._connected and not order.force:
                 return Answer(
                     False,
                     "the primary is connected and its VM runs: two VMs would run; "
@@ -441,7 +441,7 @@ class SecondaryNode:
                 )
             again = partial(self._ask_for_grant, session)
             try:
-                grant = await self._takeover.order(self._heard.known, force, again)
+                grant = await self._takeover.order(self._heard.known, order.force, again)
             except LocalError as error:
                 return Answer(False, f"{error}; --force does without it")
             if session is not self._session:

@@ -22,7 +22,7 @@ from colo.errors import ChannelLost, ColoError, GuestError, LocalError, PeerErro
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.ending import LAST, End
 from colo.node.first_start import Start
-from colo.node.orders import Answer, serve_orders
+from colo.node.orders import Answer, Order, serve_orders
 from colo.node.peer import Peer
 from colo.node.planned import Planned
 from colo.node.retry import RETRY_S, Retry
@@ -426,19 +426,19 @@ class PrimaryNode:
 
     # -- words, orders, status ------------------------------------------------------------
 
-    async def _obey(self, order: str, force: bool) -> Answer:
-        if order == "failover":
+    async def _obey(self, order: Order) -> Answer:
+        if order.name == "failover":
             if self.standing != Standing.LOST:
                 return Answer(False, f"nothing to decide: the VM is {self.standing.name}")
-            return await self._solo.order(force)
-        if order == "switchover":
+            return await self._solo.order(order.force)
+        if order.name == "switchover":
             return await self._planned.switch_over(self.standing, self._arbiter, self._lost)
-        if order == "stop":
-            return await self._planned.power_down()
-        if order == "export":
+        if order.name == "stop":
+            return await self._planned.power_down(order.grace_s)
+        if order.name == "export":
             where = f"the checkpoint is on the secondary's host ({self._peer.to}): ask there"
             return Answer(False, f"{self._folder.path} is the primary's state folder; {where}")
-        return Answer(False, f"there is no order {order!r}")
+        return Answer(False, f"there is no order {order.name!r}")
 
     def _hang_up(self) -> None:
         if self._relay is not None:
