@@ -25,6 +25,7 @@ from colo.qemu.monitor import Monitor
 from colo.qemu.packet_filters import NetGate
 from colo.session.awake import Awake
 from colo.session.qemu_primary import Checkpointing
+from colo.session.standstill import StandStill
 
 HERE, THERE = "a/1/1", "b/2/2"
 NFS = LocalError("arbiter /nfs/grant: no route to host")
@@ -129,7 +130,10 @@ class Scene:
         gate, colo = cast(NetGate, self.gate), cast(ColoPrimary, self.colo)
         config = VmConfig(name="web1")
         awake = Awake(config, self.said.append)
-        self.session = Checkpointing(config, colo, gate, awake, lambda: None, self.broken.append)
+        still = StandStill(config, self.qemu, self.said.append)
+        self.session = Checkpointing(
+            config, colo, gate, awake, still, lambda: None, self.broken.append
+        )
         self.solo = Solo(
             cast(Arbiter, self.arbiter),
             self.arbiter.grant,

@@ -1,12 +1,14 @@
-"""When a checkpoint is asked for."""
+"""When a checkpoint is asked for, and for how much of its time a VM stands still."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from colo.packets.pace import Pace, due_at
+from colo.packets.pace import WINDOW_S, Pace, StoppedShare, due_at
 
-PACE = Pace(run_min_s=0.001, run_factor=2.0, age_max_s=1.0, high_water=1000)
+PACE = Pace(stopped_share_max=0.25, run_min_s=0.001, age_max_s=1.0, high_water=1000)
 
 
 @pytest.mark.parametrize(
@@ -22,8 +24,10 @@ PACE = Pace(run_min_s=0.001, run_factor=2.0, age_max_s=1.0, high_water=1000)
             0.0,
             10.001,
         ),
-        ("the last stop was long: the VM runs in proportion", 10.0, 60, 10.0, 0.030, 10.060),
-        ("too much is held: at once, whatever the spacing", 10.0, 1000, 10.0, 0.030, 10.0),
+        ("the last stop was long: the VM runs in proportion", 10.0, 60, 10.0, 0.030, 10.090),
+        ("and so it does where nothing is held", None, 0, 10.0, 2.0, 16.0),
+        ("much is held: the VM need not run a little first", 10.0, 1000, 10.0, 0.0, 10.0),
+        ("but its share it runs, however much is held", 10.0, 1000, 10.0, 0.030, 10.090),
     ],
 )
 def test_due(
@@ -34,4 +38,39 @@ def test_due(
     stopped_s: float,
     due: float,
 ) -> None:
-    assert due_at(PACE, held_since, held_bytes, resumed_at, stopped_s) == due, case
+    assert due_at(PACE, held_since, held_bytes, resumed_at, stopped_s) == pytest.approx(due), case
+
+
+SECONDS = st.floats(0, 100)
+
+
+@given(
+    share=st.floats(0.01, 0.99),
+    held_for=st.none() | SECONDS,
+    held_bytes=st.integers(0, 2000),
+    stopped_s=SECONDS,
+)
+def test_whatever_asks_a_vm_stands_still_for_no_more_than_its_share(
+    share: float, held_for: float | None, held_bytes: int, stopped_s: float
+) -> None:
+    pace = Pace(stopped_share_max=share, high_water=1000)
+    since = None if held_for is None else 1000.0 - held_for
+    ran = due_at(pace, since, held_bytes, 1000.0, stopped_s) - 1000.0
+    assert stopped_s <= share * (stopped_s + ran) + 1e-9
+
+
+def test_the_share_is_of_the_last_minute() -> None:
+    share = StoppedShare()
+    assert share.at(1000.0) == 0
+    share.add(6.0, 1006.0)
+    assert share.at(1006.0) == pytest.approx(0.1)
+    share.add(3.0, 1009.0)
+    assert share.at(1009.0) == pytest.approx(0.15)
+    assert share.at(1003.0 + WINDOW_S) == pytest.approx(0.1), "half of the first is too old"
+    assert share.at(1009.0 + WINDOW_S) == 0
+
+
+def test_a_stop_longer_than_the_window_is_all_of_it() -> None:
+    share = StoppedShare()
+    share.add(2 * WINDOW_S, 1000.0)
+    assert share.at(1000.0) == 1

@@ -15,6 +15,7 @@ from colo.qemu import obstacles as module
 from colo.qemu.command_line import RAM_BLOCK
 from colo.qemu.monitor import Monitor
 from colo.qemu.obstacles import obstacles
+from colo.qemu.preload import Library
 
 LIBRARY = "/cache/tcg-preload-0123.so"
 CLEAN: dict[str, Any] = {
@@ -54,7 +55,7 @@ def status(name: str) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "tcg_preload", lambda: Path(LIBRARY))
+    monkeypatch.setattr(Library, "built", lambda library: Path(LIBRARY))
 
 
 def test_nothing_stands_in_the_way() -> None:
@@ -98,10 +99,10 @@ def test_an_old_qemu_under_tcg_needs_the_preload(tmp_path: Path) -> None:
 def test_without_a_compiler_the_preload_is_named_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail() -> Path:
+    def fail(library: Library) -> Path:
         raise GuestError("there is no C compiler")
 
-    monkeypatch.setattr(module, "tcg_preload", fail)
+    monkeypatch.setattr(Library, "built", fail)
     (line,) = found(OLD)
     assert "LD_PRELOAD=the library that the manual names" in line
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from colo.errors import GuestError
-from colo.qemu.preload import tcg_preload
+from colo.qemu.preload import TCG_LIBRARY
 
 
 def test_a_cache_folder_that_cannot_be_looked_into_says_what_to_do(
@@ -19,7 +19,7 @@ def test_a_cache_folder_that_cannot_be_looked_into_says_what_to_do(
     monkeypatch.setattr(Path, "exists", forbidden)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(GuestError) as caught:
-        tcg_preload()
+        TCG_LIBRARY.built()
     assert str(caught.value).startswith(f"{tmp_path}/colo: Permission denied: ")
     assert str(caught.value).endswith("set XDG_CACHE_HOME to a folder that colo may write")
 
@@ -30,7 +30,7 @@ def test_a_cache_folder_that_cannot_be_made_says_what_to_do(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(GuestError, match=r"Not a directory: .* set XDG_CACHE_HOME"):
-        tcg_preload()
+        TCG_LIBRARY.built()
 
 
 def test_no_home_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,4 +40,4 @@ def test_no_home_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "expanduser", homeless)
     with pytest.raises(GuestError, match="set XDG_CACHE_HOME"):
-        tcg_preload()
+        TCG_LIBRARY.built()

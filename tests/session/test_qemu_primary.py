@@ -18,6 +18,7 @@ from colo.qemu.packet_filters import NetGate
 from colo.session import qemu_primary
 from colo.session.awake import Awake
 from colo.session.qemu_primary import Checkpointing
+from colo.session.standstill import StandStill
 
 ROUND = (
     COLOMessage.CHECKPOINT_REPLY,
@@ -56,6 +57,7 @@ class FakeColo:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.stood_since: float | None = None
 
     async def request(self) -> None:
         self.asked += 1
@@ -74,10 +76,27 @@ class FakeAwake:
         self.closed = True
 
 
+class FakeStandStill:
+    """Notes how long the VM stood still."""
+
+    def __init__(self) -> None:
+        self.protected_times = 0
+        self.stops: list[float] = []
+
+    def protected(self) -> None:
+        self.protected_times += 1
+
+    def stopped(self, seconds: float, now: float) -> None:
+        self.stops.append(seconds)
+
+    def status(self) -> None:
+        return None
+
+
 class Scene:
     def __init__(self, config: VmConfig) -> None:
         self.gate, self.colo, self.protected = FakeGate(), FakeColo(), 0
-        self.awake = FakeAwake()
+        self.awake, self.still = FakeAwake(), FakeStandStill()
         self.passed: list[COLOMessage] = []
         self.broken: list[ColoError] = []
         self.session = Checkpointing(
@@ -85,6 +104,7 @@ class Scene:
             cast(ColoPrimary, self.colo),
             cast(NetGate, self.gate),
             cast(Awake, self.awake),
+            cast(StandStill, self.still),
             self._protected,
             self.broken.append,
         )

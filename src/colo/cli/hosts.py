@@ -79,7 +79,7 @@ def secondary(
 
     async def run(folder: StateFolder) -> int:
         node = SecondaryNode(
-            config, plan(config), address, folder, arbiter, OnLoss(on_loss), say, destination
+            config, plan(config, say), address, folder, arbiter, OnLoss(on_loss), say, destination
         )
         task = asyncio.ensure_future(node.run())
         on_signal(task.cancel)
@@ -147,7 +147,7 @@ def run_command(vm_file: Path, **options: Any) -> int:
 
     async def start(config: VmConfig, folder: StateFolder) -> tuple[Monitor, Start]:
         folder.clean_start()
-        launch = plan(config)
+        launch = plan(config, say)
         qemu = Qemu(launch.unstarted(), folder.path, launch.environment)
         await qemu.start()
         return qemu, Start(qemu)
@@ -186,7 +186,7 @@ def node(vm_file: Path, host: str | None, qmp: str | None, trace: bool, state_di
 
     async def run(folder: StateFolder) -> int:
         adopted = _qmp_path(qmp) if qmp is not None else None
-        launch = plan(config)
+        launch = plan(config, say)
         daemon = Daemon(config, us, addresses, launch, folder, arbiter, adopted, say, Notifier())
         on_signal(daemon.stop)
         return await daemon.run()

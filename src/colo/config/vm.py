@@ -25,7 +25,7 @@
     b = "tcp:10.0.0.2:9000"
     [checkpoints]
     run_min_ms = 0.5                         # the VM runs at least so long between two,
-    run_factor = 1.0                         # and so many times as long as it was stopped
+    stopped_share_max = 0.5                  # and stands still for no more than this share
     age_max_ms = 1000                        # an idle VM is checkpointed so often
     cpu_latency_us = 0                       # not needed: while clients are answered, processors
                                              # that take longer to wake are kept awake
@@ -38,7 +38,7 @@
     key = "/etc/colo/host.key"               # its key
     name = "web1.example"                    # not needed: what both have to be issued for
 
-colo adds what is its own: QMP, ``-incoming``, the memory backend, the TCG preload.
+colo adds what is its own: QMP, ``-incoming``, the memory backend, its preload libraries.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Checkpoints:
     """``[checkpoints]``: how often the VM is checkpointed."""
 
     run_min_ms: float = 0.5
-    run_factor: float = 1.0
+    stopped_share_max: float = 0.5
     age_max_ms: float = 1000.0
     cpu_latency_us: int | None = None
 
@@ -198,7 +198,7 @@ class VmConfig:
         """When to checkpoint."""
         return Pace(
             run_min_s=self.checkpoints.run_min_ms / 1e3,
-            run_factor=self.checkpoints.run_factor,
+            stopped_share_max=self.checkpoints.stopped_share_max,
             age_max_s=self.checkpoints.age_max_ms / 1e3,
             high_water=int(self.network.high_water_mib * (1 << 20)),
         )
@@ -253,6 +253,11 @@ def _check(config: VmConfig) -> None:
         raise UsageError(
             f"heartbeat_limit_s = {failover.heartbeat_limit_s}: at least twice heartbeat_s = "
             f"{failover.heartbeat_s}, or a host that is there counts as lost"
+        )
+    if not 0 < config.checkpoints.stopped_share_max < 1:
+        raise UsageError(
+            f"stopped_share_max = {config.checkpoints.stopped_share_max}: a share, more than 0 and "
+            "less than 1"
         )
     if latency_us is not None and not 0 <= latency_us <= _LATENCY_MAX_US:
         raise UsageError(f"cpu_latency_us = {latency_us}: microseconds, 0 to {_LATENCY_MAX_US}")

@@ -493,7 +493,7 @@ class SecondaryNode:
             **self._store.status(),
             "peer": self._link.peer_figures if self._link is not None else None,
             "forward": self._forwarding.status() if self._forwarding is not None else None,
-            "qemu": self.waiting.status(),
+            **self.waiting.status(),
             "awake": self._awake.held,
             **self._facts,
         }

@@ -38,6 +38,7 @@ from colo.qemu.packet_filters import NetGate, cards
 from colo.session.awake import Awake
 from colo.session.qemu_primary import Checkpointing
 from colo.session.relay import Relay
+from colo.session.standstill import StandStill
 from colo.transport.address import Address
 from colo.transport.sockets import accept_one, listening
 
@@ -83,8 +84,9 @@ class PrimaryNode:
         self._colo = ColoPrimary(qemu, allow_broken)
         self._gate = NetGate(qemu, folder.path, int(config.network.hold_limit_mib * (1 << 20)))
         self._awake = awake = Awake(config, self._say)
+        still = StandStill(config, qemu, self._say)
         self._session = Checkpointing(
-            config, self._colo, self._gate, awake, self._protected, self._lost
+            config, self._colo, self._gate, awake, still, self._protected, self._lost
         )
         self._peer = Peer(config, to, stock, self._figures, self._hear, self._lost)
         self._gone = asyncio.Event()  # the VM has ended

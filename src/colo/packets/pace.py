@@ -1,28 +1,36 @@
 """When to checkpoint: a pure decision.
 
 An answer that the guest gave waits for the next checkpoint, so a held packet asks for one at once.
-But a checkpoint stops the VM; so the VM may run between two of them at least as long as the last
-one stopped it, times a factor.  An idle guest is checkpointed only when the last one is too old.
+An idle guest is checkpointed only when the last one is too old.
+
+*A checkpoint stops the VM, and it stands still for no more than a share of its time*: after each
+one it runs in proportion to how long that has stopped it, whatever asks for the next, age and
+much held output too.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["Pace", "due_at"]
+__all__ = ["WINDOW_S", "Pace", "StoppedShare", "due_at"]
+
+#: The share of time that a VM stands still is told over so many seconds.
+WINDOW_S: Final = 60.0
 
 
 @dataclass(frozen=True)
 class Pace:
     """The bounds; times in seconds, ``high_water`` in bytes.
 
-    ``run_min_s``: the VM runs at least so long between two checkpoints; ``run_factor``: and at
-    least so many times as long as the last one stopped it; ``age_max_s``: a checkpoint is
-    never older; ``high_water``: so much held output asks at once, whatever the spacing.
+    ``stopped_share_max``: of a stop and the run after it, the stop is at most this share, between 0
+    and 1; ``run_min_s``: and the VM runs at least so long, unless ``high_water`` is held;
+    ``age_max_s``: a checkpoint gets no older, as far as the share allows.
     """
 
+    stopped_share_max: float = 0.5
     run_min_s: float = 0.0005
-    run_factor: float = 1.0
     age_max_s: float = 1.0
     high_water: int = 4 << 20
 
@@ -39,9 +47,27 @@ def due_at(
     ``held_since``: since when output is held, or None; ``resumed_at``: when the VM last went on;
     ``stopped_s``: how long it had been stopped.
     """
+    run_s = stopped_s * (1 - pace.stopped_share_max) / pace.stopped_share_max
     if held_since is None:
-        return resumed_at + pace.age_max_s
-    if held_bytes >= pace.high_water:
-        return held_since
-    spacing = max(pace.run_min_s, pace.run_factor * stopped_s)
-    return max(held_since, resumed_at + spacing)
+        return resumed_at + max(pace.age_max_s, run_s)
+    if held_bytes < pace.high_water:
+        run_s = max(run_s, pace.run_min_s)
+    return max(held_since, resumed_at + run_s)
+
+
+class StoppedShare:
+    """The share of the last ``WINDOW_S`` seconds that a VM stood still."""
+
+    def __init__(self) -> None:
+        self._stops: deque[tuple[float, float]] = deque()  # from, to
+
+    def add(self, stopped_s: float, until: float) -> None:
+        """It has stood still for so long; ``until`` never goes back."""
+        self._stops.append((until - stopped_s, until))
+
+    def at(self, now: float) -> float:
+        """Return the share, 0 to 1, as of ``now``, which never goes back."""
+        began = now - WINDOW_S
+        while self._stops and self._stops[0][1] <= began:
+            self._stops.popleft()
+        return sum(until - max(since, began) for since, until in self._stops) / WINDOW_S

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -42,6 +43,7 @@ class ColoPrimary:
     """COLO on one QEMU: start it, wait for its end, let the VM run on alone.
 
     ``allow_broken`` starts it even on QEMU 10.0 and 10.1, whose stable updates may be mended.
+    ``stood_since``: when the VM was stopped for its first copy, or None where it ran on.
     """
 
     def __init__(self, qemu: Monitor, allow_broken: bool = False) -> None:
@@ -51,6 +53,7 @@ class ColoPrimary:
         self._version = (0, 0)
         self._delay_ms = _SOON_MS
         self._found: _Found | None = None
+        self.stood_since: float | None = None
         qemu.qmp.register_listener(self._exits)
 
     async def check(self) -> None:
@@ -75,6 +78,7 @@ class ColoPrimary:
         Raises GuestError.
         """
         self._delay_ms = delay_ms
+        self.stood_since = None
         await self.check()
         await self._look()
         await self._have(self._needed)
@@ -85,6 +89,7 @@ class ColoPrimary:
             # Under TCG, pages that a running VM writes while it is migrated may be missed: where
             # a sync of the dirty bitmap finds no page that it did not know, it takes their
             # marks away, but lets the vCPU's TLB write to them unnoticed.
+            self.stood_since = time.monotonic()
             await self._qemu.execute("stop")  # COLO starts it again
         await self._qemu.execute("migrate", uri=uri)
         await self._entered(uri)

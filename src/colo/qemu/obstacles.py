@@ -10,7 +10,7 @@ from typing import Final
 from colo.errors import GuestError
 from colo.qemu.command_line import RAM_BLOCK
 from colo.qemu.monitor import MIGRATION_OVER, Monitor
-from colo.qemu.preload import PRELOAD_NAME, PRELOADED_MAJORS, tcg_preload
+from colo.qemu.preload import PRELOADED_MAJORS, TCG_LIBRARY
 
 __all__ = ["obstacles"]
 
@@ -80,14 +80,14 @@ async def _lacks_preload(qemu: Monitor) -> bool:
     if (await qemu.execute("query-kvm"))["enabled"]:
         return False
     try:
-        return PRELOAD_NAME not in Path(f"/proc/{qemu.pid}/maps").read_text(errors="replace")
+        return TCG_LIBRARY.name not in Path(f"/proc/{qemu.pid}/maps").read_text(errors="replace")
     except OSError:
         return False
 
 
 async def _preload_advice() -> str:
     try:
-        library = str(await asyncio.to_thread(tcg_preload))
+        library = str(await asyncio.to_thread(TCG_LIBRARY.built))
     except GuestError:  # no compiler here: whoever builds it is told so
         library = "the library that the manual names"
     return (

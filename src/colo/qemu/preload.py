@@ -1,4 +1,7 @@
-"""Builds ``tcg_preload.c``, which QEMU 7.2 needs to be a COLO primary under TCG."""
+"""Builds the small libraries that QEMU is started with: each is one C file beside this module.
+
+A library is built on first use, with the host's C compiler, and kept by its source's digest.
+"""
 
 from __future__ import annotations
 
@@ -7,73 +10,93 @@ import os
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from colo.errors import GuestError
 
-__all__ = ["PRELOADED_MAJORS", "PRELOAD_NAME", "cache_folder", "tcg_preload"]
+__all__ = ["CLOCK_LIBRARY", "PRELOADED_MAJORS", "TCG_LIBRARY", "Library", "cache_folder"]
 
-#: The major versions that need the library as a primary under TCG.
+#: The major versions that need ``TCG_LIBRARY`` as a primary under TCG.
 PRELOADED_MAJORS: Final = (7,)
-#: How the library's name begins.
-PRELOAD_NAME: Final = "tcg-preload"
 
-_SOURCE: Final = Path(__file__).with_name("tcg_preload.c")
 _COMPILE_S: Final = 60
+
+
+@dataclass(frozen=True)
+class Library:
+    """One of them.  ``name``: how its file's name begins; ``need``: what is said where there is
+    none; ``otherwise``: what the user can do besides having it built."""
+
+    name: str
+    need: str
+    otherwise: str = ""
+
+    @property
+    def source(self) -> Path:
+        """The C file that it is built from."""
+        return Path(__file__).with_name(f"{self.name.replace('-', '_')}.c")
+
+    def built(self) -> Path:
+        """Return its path, built on first use.
+
+        Raises GuestError without a C compiler, or where it fails.
+        """
+        digest = hashlib.sha256(self.source.read_bytes()).hexdigest()[:16]
+        try:
+            path = cache_folder() / f"{self.name}-{digest}.so"
+            if path.exists():
+                return path
+        except (OSError, RuntimeError) as error:
+            raise self._no_folder(error) from error
+        compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+        if compiler is None:
+            raise GuestError(
+                f"{self.need} a small library, and there is no C compiler to build it: "
+                f"install gcc and libc6-dev{self.otherwise}"
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._no_folder(error) from error
+        self._build(compiler, path)
+        return path
+
+    def _build(self, compiler: str, path: Path) -> None:
+        try:
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                built = Path(folder) / path.name
+                command = [compiler, "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror"]
+                done = subprocess.run(
+                    [*command, "-o", str(built), str(self.source), "-ldl", "-lpthread"],
+                    capture_output=True,
+                    text=True,
+                    timeout=_COMPILE_S,
+                    check=False,
+                )
+                if done.returncode:
+                    raise GuestError(f"{compiler} cannot build {self.source}", done.stderr.strip())
+                built.replace(path)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise GuestError(f"cannot build {path}: {error}") from error
+
+    def _no_folder(self, error: OSError | RuntimeError) -> GuestError:
+        """The folder for what is built cannot be had, or there is no home for it."""
+        where = f"{cache_folder()}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        return GuestError(
+            f"{where}: {self.need} a small library that is kept there: set XDG_CACHE_HOME "
+            "to a folder that colo may write"
+        )
+
+
+#: What QEMU 7.2 needs to be a COLO primary under TCG.
+TCG_LIBRARY: Final = Library("tcg-preload", "QEMU 7.2 under TCG needs", ", or use KVM or QEMU 11")
+#: What keeps a guest's clock right over checkpoints and takeovers.
+CLOCK_LIBRARY: Final = Library("clock-preload", "QEMU needs, for the guest's clock to be kept,")
 
 
 def cache_folder() -> Path:
     """Where colo keeps what it built: ``$XDG_CACHE_HOME/colo``, or ``~/.cache/colo``."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "colo"
-
-
-def tcg_preload() -> Path:
-    """Return the library's path, built on first use and kept by its source's digest.
-
-    Raises GuestError without a C compiler, or where it fails.
-    """
-    digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
-    try:
-        library = cache_folder() / f"{PRELOAD_NAME}-{digest}.so"
-        if library.exists():
-            return library
-    except (OSError, RuntimeError) as error:
-        raise _no_folder(error) from error
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise GuestError(
-            "QEMU 7.2 under TCG needs a small library, and there is no C compiler to build it: "
-            "install gcc and libc6-dev, or use KVM or QEMU 11"
-        )
-    try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _no_folder(error) from error
-    try:
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            built = Path(folder) / library.name
-            command = [compiler, "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror"]
-            done = subprocess.run(
-                [*command, "-o", str(built), str(_SOURCE), "-ldl", "-lpthread"],
-                capture_output=True,
-                text=True,
-                timeout=_COMPILE_S,
-                check=False,
-            )
-            if done.returncode:
-                raise GuestError(f"{compiler} cannot build {_SOURCE}", done.stderr.strip())
-            built.replace(library)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise GuestError(f"cannot build {library}: {error}") from error
-    return library
-
-
-def _no_folder(error: OSError | RuntimeError) -> GuestError:
-    """The folder for what is built cannot be had, or there is no home for it."""
-    where = f"{cache_folder()}: {error.strerror}" if isinstance(error, OSError) else str(error)
-    return GuestError(
-        f"{where}: QEMU 7.2 under TCG needs a small library that is kept there: set XDG_CACHE_HOME "
-        "to a folder that colo may write"
-    )

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,9 +25,11 @@ from colo.errors import GuestError
 from colo.qemu.accelerator import kvm_works
 from colo.qemu.command_line import RAM_BLOCK, named_accelerator
 from colo.qemu.monitor import Monitor
-from colo.qemu.preload import PRELOADED_MAJORS, tcg_preload
+from colo.qemu.preload import CLOCK_LIBRARY, PRELOADED_MAJORS, TCG_LIBRARY
 
 __all__ = ["LaunchPlan", "Qemu", "plan", "version_of"]
+
+_log = logging.getLogger("colo.qemu")
 
 _START_S: Final = 20.0
 _LAST_WORDS: Final = 600  # bytes
@@ -84,8 +87,10 @@ class LaunchPlan:
         return [qemu.binary, *qemu.args, *role_args, *self.accelerator_args]
 
 
-def plan(config: VmConfig) -> LaunchPlan:
-    """Work out how to start this VM's QEMU here: version, accelerator, preload.
+def plan(config: VmConfig, say: Callable[[str], None] = _log.warning) -> LaunchPlan:
+    """Work out how to start this VM's QEMU here: version, accelerator, libraries.
+
+    ``say`` is told of what it has to do without.
 
     Takes up to 5 seconds where KVM is there and does not work.  Raises GuestError.
     """
@@ -94,9 +99,16 @@ def plan(config: VmConfig) -> LaunchPlan:
     accelerator = named or config.qemu.accel
     if accelerator == "auto":
         accelerator = "kvm" if kvm_works(config.qemu.binary, config.qemu.args) else "tcg"
-    environment = dict(os.environ)
+    libraries = []
     if accelerator == "tcg" and version[0] in PRELOADED_MAJORS:
-        environment["LD_PRELOAD"] = str(tcg_preload())
+        libraries.append(str(TCG_LIBRARY.built()))
+    try:
+        libraries.append(str(CLOCK_LIBRARY.built()))
+    except GuestError as error:
+        say(f"{config.name}: the guest's clock loses the time that checkpoints take: {error}")
+    environment = dict(os.environ)
+    if libraries:
+        environment["LD_PRELOAD"] = ":".join(libraries)
     args = () if named else ("-accel", accelerator)
     return LaunchPlan(config, version, accelerator, args, environment)
 

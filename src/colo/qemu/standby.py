@@ -8,6 +8,7 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -19,6 +20,7 @@ from colo.migration.format import IGNORE_SHARED
 from colo.migration.ram import RamBlock
 from colo.migration.reader import Header, Migration
 from colo.qemu.command_line import RAM_BLOCK
+from colo.qemu.guest_clock import given_back, tell_stood_since
 from colo.qemu.hardware import ask_machine
 from colo.qemu.identity import instance
 from colo.qemu.process import LaunchPlan, Qemu
@@ -100,6 +102,9 @@ class WaitingQemu:
         except TimeoutError:
             raise GuestError(f"no QEMU is ready to run the VM: {self.trouble}") from None
         async with self._taking() as qemu:
+            assert store.checkpoint is not None
+            if store.checkpoint.stood_since is not None:
+                tell_stood_since(qemu.pid, store.checkpoint.stood_since)
             await self._load(qemu, migration_stream(store, {RAM_BLOCK}))
 
     async def run(self) -> None:
@@ -127,16 +132,18 @@ class WaitingQemu:
             what = "it took too long" if isinstance(error, TimeoutError) else str(error)
             raise GuestError(f"the waiting QEMU did not take the VM: {what}") from error
 
-    def status(self) -> dict[str, Any] | None:
-        """What the status file has of this."""
+    def status(self) -> dict[str, Any]:
+        """What the status file has of this, and of the clock of the guest that runs in it."""
         if self.qemu is None:
-            return None
-        return {
+            return {"qemu": None, "clock": None}
+        qemu = {
             "pid": self.qemu.pid,
             "qmp": str(self.qemu.qmp_socket),
             "starts": self.starts,
             "trouble": self.trouble,
         }
+        given = given_back(self.qemu.pid)
+        return {"qemu": qemu, "clock": None if given is None else asdict(given)}
 
     async def stop(self) -> None:
         """End the waiting QEMU."""

@@ -29,6 +29,7 @@ from colo.protocol.tables import Do, Effect, ObserverEvent, ObserverState
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.packet_filters import NetGate
 from colo.session.awake import Awake
+from colo.session.standstill import StandStill
 from colo.status.figures import summarise, summary
 
 __all__ = ["Checkpointing"]
@@ -51,6 +52,7 @@ class Checkpointing:
         colo: ColoPrimary,
         gate: NetGate,
         awake: Awake,
+        still: StandStill,
         on_protected: Callable[[], None],
         on_broken: Callable[[ColoError], None],
     ) -> None:
@@ -58,6 +60,7 @@ class Checkpointing:
         self._colo = colo
         self._gate = gate
         self._awake = awake
+        self._still = still
         self._on_protected = on_protected
         self._on_broken = on_broken
         self._timer: asyncio.TimerHandle | None = None
@@ -128,10 +131,14 @@ class Checkpointing:
     def _resumed(self, after: COLOMessage | ObserverEvent, now: float) -> None:
         if after is COLOMessage.CHECKPOINT_READY:
             self._on_protected()
+            self._still.protected()
+            if self._colo.stood_since is not None:
+                self._still.stopped(now - self._colo.stood_since, now)
         else:
             self.count += 1
             self._stopped_s = now - self._stopped_at
             self._stopped.append(self._stopped_s)
+            self._still.stopped(self._stopped_s, now)
         self._resumed_at = now
         asyncio.get_running_loop().call_soon(self._go_on)
 
@@ -188,6 +195,7 @@ class Checkpointing:
         return {
             "checkpoint": self.count or None,
             "checkpoint_at": self.safe_at,
+            "clock": self._still.status(),
             "phases_ms": {
                 "covered": summary(summarise(self._covered), 1e3),
                 "stopped": summary(summarise(self._stopped), 1e3),

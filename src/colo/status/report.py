@@ -129,6 +129,8 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "QEMU", f"{qemu.get('trouble') or qemu['pid']}{where}"
     grant = "" if content["grant"] is None else f", grant {content['grant']}"
     yield "arbiter", f"{content['arbiter']}{grant}"
+    if content.get("clock"):
+        yield "clock", _clock(content["clock"])
     if "takeover" in content:
         takeover = content["takeover"]
         yield (
@@ -151,6 +153,25 @@ def _forward(forward: dict[str, Any]) -> str:
     there = "no whole checkpoint is there" if held is None else f"checkpoint {held} is there"
     trouble = f"; not now: {forward['error']}" if forward["error"] else ""
     return f"to {forward['to']}: {there}, {mib(forward['bytes'])} sent{trouble}"
+
+
+def _clock(clock: dict[str, Any]) -> str:
+    if "since" not in clock:  # of a VM that was taken over, or is waited for
+        trouble = f"not kept: {clock['trouble']}" if clock["trouble"] else "kept"
+        return f"{trouble}; {clock['seconds']:.1f} s given back"
+    stood, span = clock["stood_still_s"], max(time.time() - clock["since"], 1e-9)
+    share = f"{clock['stopped_share']:.0%} of the last minute"
+    if clock["stopped_share"] > clock["stopped_share_max"]:
+        share += f", more than stopped_share_max = {clock['stopped_share_max']}"
+    if not clock["trouble"]:
+        return (
+            f"the VM stood still {stood:.1f} s in {_ago(clock['since'])} ({share}), all given back"
+        )
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(clock["since"]))
+    return (
+        f"lost {clock['lost_s']:.1f} s ({clock['lost_s'] / span:.2%}) since {since} ({share}): "
+        f"{clock['trouble']}: see «The guest's clock» in docs/operating.md"
+    )
 
 
 def _gate(gate: dict[str, Any]) -> str:

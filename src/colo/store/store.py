@@ -32,7 +32,8 @@ class Checkpoint:
 
     ``device_state``: the device sections and their EOF byte.  ``description``: the first
     migration's, by which they can be read: subsections come and go.
-    ``return_path``: see Migration.
+    ``return_path``: see Migration.  ``stood_since``: since when the VM is known to have stood
+    still for it, by this host's clock that never goes back.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Checkpoint:
     device_state: bytes
     description: dict[str, Any] = field(default_factory=dict, repr=False)
     return_path: bool = False
+    stood_since: float | None = None
 
 
 class Store:
@@ -118,7 +120,7 @@ class Store:
         """Stage pages of the checkpoint under way."""
         self.staging.runs.append(run)
 
-    def commit_migration(self, migration: Migration) -> None:
+    def commit_migration(self, migration: Migration, stood_since: float | None = None) -> None:
         """Make a whole first migration checkpoint 0."""
         self.checkpoint = Checkpoint(
             0,
@@ -128,9 +130,10 @@ class Store:
             migration.device_state,
             migration.description,
             migration.return_path,
+            stood_since,
         )
 
-    def commit(self, number: int, device_state: bytes) -> None:
+    def commit(self, number: int, device_state: bytes, stood_since: float | None = None) -> None:
         """Make the staged pages and ``device_state`` the state of the store.
 
         Raises InvariantBroken where the checkpoint before has not been applied.
@@ -139,7 +142,9 @@ class Store:
             raise InvariantBroken(
                 f"store: checkpoint {number} before the one it rests on is in the images"
             )
-        self.checkpoint = replace(self.checkpoint, number=number, device_state=device_state)
+        self.checkpoint = replace(
+            self.checkpoint, number=number, device_state=device_state, stood_since=stood_since
+        )
         self._committed, self.staging.runs = self.staging.runs, []
 
     @property
