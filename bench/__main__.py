@@ -14,13 +14,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import checkpoint, machine, memory, network, pauses, receive, takeover
+from bench import checkpoint, clock, machine, memory, network, pauses, receive, takeover
 from bench.errors import BenchError
 from bench.render import render
 
 __all__ = ["main"]
 
-_NAMES: Final = ("pauses", "relay", "takeover", "memory", "costs", "gaps", "receive", "checkpoint")
+_NAMES: Final = (
+    "pauses",
+    "relay",
+    "takeover",
+    "memory",
+    "costs",
+    "gaps",
+    "clock",
+    "receive",
+    "checkpoint",
+)
 _TRANSPORTS: Final = ("unix", "tcp")
 
 
@@ -101,6 +111,9 @@ def _measure_qemu(
     elif name == "gaps":
         _say(f"a client's view of a takeover, QEMU {version}")
         yield network.measure_gaps(binary, kills, _say)
+    elif name == "clock":
+        for row in clock.measure(binary, min(30.0, 6.0 * rounds), kills // 2, _say):
+            yield {"accelerator": "tcg", **row}
     elif name == "relay":
         _say(f"relay, QEMU {version}, tcp, idle")
         case = pauses.CASES[0]

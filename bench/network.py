@@ -30,9 +30,10 @@ from colo.demo.guest_image import KERNEL_WORDS, build
 from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
 from colo.qemu.monitor import AttachedQemu
 from colo.qemu.packet_filters import NetGate
+from colo.qemu.preload import CLOCK_LIBRARY
 from colo.qemu.process import plan
 
-__all__ = ["measure_costs", "measure_gaps"]
+__all__ = ["Scene", "measure_costs", "measure_gaps", "scene_of"]
 
 _GUEST: Final = "10.77.0.5"
 _TO: Final = f"tcp:{REPLICATION_ADDRESS[Place.HOST_B]}:9000"
@@ -103,16 +104,16 @@ def measure_costs(
 @contextlib.contextmanager
 def _protected_by_turns(
     binary: str, kind: _Kind, rounds: int
-) -> Iterator[Iterator[tuple[_Scene, bool]]]:
+) -> Iterator[Iterator[tuple[Scene, bool]]]:
     """One VM, for each round first unprotected and then protected."""
 
-    def turns(scene: _Scene) -> Iterator[tuple[_Scene, bool]]:
+    def turns(scene: Scene) -> Iterator[tuple[Scene, bool]]:
         for _ in range(rounds):
             yield scene, False
             with scene.primary("a"):
                 yield scene, True
 
-    with _scene(binary, kind) as scene, scene.secondary("b"), scene.qemu():
+    with scene_of(binary, kind) as scene, scene.secondary("b"), scene.qemu():
         yield turns(scene)
 
 
@@ -123,7 +124,7 @@ class _RoundTrips:
         self._requests = requests
         self._taken: dict[bool, list[list[float]]] = {False: [], True: []}
 
-    def take(self, scene: _Scene, protected: bool) -> float:
+    def take(self, scene: Scene, protected: bool) -> float:
         """Take a series; return its median, in ms."""
         series = scene.echo(self._requests)
         self._taken[protected].append(series)
@@ -152,7 +153,7 @@ def measure_gaps(binary: str, runs: int, say: Callable[[str], None]) -> dict[str
 
 
 def _one_gap(binary: str, kind: str, offset: float) -> float:
-    with _scene(binary) as scene, scene.secondary("b"), scene.qemu(), scene.primary("a") as colo:
+    with scene_of(binary) as scene, scene.secondary("b"), scene.qemu(), scene.primary("a") as colo:
         client = scene.start_client("stream", "--count", "600", "--gap-ms", "60000")
         time.sleep(2 + offset)
         number = signal.SIGKILL if kind == "kill" else signal.SIGSTOP
@@ -166,12 +167,12 @@ def _one_gap(binary: str, kind: str, offset: float) -> float:
 
 
 @contextlib.contextmanager
-def _scene(binary: str, kind: _Kind = _AS_THEY_COME) -> Iterator[_Scene]:
+def scene_of(binary: str, kind: _Kind = _AS_THEY_COME) -> Iterator[Scene]:
     with Lab() as lab, tempfile.TemporaryDirectory(prefix="colo-bench-") as name:
-        yield _Scene(lab, Path(name), binary, kind)
+        yield Scene(lab, Path(name), binary, kind)
 
 
-class _Scene:
+class Scene:
     """A VM on host A, and who protects it."""
 
     def __init__(self, lab: Lab, folder: Path, binary: str, kind: _Kind) -> None:
@@ -207,14 +208,17 @@ class _Scene:
         )
 
     @contextlib.contextmanager
-    def qemu(self) -> Iterator[None]:
-        """The VM, with its services up."""
+    def qemu(self, keeps_clock: bool = True) -> Iterator[None]:
+        """The VM, with its services up; ``keeps_clock``: with colo's library for that."""
         launch = plan(load(self._vm))
+        libraries = launch.environment["LD_PRELOAD"].split(":")
+        given = [path for path in libraries if keeps_clock or CLOCK_LIBRARY.name not in path]
+        environment = {**launch.environment, "LD_PRELOAD": ":".join(given)}
         command = launch.primary()
         for path in (self._qmp, self._other_qmp):
             command += ["-qmp", f"unix:{path},server=on,wait=off"]
         command = [*self._on(_PROCESSORS[:-1]), *command]
-        with self._process(Place.HOST_A, "qemu", command, env=launch.environment) as process:
+        with self._process(Place.HOST_A, "qemu", command, env=environment) as process:
             self.qemu_pid = process.pid
             console = self._folder / "primary.console"
             wait_until("the guest", lambda: _holds(console, "ready mode=serve"), _START_S)
@@ -271,6 +275,12 @@ class _Scene:
         """A client of the demo's, towards the guest."""
         command = [sys.executable, "-m", "colo.demo.clients", kind, _GUEST, "--json", *options]
         return self.lab.start(Place.CLIENT, *command, stdout=subprocess.PIPE, text=True)
+
+    def status(self, state: str) -> dict[str, Any]:
+        """The status file of a colo."""
+        content = json.loads((self._folder / state / "status.json").read_text())
+        assert isinstance(content, dict)
+        return content
 
     def verdict(self, client: subprocess.Popen[Any]) -> dict[str, Any]:
         """Wait for a client's end.  Raises BenchError where it lost anything."""

@@ -98,6 +98,26 @@ def _spread(values: Sequence[float]) -> str:
     return f"{ordered[len(ordered) // 2]:.2f} ({ordered[0]:.2f}–{ordered[-1]:.2f})"
 
 
+def _clock(rows: Sequence[_Row]) -> str:
+    head = ["QEMU", "accelerator", "", "stood still", "lost", "of the time"]
+    return _table(head, map(_one_clock, rows))
+
+
+def _one_clock(row: _Row) -> list[str]:
+    where = [row["qemu"], row["accelerator"], row["case"]]
+    if "takeovers" in row:
+        lost = row["takeovers"]
+        text = f"median {lost['median']:.1f} ms, max {lost['max']:.1f} ms each, n = {lost['n']}"
+        return [*where, "", text, ""]
+    span_ms = row["span_s"] * 1e3
+    return [
+        *where,
+        f"{row['stood_still_s'] * 1e3 / span_ms:.1%}",
+        f"{row['lost_ms']:.1f} ms in {row['span_s']:.0f} s",
+        f"**{row['lost_ms'] / span_ms:.3%}**",
+    ]
+
+
 def _gaps(rows: Sequence[_Row]) -> str:
     head = ["QEMU", "host A", "median, ms", "p95", "max", "n"]
     return _table(
@@ -208,6 +228,7 @@ _TABLES: Final[dict[str, Callable[[Any], str]]] = {
     "relay": _pauses,
     "costs": _costs,
     "gaps": _gaps,
+    "clock": _clock,
     "takeover": _takeover,
     "memory": _memory,
     "receive": _receive,

@@ -53,6 +53,7 @@ def port(workload: Path) -> Iterator[int]:
         ("bulk", ["--mib", "3", "--seed", "18446744073709551615"], {"bytes": 3 << 20}),
         ("sink", ["--mib", "3"], {"bytes": 3 << 20}),
         ("flood", ["--packets", "50"], {"received": 50, "lost": 0}),
+        ("clock", ["--count", "6", "--pause-ms", "1", "--rest-s", "0.01"], {"answers": 6}),
     ],
 )
 def test_client_is_content(
@@ -63,7 +64,7 @@ def test_client_is_content(
     assert {key: found[key] for key in figures} == figures
 
 
-@pytest.mark.parametrize("name", ["stream", "echo", "bulk", "sink"])
+@pytest.mark.parametrize("name", ["stream", "echo", "bulk", "sink", "clock"])
 def test_client_ends_when_its_time_is_over(port: int, name: str) -> None:
     found = verdict(name, port, "--seconds", "0.3")
     assert found["error"] is None

@@ -65,7 +65,7 @@ class Waiting(FitsAnything):
             raise self.refuses
 
     def status(self) -> dict[str, Any]:
-        return {"pid": self.qemu.pid}
+        return {"qemu": {"pid": self.qemu.pid}, "clock": None}
 
     async def load(self, store: Store) -> None:
         if self.hold:

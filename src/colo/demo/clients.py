@@ -23,13 +23,21 @@ from typing import IO, Any, Final, Protocol
 
 import click
 
-from colo.demo.verdicts import BulkJudge, EchoJudge, FloodJudge, SinkJudge, StreamJudge, generate
+from colo.demo.verdicts import (
+    BulkJudge,
+    ClockJudge,
+    EchoJudge,
+    FloodJudge,
+    SinkJudge,
+    StreamJudge,
+    generate,
+)
 from colo.errors import ColoError
 
 __all__ = ["main"]
 
 _FIRST_PORT: Final = 7000
-_STREAM, _ECHO, _GENERATE, _SINK, _FLOOD, _FLOODED = range(6)  # ports after the first
+_STREAM, _ECHO, _GENERATE, _SINK, _FLOOD, _FLOODED, _, _CLOCK = range(8)  # after the first port
 _BLOCK: Final = 1 << 18
 _FLOOD_BUFFER: Final = 64 << 20
 _FLOOD_SETTLE_S: Final = 0.5
@@ -349,6 +357,31 @@ def flood(options: Options, packets: int, lost_max: int) -> None:
             session.log(**judge.figures())
 
     converse("flood", options, _FLOOD, judge, talk)
+
+
+@main.command()
+@_client
+@click.option("--count", default=40, help="End after so many questions.")
+@click.option("--pause-ms", default=20.0, help="Wait so long between two.")
+@click.option("--rest-s", default=0.0, help="Once, in their middle, rest so long.")
+def clock(options: Options, count: int, pause_ms: float, rest_s: float) -> None:
+    """Ask the guest for its time, and hold that against the time that passes here."""
+    judge = ClockJudge()
+
+    def talk(session: Session) -> None:
+        while not session.over() and judge.answers < count:
+            judge.asked(time.monotonic_ns())
+            session.send(b"?")
+            line = session.line()
+            if not line.endswith(b"\n"):
+                return
+            judge.feed(line)
+            if judge.offence is not None:
+                return
+            session.log(n=judge.answers, behind_ms=judge.behind_ms)
+            time.sleep(rest_s if judge.answers == count // 2 and rest_s else pause_ms / 1e3)
+
+    converse("clock", options, _CLOCK, judge, talk)
 
 
 def _drain(receiver: socket.socket, judge: FloodJudge) -> None:

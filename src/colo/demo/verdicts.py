@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 __all__ = [
     "BulkJudge",
+    "ClockJudge",
     "EchoJudge",
     "FloodJudge",
     "Gaps",
@@ -36,6 +37,7 @@ _WORD: Final = 8
 _U64: Final = (1 << 64) - 1
 _LINE_BYTES_MAX: Final = 20  # a u64 in decimal
 _SHOWN_MAX: Final = 60
+_CLOCK_EDGE: Final = 15  # so many answers, at either end, are one reading of a clock
 _GAPS_MAX: Final = 100  # recorded one by one; the longest is known in any case
 
 
@@ -121,6 +123,64 @@ class StreamJudge:
     def figures(self) -> dict[str, Any]:
         """Lines and gaps."""
         return {"lines": self.next, **self._gaps.figures()}
+
+
+class ClockJudge:
+    """The guest's clock never goes back; how far it falls behind ours is a figure.
+
+    The guest reads its clock some time after it was asked.  So of the first answers, and of the
+    last ones, the one counts with which its clock is least far ahead: it was the fastest.
+    """
+
+    def __init__(self) -> None:
+        self.offence: str | None = None
+        self._asked_ns = 0
+        self._clock_ns = self._real_ns = -1
+        self._ahead: list[tuple[int, int]] = []  # ns, and when it was asked
+
+    @property
+    def answers(self) -> int:
+        """How many have come."""
+        return len(self._ahead)
+
+    def asked(self, at_ns: int) -> None:
+        """The guest is being asked."""
+        self._asked_ns = at_ns
+
+    def feed(self, line: bytes) -> None:
+        """Take its answer, a line."""
+        try:
+            clock_ns, real_ns, steps_back = map(int, line.split())
+        except ValueError:
+            self.offence = f"no time is {_shown(line)}"
+            return
+        if steps_back or clock_ns < self._clock_ns or real_ns < self._real_ns:
+            self.offence = f"the guest's clock went back: {_shown(line)} after {self._clock_ns}"
+        self._clock_ns, self._real_ns = clock_ns, real_ns
+        self._ahead.append((clock_ns - self._asked_ns, self._asked_ns))
+
+    @property
+    def behind_ms(self) -> float:
+        """How far the guest's clock fell behind ours from the first answers to the last."""
+        return self._lost()[0]
+
+    def _lost(self) -> tuple[float, float]:
+        """How much, in ms, and in how many seconds."""
+        if len(self._ahead) < 2:
+            return 0.0, 0.0
+        edge = max(1, min(_CLOCK_EDGE, len(self._ahead) // 2))
+        first, last = min(self._ahead[:edge]), min(self._ahead[-edge:])
+        return (first[0] - last[0]) / 1e6, (last[1] - first[1]) / 1e9
+
+    @property
+    def error(self) -> str | None:
+        """The offence, or that nothing came."""
+        return self.offence or (None if self._ahead else "not one answer came")
+
+    def figures(self) -> dict[str, Any]:
+        """Answers, and what was lost; a clock that runs ahead has lost less than nothing."""
+        lost_ms, span_s = self._lost()
+        return {"answers": self.answers, "span_s": span_s, "lost_ms": lost_ms}
 
 
 class EchoJudge:

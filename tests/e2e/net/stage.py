@@ -303,18 +303,22 @@ class Stage:
         primary.wait_state("PROTECTED")
         return primary, secondary
 
-    def qemu(self, name: str, *options: str, ready: bool = True) -> Colo:
-        """A QEMU on host A that somebody started by hand; not a colo, but with its folder."""
+    def qemu(self, name: str, *options: str, ready: bool = True, without: str = "") -> Colo:
+        """A QEMU on host A that somebody started by hand; not a colo, but with its folder.
+
+        ``without``: a library that colo would give it, by its name.
+        """
         made = self.colo(name, Place.HOST_A)
         made.state.mkdir()
         launch = plan(load(made.file))
         sockets = [made.state / "qmp.sock", made.state / "second.sock"]
         monitors = [f"unix:{path},server=on,wait=off" for path in sockets]
         command = [*launch.primary(), *options, "-qmp", monitors[0], "-qmp", monitors[1]]
+        libraries = launch.environment["LD_PRELOAD"].split(":")
+        given = [path for path in libraries if not without or without not in path]
+        environment = {**launch.environment, "LD_PRELOAD": ":".join(given)}
         with (made.state / "qemu.log").open("ab") as log:
-            process = self.lab.start(
-                made.place, *command, stdout=log, stderr=log, env=launch.environment
-            )
+            process = self.lab.start(made.place, *command, stdout=log, stderr=log, env=environment)
         self.processes.append(process)
         (made.state / "qemu.pid").write_text(f"{process.pid}\n")
         wait(lambda: _listens(sockets[1]) or process.poll() is not None, "QEMU to start")
