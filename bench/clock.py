@@ -1,7 +1,7 @@
 """How far the guest's clock falls behind while its VM is protected, and over a takeover.
 
-A client asks the guest for its CLOCK_MONOTONIC, at both ends of a time in which it is silent, or all
-through it, and holds that against the time that passed here.  It ends where the guest's clock goes back.
+A client asks the guest for its CLOCK_MONOTONIC, at both ends of a time in which it is silent, or
+all through it, and holds that against the time that passed here.  A clock that goes back ends it.
 """
 
 from __future__ import annotations
