@@ -17,6 +17,7 @@ from typing import Any, Final
 from bench import checkpoint, clock, machine, memory, network, pauses, receive, takeover
 from bench.errors import BenchError
 from bench.render import render
+from colo.qemu.accelerator import kvm_works
 
 __all__ = ["main"]
 
@@ -112,8 +113,9 @@ def _measure_qemu(
         _say(f"a client's view of a takeover, QEMU {version}")
         yield network.measure_gaps(binary, kills, _say)
     elif name == "clock":
-        for row in clock.measure(binary, min(30.0, 6.0 * rounds), kills // 2, _say):
-            yield {"accelerator": "tcg", **row}
+        for accel in ("tcg", "kvm") if kvm_works(binary, ("-cpu", "qemu64")) else ("tcg",):
+            _say(f"the guest's clock, QEMU {version}, {accel}")
+            yield from clock.measure(binary, accel, min(20.0, 5.0 * rounds), _say)
     elif name == "relay":
         _say(f"relay, QEMU {version}, tcp, idle")
         case = pauses.CASES[0]

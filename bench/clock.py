@@ -6,16 +6,14 @@ all through it, and holds that against the time that passed here.  A clock that 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
-from bench.network import Scene, scene_of
-from bench.stats import summarise
+from bench.network import Kind, Scene, scene_of
 
 __all__ = ["measure"]
 
@@ -26,55 +24,63 @@ _BUSY_PER_S: Final = 15
 
 @dataclass(frozen=True)
 class _Case:
-    """``busy``: the guest sends some 15 packets a second; ``library``: QEMU has colo's."""
+    """``busy``: the guest sends some 15 packets a second."""
 
     name: str
     protected: bool = True
     busy: bool = False
-    library: bool = True
 
 
 _CASES: Final = (
     _Case("unprotected", protected=False),
     _Case("protected, idle"),
     _Case("protected, 15 packets a second", busy=True),
-    _Case("the same without colo's library", busy=True, library=False),
 )
+_TAKEOVER: Final = "over a takeover"
+#: By accelerator: the guest's clocksource and what chooses it.
+_CLOCKS: Final = {
+    "tcg": {"its own choice": ""},
+    "kvm": {"kvm-clock": "", "tsc": "clocksource=tsc tsc=reliable"},
+}
 
 
 def measure(
-    binary: str, seconds: float, takeovers: int, say: Callable[[str], None]
+    binary: str, accel: str, seconds: float, say: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each case, and one for takeovers; ``lost`` in ms, over ``span_s``."""
-    for case in _CASES:
-        row = _one(binary, case, seconds)
-        say(f"  {case.name}: lost {row['lost_ms']:.1f} ms in {row['span_s']:.0f} s")
-        yield {"case": case.name, **row}
-    lost = []
-    for number in range(takeovers):
-        lost.append(_over_a_takeover(binary, number / takeovers))
-        say(f"  takeover: lost {lost[-1]:.1f} ms")
-    yield {"case": "over a takeover", "takeovers": asdict(summarise(lost, 1))}
+    """Yield a row for each clock and case, with colo's library in QEMU and without."""
+    for clock, words in _CLOCKS[accel].items():
+        for library in (True, False):
+            what = {"accelerator": accel, "clock": clock, "library": library}
+            for row in _one_vm(binary, Kind(accel=accel, words=words), library, seconds):
+                where = f"{clock}, {'with' if library else 'without'} the library"
+                say(f"  {where}, {row['case']}: lost {row['lost_ms']:.1f} ms")
+                yield {**what, **row}
 
 
-def _one(binary: str, case: _Case, seconds: float) -> dict[str, Any]:
-    with scene_of(binary) as scene, scene.secondary("b"), scene.qemu(case.library):
-        protection = scene.primary("a") if case.protected else contextlib.nullcontext()
-        with protection:
-            stood = _stood_still(scene) if case.protected else 0.0
-            verdict = scene.verdict(scene.start_client("clock", *_questions(case.busy, seconds)))
-            stood = _stood_still(scene) - stood if case.protected else 0.0
+def _one_vm(binary: str, kind: Kind, library: bool, seconds: float) -> Iterator[dict[str, Any]]:
+    """All cases with one VM, which is lost at the end."""
+    with scene_of(binary, kind) as scene, scene.secondary("b"), scene.qemu(library):
+        yield _row(scene, _CASES[0], seconds)
+        with scene.primary("a") as colo:
+            for case in _CASES[1:]:
+                yield _row(scene, case, seconds)
+            yield _take_over(scene, colo.pid)
+
+
+def _row(scene: Scene, case: _Case, seconds: float) -> dict[str, Any]:
+    stood = _stood_still(scene) if case.protected else 0.0
+    verdict = scene.verdict(scene.start_client("clock", *_questions(case.busy, seconds)))
     return {
+        "case": case.name,
         "span_s": verdict["span_s"],
         "lost_ms": verdict["lost_ms"],
-        "stood_still_s": stood,
+        "stood_still_s": _stood_still(scene) - stood if case.protected else 0.0,
     }
 
 
 def _questions(busy: bool, seconds: float) -> list[str]:
     if busy:
-        count = int(_BUSY_PER_S * seconds)
-        return ["--count", str(count), "--pause-ms", str(_BUSY_PAUSE_MS)]
+        return ["--count", str(int(_BUSY_PER_S * seconds)), "--pause-ms", str(_BUSY_PAUSE_MS)]
     return ["--count", str(2 * _EDGE), "--pause-ms", "5", "--rest-s", str(seconds)]
 
 
@@ -83,15 +89,10 @@ def _stood_still(scene: Scene) -> float:
     return float(scene.status("a")["clock"]["stood_still_s"])
 
 
-def _over_a_takeover(binary: str, offset: float) -> float:
-    with (
-        scene_of(binary) as scene,
-        scene.secondary("b"),
-        scene.qemu(),
-        scene.primary("a") as colo,
-    ):
-        client = scene.start_client("clock", "--count", "200", "--pause-ms", "10")
-        time.sleep(2 + offset)
-        for pid in (scene.qemu_pid, colo.pid):
-            os.kill(pid, signal.SIGKILL)
-        return float(scene.verdict(client)["lost_ms"])
+def _take_over(scene: Scene, colo: int) -> dict[str, Any]:
+    client = scene.start_client("clock", "--count", "200", "--pause-ms", "10")
+    time.sleep(2)
+    for pid in (scene.qemu_pid, colo):
+        os.kill(pid, signal.SIGKILL)
+    verdict = scene.verdict(client)
+    return {"case": _TAKEOVER, "span_s": verdict["span_s"], "lost_ms": verdict["lost_ms"]}

@@ -33,7 +33,7 @@ from colo.qemu.packet_filters import NetGate
 from colo.qemu.preload import CLOCK_LIBRARY
 from colo.qemu.process import plan
 
-__all__ = ["Scene", "measure_costs", "measure_gaps", "scene_of"]
+__all__ = ["Kind", "Scene", "measure_costs", "measure_gaps", "scene_of"]
 
 _GUEST: Final = "10.77.0.5"
 _TO: Final = f"tcp:{REPLICATION_ADDRESS[Place.HOST_B]}:9000"
@@ -46,23 +46,26 @@ _PROCESSORS: Final = sorted(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """A kind of VM and hosts.
 
     ``lean``: a VM whose devices have little state.  ``tuned``: QEMU and colo have processors of
     their own, QEMU all but the last one, and colo keeps them awake while a client is answered.
+    ``words``: more for the guest's kernel.
     """
 
     lean: bool = False
     tuned: bool = False
+    accel: str = "tcg"
+    words: str = ""
 
 
-_AS_THEY_COME: Final = _Kind()
+_AS_THEY_COME: Final = Kind()
 _KINDS: Final = {
     "as they come": _AS_THEY_COME,
-    "lean devices": _Kind(lean=True),
-    "tuned hosts": _Kind(tuned=True),
-    "tuned hosts, lean devices": _Kind(lean=True, tuned=True),
+    "lean devices": Kind(lean=True),
+    "tuned hosts": Kind(tuned=True),
+    "tuned hosts, lean devices": Kind(lean=True, tuned=True),
 }
 
 
@@ -103,7 +106,7 @@ def measure_costs(
 
 @contextlib.contextmanager
 def _protected_by_turns(
-    binary: str, kind: _Kind, rounds: int
+    binary: str, kind: Kind, rounds: int
 ) -> Iterator[Iterator[tuple[Scene, bool]]]:
     """One VM, for each round first unprotected and then protected."""
 
@@ -167,7 +170,7 @@ def _one_gap(binary: str, kind: str, offset: float) -> float:
 
 
 @contextlib.contextmanager
-def scene_of(binary: str, kind: _Kind = _AS_THEY_COME) -> Iterator[Scene]:
+def scene_of(binary: str, kind: Kind = _AS_THEY_COME) -> Iterator[Scene]:
     with Lab() as lab, tempfile.TemporaryDirectory(prefix="colo-bench-") as name:
         yield Scene(lab, Path(name), binary, kind)
 
@@ -175,7 +178,7 @@ def scene_of(binary: str, kind: _Kind = _AS_THEY_COME) -> Iterator[Scene]:
 class Scene:
     """A VM on host A, and who protects it."""
 
-    def __init__(self, lab: Lab, folder: Path, binary: str, kind: _Kind) -> None:
+    def __init__(self, lab: Lab, folder: Path, binary: str, kind: Kind) -> None:
         self.lab = lab
         self._folder = folder
         self._tuned = kind.tuned
@@ -187,7 +190,7 @@ class Scene:
         args = ["-machine", "pc", "-cpu", "qemu64", "-m", "256", "-display", "none"]
         args += ["-nodefaults", "-kernel", str(image.kernel), "-initrd", str(image.initrd)]
         mode = f"colo.mode=serve colo.ip={_GUEST}/{LAN_PREFIX} colo.line-ms={_LINE_MS}"
-        args += ["-append", f"{KERNEL_WORDS} {mode}"]
+        args += ["-append", f"{KERNEL_WORDS} {mode} {kind.words}".strip()]
         args += ["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"]
         card = "virtio-net-pci,netdev=n0,mac=52:54:00:c0:10:06"
         if kind.lean:
@@ -201,7 +204,7 @@ class Scene:
         ]
         tuning = "[checkpoints]\ncpu_latency_us = 0\n" if kind.tuned else ""
         self._vm.write_text(
-            f'name = "bench"\n[qemu]\nbinary = {json.dumps(binary)}\naccel = "tcg"\n'
+            f'name = "bench"\n[qemu]\nbinary = {json.dumps(binary)}\naccel = "{kind.accel}"\n'
             f"args = {json.dumps(args)}\n{''.join(roles)}"
             f'[failover]\narbiter = "file:{folder / "grant"}"\n'
             f"{tuning}"

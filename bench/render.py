@@ -99,23 +99,34 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _clock(rows: Sequence[_Row]) -> str:
-    head = ["QEMU", "accelerator", "", "stood still", "lost", "of the time"]
-    return _table(head, map(_one_clock, rows))
+    head = ["QEMU", "", "guest's clock", "", "stood still", "lost", "lost without the library"]
+    bare = {_clock_key(row): row for row in rows if not row["library"]}
+    return _table(
+        head,
+        (
+            [
+                row["qemu"],
+                row["accelerator"].upper(),
+                row["clock"],
+                row["case"],
+                f"{row['stood_still_s'] / row['span_s']:.1%}" if "stood_still_s" in row else "",
+                f"**{_lost(row)}**",
+                _lost(bare[_clock_key(row)]) if _clock_key(row) in bare else "",
+            ]
+            for row in rows
+            if row["library"]
+        ),
+    )
 
 
-def _one_clock(row: _Row) -> list[str]:
-    where = [row["qemu"], row["accelerator"], row["case"]]
-    if "takeovers" in row:
-        lost = row["takeovers"]
-        text = f"median {lost['median']:.1f} ms, max {lost['max']:.1f} ms each, n = {lost['n']}"
-        return [*where, "", text, ""]
-    span_ms = row["span_s"] * 1e3
-    return [
-        *where,
-        f"{row['stood_still_s'] * 1e3 / span_ms:.1%}",
-        f"{row['lost_ms']:.1f} ms in {row['span_s']:.0f} s",
-        f"**{row['lost_ms'] / span_ms:.3%}**",
-    ]
+def _clock_key(row: _Row) -> tuple[str, ...]:
+    return tuple(row[key] for key in ("qemu", "accelerator", "clock", "case"))
+
+
+def _lost(row: _Row) -> str:
+    if "stood_still_s" not in row:
+        return f"{row['lost_ms']:.1f} ms"
+    return f"{row['lost_ms'] / row['span_s'] / 1e3:.3%}"
 
 
 def _gaps(rows: Sequence[_Row]) -> str:
