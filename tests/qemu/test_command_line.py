@@ -9,6 +9,7 @@ from colo.migration.ram import RamBlock
 from colo.qemu.command_line import (
     Backend,
     escape,
+    largest_first,
     main_memory,
     named_accelerators,
     parse_size,
@@ -194,6 +195,18 @@ def test_each_numa_node_has_a_block_and_lies_where_its_number_says(
     assert changed[3] == f"memory-backend-file,id=a,share=on,size={96 * MIB},mem-path=/a"
     assert changed[5] == f"memory-backend-file,id=b,share=on,size={32 * MIB},mem-path=/b"
     assert changed[:3] + changed[4:5] + changed[6:] == args[:3] + args[4:5] + args[6:]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "first"),
+    [("", None), ("96", None), ("96 32", None), ("64 64", None), ("32 96", "m1"), ("1 3 2", "m1")],
+)
+def test_the_largest_backend_has_to_be_named_first(sizes: str, first: str | None) -> None:
+    args = ["-object", "rng-random,id=r,filename=/dev/urandom", "-m", "128"]
+    for number, size in enumerate(sizes.split()):
+        args += ["-object", f"memory-backend-ram,id=m{number},size={size}M"]
+        args += ["-numa", f"node,memdev=m{number}"]
+    assert largest_first(args) == first
 
 
 def test_a_block_may_be_named_after_its_whole_path() -> None:

@@ -132,8 +132,11 @@ NUMA = (
 
 def test_memory_may_be_several_backends_and_others_may_be_there() -> None:
     sizes = [{"id": "a", "size": 64 << 20}, {"id": "b", "size": 32 << 20}, {"size": 1}]
-    assert found({"query-memdev": sizes}, args=NUMA) == []
-    first, second = found({}, args=NUMA)
+    under_kvm = {"query-kvm": {"enabled": True}}
+    assert found({"query-memdev": sizes, **under_kvm}, args=NUMA) == []
+    (line,) = found({"query-memdev": sizes}, args=NUMA)
+    assert f"LD_PRELOAD={LIBRARY}" in line, "under TCG whatever the version"
+    first, second = found(under_kvm, args=NUMA)
     assert first.startswith(
         "the VM's memory has no backend a of 67108864 bytes (its backends: pc.ram of 134217728)"
     )
@@ -155,6 +158,13 @@ def test_plugged_memory_is_not_protected(kind: str) -> None:
     (line,) = found({"query-memory-devices": [device]}, args=args)
     assert line == f"the memory device /objects/m1 ({kind}) is plugged in: take it out"
     assert found({}, args=args) == [], "room for some is no obstacle"
+
+
+def test_under_tcg_the_largest_backend_comes_first() -> None:
+    args = (*NUMA[2:4], *NUMA[:2], *NUMA[4:])
+    sizes = [{"id": "a", "size": 64 << 20}, {"id": "b", "size": 32 << 20}]
+    assert "have the -object of a before" in found({"query-memdev": sizes}, args=args)[-1]
+    assert found({"query-memdev": sizes, "query-kvm": {"enabled": True}}, args=args) == []
 
 
 @pytest.mark.parametrize("outcome", Outcome)

@@ -118,3 +118,13 @@ def test_who_waits_has_the_images_for_its_memory(monkeypatch: pytest.MonkeyPatch
         "/opt/qemu", "-m", "64", "-machine", "q35", "-netdev", "tap,id=n0,ifname=tap0",
         "-accel", "tcg", "-S",
     ]  # fmt: skip
+
+
+def test_under_tcg_the_largest_backend_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    kvm(monkeypatch, Outcome.WORKS)
+    objects = [("-object", f"memory-backend-ram,id=m{n},size={n}M") for n in (1, 2)]
+    nodes = [("-numa", f"node,memdev=m{n}") for n in (1, 2)]
+    args = [word for pair in (*objects, *nodes) for word in pair]
+    assert plan(vm(*args)).accelerator == "kvm"
+    with pytest.raises(GuestError, match="have the -object of m2 before the others"):
+        plan(vm(*args, accel="tcg"))

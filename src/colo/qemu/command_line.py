@@ -27,7 +27,15 @@ from colo.errors import UsageError
 from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import RamBlock
 
-__all__ = ["Backend", "escape", "main_memory", "named_accelerators", "parse_size", "with_files"]
+__all__ = [
+    "Backend",
+    "escape",
+    "largest_first",
+    "main_memory",
+    "named_accelerators",
+    "parse_size",
+    "with_files",
+]
 
 _DEFAULT_MEMORY: Final = 128 << 20
 _MEMORY_UNIT: Final = 8192
@@ -99,6 +107,19 @@ def main_memory(args: Sequence[str]) -> tuple[Backend, ...]:
     kind = str(machine.get("type", "")).split("-")[0]
     own = _DEFAULT_IDS.get(kind, _PC_ID)
     return (Backend(own, RamBlock(own, _memory_size(args))),)
+
+
+def largest_first(args: Sequence[str]) -> str | None:
+    """Which of the main backends has to be named first, and is not; None where that is right.
+
+    Under TCG QEMU ends itself where it clears what is written of a block that is longer than the
+    one that it made first: ``tlb_reset_dirty_range_all`` in ``system/physmem.c`` of 9.0 and later.
+    """
+    given = [each for name in _backends(args) for each in main_memory(args) if each.id == name]
+    largest = max(given, key=lambda each: each.block.length, default=None)
+    if largest is None or largest.block.length == given[0].block.length:
+        return None
+    return largest.id
 
 
 def with_files(args: Sequence[str], files: Mapping[str, str]) -> list[str]:

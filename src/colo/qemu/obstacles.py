@@ -11,9 +11,10 @@ from colo.config import VmConfig
 from colo.config.vm import QemuArgs
 from colo.errors import GuestError
 from colo.qemu.accelerator import Outcome, try_kvm
-from colo.qemu.command_line import Backend
+from colo.qemu.command_line import Backend, largest_first
 from colo.qemu.monitor import MIGRATION_OVER, Monitor
-from colo.qemu.preload import PRELOAD_NAME, PRELOADED_MAJORS, tcg_preload
+from colo.qemu.preload import PRELOAD_NAME, needs_preload, tcg_preload
+from colo.qemu.process import NOT_LARGEST_FIRST
 
 __all__ = ["obstacles"]
 
@@ -53,7 +54,7 @@ async def obstacles(
         found.append("the machine has no devices: is this a VM?")
     for name in sorted({name for name in netdevs if netdevs.count(name) > 1}):
         found.append(f"netdev {name} has several queues, which QEMU cannot filter: start it with 1")
-    if await _lacks_preload(qemu):
+    if await _lacks_preload(qemu, len(config.backends)):
         found.append(await _preload_advice())
     if netdevs and _opens(qemu.pid, _VHOST):
         found.append("vhost is on, which leads packets past QEMU: start the netdev with vhost=off")
@@ -67,6 +68,9 @@ async def obstacles(
                     "read-only, or say --unprotected-disks"
                 )
     found += await _memory(qemu, config.backends)
+    first = largest_first(config.qemu.args)
+    if first is not None and not (await qemu.execute("query-kvm"))["enabled"]:
+        found.append(NOT_LARGEST_FIRST.format(first))
     if started and await _spins(qemu, config.qemu):
         found.append(
             f"it runs under KVM, which does not work on this host: {Outcome.SPINS.value}: start "
@@ -105,11 +109,11 @@ async def _left_by_colo(qemu: Monitor) -> bool:
     return any(each["state"] for each in capabilities if each["capability"] == "x-colo")
 
 
-async def _lacks_preload(qemu: Monitor) -> bool:
-    """Whether this QEMU would stand still after its first checkpoint, as far as we may see."""
-    if (await qemu.execute("query-version"))["qemu"]["major"] not in PRELOADED_MAJORS:
-        return False
-    if (await qemu.execute("query-kvm"))["enabled"]:
+async def _lacks_preload(qemu: Monitor, main_blocks: int) -> bool:
+    """Whether this QEMU needs the library and has it not, as far as we may see."""
+    major = (await qemu.execute("query-version"))["qemu"]["major"]
+    accelerator = "kvm" if (await qemu.execute("query-kvm"))["enabled"] else "tcg"
+    if not needs_preload(major, accelerator, main_blocks):
         return False
     try:
         return PRELOAD_NAME not in Path(f"/proc/{qemu.pid}/maps").read_text(errors="replace")
@@ -123,8 +127,8 @@ async def _preload_advice() -> str:
     except GuestError:  # no compiler here: whoever builds it is told so
         library = "the library that the manual names"
     return (
-        "this QEMU under TCG deadlocks after its first checkpoint: start it by `colo run`, with "
-        f"LD_PRELOAD={library}, or with KVM"
+        "this QEMU under TCG does not get its memory through checkpoints: start it by `colo run`, "
+        f"with LD_PRELOAD={library}, or with KVM"
     )
 
 

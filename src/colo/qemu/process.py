@@ -23,11 +23,17 @@ from colo.config import VmConfig
 from colo.config.vm import QemuArgs
 from colo.errors import GuestError
 from colo.qemu.accelerator import Outcome, try_kvm
-from colo.qemu.command_line import escape, named_accelerators, with_files
+from colo.qemu.command_line import escape, largest_first, named_accelerators, with_files
 from colo.qemu.monitor import Monitor
-from colo.qemu.preload import PRELOADED_MAJORS, tcg_preload
+from colo.qemu.preload import needs_preload, tcg_preload
 
-__all__ = ["LaunchPlan", "Qemu", "plan", "version_of"]
+__all__ = ["NOT_LARGEST_FIRST", "LaunchPlan", "Qemu", "plan", "version_of"]
+
+#: What is told where ``largest_first`` names one.
+NOT_LARGEST_FIRST: Final = (
+    "under TCG QEMU would end at its first checkpoint, as its first memory backend is not the "
+    "largest: have the -object of {} before the others, in [qemu] args and where QEMU is started"
+)
 
 _START_S: Final = 20.0
 _LAST_WORDS: Final = 600  # bytes
@@ -93,8 +99,11 @@ def plan(config: VmConfig) -> LaunchPlan:
     version = version_of(config.qemu.binary)
     named = named_accelerators(config.qemu.args)
     accelerator = _working(config.qemu, named)
+    first = largest_first(config.qemu.args) if accelerator == "tcg" else None
+    if first is not None:
+        raise GuestError(NOT_LARGEST_FIRST.format(first))
     environment = dict(os.environ)
-    if accelerator == "tcg" and version[0] in PRELOADED_MAJORS:
+    if needs_preload(version[0], accelerator, len(config.backends)):
         environment["LD_PRELOAD"] = str(tcg_preload())
     args = () if named else ("-accel", accelerator)
     return LaunchPlan(config, version, accelerator, args, environment)
