@@ -73,6 +73,33 @@ def test_comparison_finds_a_checkpoint_that_was_left_out(scene: Scene) -> None:
     assert len(found) > 100
 
 
+#: As libvirt writes two NUMA nodes; the second is the first in the machine's memory.
+NODES = (
+    "-object", "memory-backend-memfd,id=ram-node1,share=yes,size=96M",
+    "-object", '{"qom-type":"memory-backend-ram","id":"ram-node0","size":33554432}',
+    "-numa", "node,nodeid=1,memdev=ram-node1", "-numa", "node,nodeid=0,memdev=ram-node0",
+)  # fmt: skip
+
+
+def test_memory_of_several_blocks_is_equal_and_is_taken_over(scene: Scene) -> None:
+    vm = VmFile(args=NODES)
+    primary, wire, host = scene.protected(vm)
+    assert [each.id for each in host.backends] == ["ram-node0", "ram-node1"]
+    for turn in range(3):
+        primary.console.wait_progress(2)
+        wire.stop_at(Phase.LOADED)
+        wire.wait_stopped()
+        truth = primary_memory(primary, scene.folder, vm)
+        wait_equal(truth, host, f"checkpoint {wire.checkpoint}, comparison {turn + 1}")
+        wire.go_on()
+    number = wire.stop_at(Phase.DEVICES)
+    wire.wait_stopped()
+    primary.kill()
+    wire.cut()
+    host.wait_state("RUNNING")
+    scene.check_goes_on(primary, host, number - 1)
+
+
 def test_waiting_qemu_that_is_started_again_does_not_touch_memory(scene: Scene) -> None:
     vm = VmFile()
     primary, wire, host = scene.protected(vm)
