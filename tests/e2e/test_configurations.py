@@ -156,6 +156,8 @@ def test_a_machine_is_protected_and_taken_over(scene: Scene, name: str) -> None:
         host.wait_checkpoint(3)
         status = json.loads((scene.folder / "a" / "status.json").read_text())
         assert len(status["network"]) == machine.cards
+        qmp = scene.folder / "a" / "qmp.sock"
+        assert "migrat" in asyncio.run(order(qmp, "device_add usb-mouse")), "nothing is plugged in"
         os.kill(status["qemu"]["pid"], signal.SIGKILL)
         assert process.wait(WAIT_S) == 1
     host.wait_said("holding checkpoint")
@@ -180,9 +182,10 @@ def test_a_guest_that_shuts_down_and_whose_qemu_stays_is_not_taken_over(scene: S
     assert not host.said("holding")
 
 
-async def order(path: Path, command: str) -> None:
-    """Give QEMU's monitor an order."""
+async def order(path: Path, command: str) -> str:
+    """Give QEMU's monitor an order; return what it prints."""
     qemu = AttachedQemu(path)
     await qemu.attach()
-    await qemu.execute("human-monitor-command", command_line=command)
+    said = str(await qemu.execute("human-monitor-command", command_line=command))
     await qemu.detach()
+    return said

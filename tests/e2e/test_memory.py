@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 
 import pytest
 
-from tests.e2e.harness import Scene, VmFile, wait
+from tests.e2e.harness import WAIT_S, Scene, VmFile, colo, wait
 from tests.e2e.memory import Pages, differing, primary_memory, store_memory, wait_equal
 from tests.e2e.wire import Phase
 
@@ -92,6 +94,11 @@ def test_memory_of_several_blocks_is_equal_and_is_taken_over(scene: Scene) -> No
         truth = primary_memory(primary, scene.folder, vm)
         wait_equal(truth, host, f"checkpoint {wire.checkpoint}, comparison {turn + 1}")
         wire.go_on()
+    command = [colo(), "inspect", "--json", str(host.state)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True)
+    sizes = {block["name"]: block["bytes"] for block in json.loads(done.stdout)["blocks"]}
+    assert (sizes["ram-node0"], sizes["ram-node1"]) == (32 << 20, 96 << 20)
+
     number = wire.stop_at(Phase.DEVICES)
     wire.wait_stopped()
     primary.kill()
