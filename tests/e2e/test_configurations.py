@@ -158,7 +158,9 @@ def test_a_machine_is_protected_and_taken_over(scene: Scene, name: str) -> None:
         status = json.loads((scene.folder / "a" / "status.json").read_text())
         assert len(status["network"]) == machine.cards
         qmp = scene.folder / "a" / "qmp.sock"
-        assert "migrat" in asyncio.run(order(qmp, "device_add usb-mouse")), "nothing is plugged in"
+        assert "migrat" in asyncio.run(said_by(qmp, "device_add usb-mouse")), (
+            "nothing is plugged in"
+        )
         os.kill(status["qemu"]["pid"], signal.SIGKILL)
         assert process.wait(WAIT_S) == 1
     host.wait_said("holding checkpoint")
@@ -176,14 +178,14 @@ def test_a_guest_that_shuts_down_and_whose_qemu_stays_is_not_taken_over(scene: S
     vm_file, host = waiting(scene, Machine("-machine pc -m 64 -display none -no-shutdown"))
     with running(scene, vm_file, host) as process:
         host.wait_checkpoint(3)
-        asyncio.run(order(scene.folder / "a" / "qmp.sock", POWER_OFF))
+        asyncio.run(said_by(scene.folder / "a" / "qmp.sock", POWER_OFF))
         assert process.wait(WAIT_S) == 0
     assert "nothing to take over" in (scene.folder / "a.log").read_text()
     host.wait_state("LISTENING")
     assert not host.said("holding")
 
 
-async def order(path: Path, command: str) -> str:
+async def said_by(path: Path, command: str) -> str:
     """Give QEMU's monitor an order; return what it prints."""
     qemu = AttachedQemu(path)
     await qemu.attach()
