@@ -39,6 +39,7 @@ ANSWERS: Final[dict[str, Any]] = {
     "query-block": [],
     "query-memdev": [{"id": "pc.ram", "size": 128 << 20}],
     "query-memory-devices": [],
+    "query-kvm": {"enabled": False},
     "query-status": {"running": True, "status": "running"},
     "human-monitor-command": "",
     "cont": {},
