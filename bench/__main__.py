@@ -17,7 +17,7 @@ from typing import Any, Final
 from bench import checkpoint, clock, machine, memory, network, pauses, receive, takeover
 from bench.errors import BenchError
 from bench.render import render
-from colo.qemu.accelerator import kvm_works
+from colo.qemu.accelerator import Outcome, try_kvm
 
 __all__ = ["main"]
 
@@ -113,7 +113,8 @@ def _measure_qemu(
         _say(f"a client's view of a takeover, QEMU {version}")
         yield network.measure_gaps(binary, kills, _say)
     elif name == "clock":
-        for accel in ("tcg", "kvm") if kvm_works(binary, ("-cpu", "qemu64")) else ("tcg",):
+        works = try_kvm(binary, ("-cpu", "qemu64")) is Outcome.WORKS
+        for accel in ("tcg", "kvm") if works else ("tcg",):
             _say(f"the guest's clock, QEMU {version}, {accel}")
             yield from clock.measure(binary, accel, min(20.0, 5.0 * rounds), _say)
     elif name == "relay":

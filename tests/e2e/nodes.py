@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from colo.demo.guest_image import build
-from tests.e2e.harness import KERNEL, ROOT, WAIT_S, Console, colo, wait
+from tests.e2e.basics import ROOT, WAIT_S, Console, colo, wait
+from tests.e2e.vm import KERNEL
 
 __all__ = ["NodeHost", "Nodes"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import wait
+from tests.e2e.basics import wait
 from tests.e2e.nodes import NodeHost, Nodes
 
 pytestmark = pytest.mark.e2e

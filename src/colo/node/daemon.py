@@ -158,7 +158,7 @@ class Daemon:
         Only the first host of the VM file makes a record where there is none, and only one that has
         never seen any: else a mount that is missing would be taken for a VM that never ran.
         """
-        known = self._folder.known_grant
+        known = self._folder.known_grant if self._arbiter.automatic else 0
         is_first = next(iter(self._config.hosts)) == self._host
         record = await reach(
             self._arbiter.begin if is_first and not known else self._arbiter.current
@@ -211,6 +211,7 @@ class Daemon:
         if grant is None:
             await qemu.kill()
             return self._look
+        self._folder.know_grant(grant.number)
         return await self._lead(qemu, Start(qemu))
 
     async def _ask(self, record: Grant) -> _Part | None:

@@ -56,6 +56,7 @@ class StateFolder:
             raise UsageError(
                 f"another colo uses the state folder {self.path}: stop it, or take another folder"
             ) from None
+        self._grant = _number(self.path / "grant")
 
     @property
     def status(self) -> Path:
@@ -75,24 +76,25 @@ class StateFolder:
     @property
     def known_grant(self) -> int:
         """The highest number of a grant that was ever seen here; 0 where none was."""
-        try:
-            return int((self.path / "grant").read_text())
-        except (OSError, ValueError):
-            return 0
+        return self._grant
 
     def know_grant(self, number: int) -> None:
         """Remember it: an arbiter that shows less is another one.  Raises LocalError."""
-        if number <= self.known_grant:
-            return
         try:
-            file, name = tempfile.mkstemp(dir=self.path, prefix=".grant-")
-            with os.fdopen(file, "w") as text:
-                text.write(f"{number}\n")
-                text.flush()
-                os.fsync(text.fileno())
-            os.replace(name, self.path / "grant")
+            self._keep_grant(number)
         except OSError as error:
             raise LocalError(f"{self.path / 'grant'}: {error.strerror}") from error
+
+    def _keep_grant(self, number: int) -> None:
+        if number <= self._grant:
+            return
+        file, name = tempfile.mkstemp(dir=self.path, prefix=".grant-")
+        with os.fdopen(file, "w") as text:
+            text.write(f"{number}\n")
+            text.flush()
+            os.fsync(text.fileno())
+        os.replace(name, self.path / "grant")
+        self._grant = number
 
     def store(self, base: Path, vm_name: str) -> Path:
         """The folder for the store of this state folder's VM, below ``base``."""
@@ -126,8 +128,10 @@ class StateFolder:
     def write_status(self, content: dict[str, Any]) -> None:
         """Replace the status as a whole: a reader sees the one before or this one.
 
-        Raises OSError and leaves nothing behind: it is tried again, however long it takes.
+        The grant that it tells of is remembered.  Raises OSError and leaves nothing behind: it is
+        tried again, however long it takes.
         """
+        self._keep_grant(content.get("grant") or 0)
         self.last_state = content.get("state", ""), content.get("meaning", "")
         content = {**content, "pid": os.getpid(), "written_at": time.time()}
         file, name = tempfile.mkstemp(dir=self.path, prefix=".status-")
@@ -176,6 +180,14 @@ class StateFolder:
         except (OSError, ValueError):
             return None
         return pid if os.fsencode(self.qemu_socket) in command else None
+
+
+def _number(path: Path) -> int:
+    """The number in a file; 0 where there is none."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _run_state(qmp: Path) -> str | None:

@@ -16,10 +16,10 @@ from typing import Final
 
 from colo.errors import GuestError
 
-__all__ = ["CLOCK_LIBRARY", "PRELOADED_MAJORS", "TCG_LIBRARY", "Library", "cache_folder"]
+__all__ = ["CLOCK_LIBRARY", "TCG_LIBRARY", "Library", "cache_folder", "needs_preload"]
 
-#: The major versions that need ``TCG_LIBRARY`` as a primary under TCG.
-PRELOADED_MAJORS: Final = (7,)
+#: The major versions that need ``TCG_LIBRARY`` whatever the VM.
+_MAJORS: Final = (7,)
 
 _COMPILE_S: Final = 60
 
@@ -90,10 +90,23 @@ class Library:
         )
 
 
-#: What QEMU 7.2 needs to be a COLO primary under TCG.
-TCG_LIBRARY: Final = Library("tcg-preload", "QEMU 7.2 under TCG needs", ", or use KVM or QEMU 11")
+#: What some QEMUs need to be a COLO primary under TCG.
+TCG_LIBRARY: Final = Library(
+    "tcg-preload",
+    "this QEMU under TCG needs",
+    ", or use KVM, or QEMU 11 with memory of one block",
+)
 #: What keeps a guest's clock right over checkpoints and takeovers.
 CLOCK_LIBRARY: Final = Library("clock-preload", "QEMU needs, for the guest's clock to be kept,")
+
+
+def needs_preload(major: int, accelerator: str, main_blocks: int) -> bool:
+    """Whether a QEMU of this major version needs ``TCG_LIBRARY`` as a primary.
+
+    With several blocks of main memory every version does: only of the block that it made first does
+    QEMU look for what was written after it had been sent.
+    """
+    return accelerator == "tcg" and (major in _MAJORS or main_blocks > 1)
 
 
 def cache_folder() -> Path:

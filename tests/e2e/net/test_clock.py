@@ -15,7 +15,7 @@ import pytest
 
 from colo.demo.lab import Place
 from colo.qemu.preload import CLOCK_LIBRARY
-from tests.e2e.harness import wait
+from tests.e2e.basics import wait
 from tests.e2e.net.stage import Client, Colo, Stage, Vm
 
 pytestmark = pytest.mark.e2e
