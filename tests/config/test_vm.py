@@ -132,6 +132,13 @@ BAD = [
         'name = "a"\n[failover]\nheartbeat_s = 0.5\nheartbeat_limit_s = 0.99',
         "heartbeat_limit_s = 0.99: at least twice heartbeat_s = 0.5",
     ),
+    (
+        'name = "a"\n[checkpoints]\nstopped_share_max = 1',
+        "stopped_share_max = 1.0: a share, more than 0 and less than 1",
+    ),
+    ('name = "a"\n[checkpoints]\nstopped_share_max = -0.5', "stopped_share_max = -0.5: a share"),
+    ('name = "a"\n[checkpoints]\nstopped_share_max = nan', "stopped_share_max = nan: a share"),
+    ('name = "a"\n[checkpoints]\nrun_factor = 1.0', "run_factor"),
     ('name = "a"\n[checkpoints]\ncpu_latency_us = 1.5', "cpu_latency_us = 1.5: it has to be"),
     ('name = "a"\n[checkpoints]\ncpu_latency_us = -1', "cpu_latency_us = -1: microseconds, 0 to"),
     ('name = "a"\n[checkpoints]\ncpu_latency_us = 1000001', "microseconds, 0 to 1000000"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from colo.demo.verdicts import (
     BulkJudge,
+    ClockJudge,
     EchoJudge,
     FloodJudge,
     SinkJudge,
@@ -223,3 +224,51 @@ def test_flood(numbers: list[int], lost_max: int, error: str | None) -> None:
 
 def test_quantiles_of_nothing() -> None:
     assert quantiles([]) is None
+
+
+# Clock
+
+
+def told(judge: ClockJudge, asked_ms: int, clock_ms: float, back: int = 0) -> None:
+    judge.asked(asked_ms * 1_000_000)
+    clock_ns = int(clock_ms * 1_000_000)
+    judge.feed(b"%d %d %d\n" % (clock_ns, clock_ns + 7, back))
+
+
+def test_a_clock_that_falls_behind_is_told_by_its_fastest_answers() -> None:
+    judge = ClockJudge()
+    for number in range(200):
+        delay = 40 if number % 7 else 1
+        told(judge, 100 * number, 5000 + 90 * number + delay)
+    figures = judge.figures()
+    assert judge.error is None
+    assert figures["answers"] == 200
+    assert figures["lost_ms"] == pytest.approx(figures["span_s"] * 100, rel=0.01)
+
+
+def test_a_clock_that_keeps_time_has_lost_nothing() -> None:
+    judge = ClockJudge()
+    for number in range(40):
+        told(judge, 100 * number, 5000 + 100 * number + number % 3)
+    assert judge.figures()["lost_ms"] == 0
+
+
+@pytest.mark.parametrize(("clock_ms", "back"), [(4999.0, 0), (5001.0, 1)])
+def test_a_clock_that_goes_back_is_an_offence(clock_ms: float, back: int) -> None:
+    judge = ClockJudge()
+    told(judge, 0, 5000)
+    told(judge, 1, clock_ms, back)
+    assert judge.offence is not None
+    assert "went back" in judge.offence
+
+
+@pytest.mark.parametrize("line", [b"", b"1 2\n", b"a b c\n"])
+def test_what_is_no_time_is_an_offence(line: bytes) -> None:
+    judge = ClockJudge()
+    judge.feed(line)
+    assert judge.offence is not None
+    assert "no time is" in judge.offence
+
+
+def test_a_clock_that_nobody_told() -> None:
+    assert ClockJudge().error == "not one answer came"

@@ -227,6 +227,25 @@ def test_the_vm_waits_from_the_first_byte_of_a_checkpoint_to_the_answers(session
         assert not session.incoming.vm_waits
 
 
+def test_a_checkpoint_knows_since_when_the_vm_stood_still(session: Session) -> None:
+    """Not since it was whole, and not since one that was cut off began."""
+    first, request, one, again, two = turns(TINY)[:5]
+    session.now = 1.0
+    session.feed(first)
+    session.now = 2.0
+    session.feed(request)
+    session.feed(one[:4])
+    assert session.store.checkpoint is not None
+    assert session.store.checkpoint.stood_since == 1.0
+    session.now = 3.0
+    session.feed(one[4:])
+    assert session.store.checkpoint.stood_since == 2.0
+    session.now = 4.0
+    session.feed(again)
+    session.feed(two[:-1])
+    assert session.store.checkpoint.stood_since == 2.0
+
+
 @pytest.mark.parametrize("size", range(1, 200))
 def test_the_pieces_in_which_bytes_come_change_nothing(size: int, session: Session) -> None:
     for said in turns(TINY):

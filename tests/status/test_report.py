@@ -70,6 +70,47 @@ def test_what_the_other_host_says_of_itself(peer: dict[str, Any] | None, line: s
     assert f"  secondary    {line}\n" in shown(secondary="tcp:b:9000", peer=peer)
 
 
+CLOCK: dict[str, Any] = {
+    "stood_still_s": 12.4,
+    "given_back_s": 12.4,
+    "lost_s": 0.0,
+    "trouble": None,
+    "stopped_share": 0.02,
+    "stopped_share_max": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "the VM stood still 12.4 s in 62 min (2% of the last minute), all given back"),
+        (
+            {"stopped_share": 0.6},
+            "the VM stood still 12.4 s in 62 min (60% of the last minute, more than "
+            "stopped_share_max = 0.5), all given back",
+        ),
+    ],
+)
+def test_the_clock_of_a_guest_that_gets_its_time_back(changes: dict[str, Any], line: str) -> None:
+    clock = {**CLOCK, "since": time.time() - 62 * 60, **changes}
+    assert f"clock {line}" in " ".join(shown(clock=clock).split())
+
+
+def test_the_clock_of_a_guest_that_loses_time() -> None:
+    since = time.time() - 1000
+    clock = {**CLOCK, "since": since, "given_back_s": 0.0, "lost_s": 12.4, "trouble": "no library"}
+    text = " ".join(shown(clock=clock).split())
+    at = time.strftime("%Y-%m-%d %H:%M", time.localtime(since))
+    assert f"clock lost 12.4 s (1.24%) since {at} (2% of the last minute): no library" in text
+
+
+@pytest.mark.parametrize(
+    ("trouble", "line"), [(None, "kept; 1.5 s given back"), ("why", "not kept: why; 1.5 s")]
+)
+def test_the_clock_of_a_guest_that_was_taken_over(trouble: str | None, line: str) -> None:
+    assert line in shown(clock={"trouble": trouble, "seconds": 1.5})
+
+
 def test_how_far_a_first_copy_is() -> None:
     assert "  first copy   3 MiB sent\n" in shown(state="COPYING", bytes_total=3 << 20)
     assert "first copy" not in shown(state="PROTECTED", bytes_total=3 << 20)
