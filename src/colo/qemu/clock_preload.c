@@ -15,7 +15,9 @@
  *   the VM to stand still for that checkpoint; what passed since is added, to the TSC as well, which
  *   is loaded by KVM_SET_MSRS: the same for each vCPU.
  *
- * What is not given back: a user's own stop, anything with -icount, and more than GIVE_MOST_NS at once.
+ * What is not given back: a stop that a user both made and ended, anything with -icount, and more than
+ * GIVE_MOST_NS at once.  COLO stops and starts its VM in a thread of its own, a user's commands come in
+ * the main one; so do colo's, which says of its own stop that it is one.
  *
  * The offsets are fields of QEMU's timers_state, which it exports with its functions for its own
  * modules.  Where they lie in it is found, not assumed: before main() QEMU's own code starts the
@@ -36,6 +38,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 #include <x86intrin.h>
@@ -59,6 +62,7 @@ struct shared {
     int64_t last_ns;
     int64_t kvm_clocks;
     int64_t stood_since_ns; /* colo: what is loaded stands still since then; 0: no takeover */
+    int64_t stop_is_ours; /* colo: the next stop is for the first copy */
 };
 
 typedef void state_handler(void *opaque, bool running, int state);
@@ -147,14 +151,23 @@ static void goes_on(bool by_colo)
     has_run = true;
 }
 
+/* Whether it is COLO itself that stops the VM just now, or has it go on. */
+static bool by_colo_itself(void)
+{
+    return in_colo() && syscall(SYS_gettid) != getpid();
+}
+
 static void changed(void *opaque, bool running, int state)
 {
     (void)opaque;
     (void)state;
     if (running) {
-        goes_on(stopped_by_colo || in_colo());
+        goes_on(stopped_by_colo || by_colo_itself());
+        stopped_by_colo = false;
+    } else {
+        stopped_by_colo = by_colo_itself() || shared->stop_is_ours;
+        shared->stop_is_ours = 0;
     }
-    stopped_by_colo = !running && in_colo();
 }
 
 /* Find the two offsets in timers_state.  Nothing of QEMU has run yet, so all may be put back. */

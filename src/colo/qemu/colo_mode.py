@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 from qemu.qmp import EventListener
 
 from colo.errors import GuestError
+from colo.qemu.guest_clock import tell_own_stop
 from colo.qemu.monitor import MIGRATION_OVER, Monitor
 
 __all__ = ["ColoPrimary"]
@@ -90,6 +91,7 @@ class ColoPrimary:
             # a sync of the dirty bitmap finds no page that it did not know, it takes their
             # marks away, but lets the vCPU's TLB write to them unnoticed.
             self.stood_since = time.monotonic()
+            tell_own_stop(self._qemu.pid)
             await self._qemu.execute("stop")  # COLO starts it again
         await self._qemu.execute("migrate", uri=uri)
         await self._entered(uri)

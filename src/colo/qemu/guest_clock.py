@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["GivenBack", "given_back", "tell_stood_since"]
+__all__ = ["GivenBack", "given_back", "tell_own_stop", "tell_stood_since"]
 
 #: Both as in clock_preload.c.
 _MEMFD: Final = "/memfd:colo-guest-clock"
 _SHARED: Final = struct.Struct("=6q")
 _MAGIC: Final = int.from_bytes(b"COLOCLK1", "little")
-_STOOD_SINCE: Final = struct.Struct("=q")
+_TOLD: Final = struct.Struct("=q")
+_STOOD_SINCE: Final = _SHARED.size
+_OWN_STOP: Final = _STOOD_SINCE + _TOLD.size
 
 #: Why the library cannot keep the clock, by its number for that; see clock_preload.c.
 _TROUBLES: Final = {
@@ -61,11 +63,20 @@ def given_back(pid: int) -> GivenBack | None:
 
 def tell_stood_since(pid: int, since_s: float) -> None:
     """Tell the library since when, by ``time.monotonic``, the VM to be loaded stood still."""
+    _tell(pid, _STOOD_SINCE, int(since_s * 1e9))
+
+
+def tell_own_stop(pid: int) -> None:
+    """Tell the library that the stop which comes now is colo's, for the VM's first copy."""
+    _tell(pid, _OWN_STOP, 1)
+
+
+def _tell(pid: int, offset: int, value: int) -> None:
     for path in _shared_memory(pid):
         try:
             with open(path, "r+b", buffering=0) as file:
-                file.seek(_SHARED.size)
-                file.write(_STOOD_SINCE.pack(int(since_s * 1e9)))
+                file.seek(offset)
+                file.write(_TOLD.pack(value))
         except OSError:
             continue
 

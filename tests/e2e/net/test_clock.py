@@ -14,6 +14,7 @@ from typing import Final
 import pytest
 
 from colo.demo.lab import Place
+from colo.qemu.guest_clock import given_back
 from colo.qemu.preload import CLOCK_LIBRARY
 from tests.e2e.basics import wait
 from tests.e2e.net.stage import Client, Colo, Stage, Vm
@@ -27,6 +28,11 @@ PART: Final = 0.3
 #: The hosts have patience with one another, and checkpoints follow one another.
 VM: Final = Vm(
     options="heartbeat_limit_s = 60.0\nsilence_s = 60.0\n[checkpoints]\nage_max_ms = 50\n"
+)
+
+#: None follows by itself.
+RARELY: Final = Vm(
+    options="heartbeat_limit_s = 60.0\nsilence_s = 60.0\n[checkpoints]\nage_max_ms = 600000\n"
 )
 
 patient = pytest.mark.parametrize("vm", [VM], ids=["patient"])
@@ -111,3 +117,26 @@ def test_a_takeover_gives_back_what_it_waited(stage: Stage, vm: Vm) -> None:
     clock = secondary.status()["clock"]
     assert clock["trouble"] is None
     assert clock["seconds"] > STOPS * STOP_S
+
+
+@pytest.mark.parametrize("vm", [RARELY], ids=["rarely"])
+def test_a_stop_that_somebody_makes_and_ends_is_none_of_ours(stage: Stage, vm: Vm) -> None:
+    primary, _ = stage.protected()
+
+    def stays_stopped() -> bool:
+        """No checkpoint had it go on: one that was under way would."""
+        primary.qmp("stop")
+        time.sleep(STOP_S)
+        return bool(primary.qmp("query-status")["status"] == "paused")
+
+    wait(stays_stopped, "the VM to stay stopped")
+    before = given_s(primary)
+    primary.qmp("cont")
+    assert given_s(primary) - before < PART * STOP_S
+
+
+def given_s(primary: Colo) -> float:
+    given = given_back(primary.qemu_pid())
+    assert given is not None
+    assert given.trouble is None
+    return given.seconds
