@@ -55,6 +55,12 @@ def pause(stage: Stage, qemu: Colo) -> None:
     qmp(qemu.state / "second.sock", "stop")
 
 
+def plug_blocker(stage: Stage, qemu: Colo) -> None:
+    memory = {"qom_type": "memory-backend-ram", "id": "m", "size": 1 << 20, "share": True}
+    execute(qemu.state / "second.sock", "object-add", **memory)
+    execute(qemu.state / "second.sock", "device_add", driver="ivshmem-plain", memdev="m")
+
+
 def set_tls(stage: Stage, qemu: Colo) -> None:
     qmp(qemu.state / "second.sock", "migrate-set-parameters", tls_creds="none")
 
@@ -64,8 +70,6 @@ def grant_another(stage: Stage, qemu: Colo) -> None:
 
 
 DISK = ("-drive", "if=virtio,driver=null-co,size=1048576,id=d0")
-SHARED = ("-object", "memory-backend-ram,id=m,size=1M,share=on")
-BLOCKER = (*SHARED, "-device", "ivshmem-plain,memdev=m")
 CASES = {
     "another name": Case(1, "its VM is ", other=BARE, other_name="another"),
     "other args": Case(1, "another machine", other=replace(BARE, args=(*ARGS, "-snapshot"))),
@@ -79,7 +83,7 @@ CASES = {
     ),
     "a migration": Case(1, "a migration is active", prepare=migrate),
     "paused": Case(1, "the VM does not run (paused)", prepare=pause, runs=False),
-    "a blocker": Case(1, "QEMU cannot migrate this VM", vm=replace(BARE, args=BLOCKER)),
+    "a blocker": Case(1, "QEMU cannot migrate this VM", prepare=plug_blocker),
     "tls-creds": Case(1, "the migration parameter tls-creds is set", prepare=set_tls),
     "suppress-vmdesc": Case(
         1, "suppress-vmdesc", vm=replace(BARE, args=("-machine", "suppress-vmdesc=on"))
