@@ -140,7 +140,7 @@ def secondary(
     trace: bool,
 ) -> int:
     """Keep the last checkpoint of a VM, and run the VM when its primary is lost."""
-    from colo.arbiters.arbiter import make_arbiter
+    from colo.arbiters.named import check_failover, make_arbiter
     from colo.config import load
     from colo.membership.decision import OnLoss
     from colo.node.keeping import SecondaryNode
@@ -149,14 +149,14 @@ def secondary(
     from colo.transport.address import parse_address
     from colo.transport.tls import make_tls
 
-    config = load(vm_file, make_arbiter)
+    config = load(vm_file, check_failover)
     tls = make_tls(config)
     address = parse_address(listen, tls)
     destination = None
     if forward is not None:
         return_path = None if forward_as == "same" else forward_as == "11"
         destination = Destination(parse_address(forward, tls), return_path)
-    arbiter = make_arbiter(config.failover.arbiter)
+    arbiter = make_arbiter(config)
 
     async def run(folder: StateFolder) -> int:
         node = SecondaryNode(
@@ -245,17 +245,17 @@ def _protect(
     get_qemu: Callable[[VmConfig, StateFolder], Awaitable[tuple[Monitor, Start | None]]],
     options: dict[str, Any],
 ) -> int:
-    from colo.arbiters.arbiter import make_arbiter
+    from colo.arbiters.named import check_failover, make_arbiter
     from colo.config import load
     from colo.node.protecting import PrimaryNode
     from colo.transport.address import parse_address
     from colo.transport.tls import make_tls
 
-    config = load(vm_file, make_arbiter)
+    config = load(vm_file, check_failover)
     to = parse_address(options["to"], make_tls(config))
     if options["stock"] and to.tls is not None:
         raise UsageError("--stock and [tls]: a stock QEMU has a TLS of its own: take [tls] out")
-    arbiter = make_arbiter(config.failover.arbiter)
+    arbiter = make_arbiter(config)
 
     async def protect(folder: StateFolder) -> int:
         qemu, start = await get_qemu(config, folder)
