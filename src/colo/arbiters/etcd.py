@@ -6,8 +6,8 @@ a majority of its members; so what one of them says holds for all.
 
 The key's value is the text, and beside it the cluster in which it was written.  An etcd that was
 restored from a backup may have forgotten grants: it is another cluster then, by its id, or its
-revision or its raft term went back.  That is noticed by what this colo has seen and by what the
-value says, and nobody is granted anything until an operator has removed the key.
+revision, its raft term or its raft index went back.  That is noticed by what this colo has seen and
+by what the value says, and nobody is granted anything until an operator has removed the key.
 
 Source: https://etcd.io/docs/v3.4/dev-guide/api_grpc_gateway/ and etcd's ``rpc.proto``: keys and
 values are base64, 64-bit numbers are texts, and what is 0 or empty is left out.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import ssl
 import threading
 import time
@@ -34,12 +35,16 @@ __all__ = ["EtcdRegister"]
 
 #: What all members together get; less than whoever asks an arbiter waits.
 _LIMIT_S: Final = 2.4
+#: What the member that answered gets besides, to say how long its raft log is.
+_STATUS_S: Final = 0.4
 #: How much of a member's share it may take to connect.
 _CONNECTING: Final = 0.3
 
 #: How etcd says that a token is none (any more), by gRPC's code or by its text.
 _UNAUTHENTICATED: Final = 16
 _OLD_TOKEN: Final = "etcdserver: revision of auth store is old"
+_HOST: Final = r"[0-9A-Za-z][0-9A-Za-z.-]*$|[0-9A-Fa-f:.]+$"
+_SAID_MAX: Final = 160
 _ADVICE: Final = (
     "nobody is granted anything: see to it that one host alone runs the VM, remove the key, and "
     "begin anew"
@@ -48,11 +53,12 @@ _ADVICE: Final = (
 
 @dataclass(frozen=True)
 class _Cluster:
-    """How far a cluster has come, by the header of each of its answers."""
+    """How far a cluster has come: by the header of its answers, and its raft log."""
 
     id: int = 0
     revision: int = 0
     term: int = 0
+    index: int = 0
 
 
 class _Silent(Exception):
@@ -89,9 +95,10 @@ class EtcdRegister:
         for url in urls:
             try:
                 parsed = httpx.URL(url)
-            except httpx.InvalidURL as error:
-                raise UsageError(f"[failover] arbiter: etcd's address {url!r}: {error}") from error
-            if parsed.scheme not in ("http", "https") or not parsed.host:
+                is_address = parsed.scheme in ("http", "https") and re.match(_HOST, parsed.host)
+            except httpx.InvalidURL:
+                is_address = None
+            if not is_address:
                 raise UsageError(
                     f"[failover] arbiter: etcd's address {url!r}: http://HOST:PORT or https://"
                 )
@@ -112,16 +119,19 @@ class EtcdRegister:
     def read(self) -> Seen:
         """Return what it holds.  Raises LocalError where no majority answers."""
         known = self._known
-        answer = self._ask("kv/range", {"key": self._key}, writes=False)
-        cluster = self._follow(answer, known)
+        answer, url = self._ask("kv/range", {"key": self._key}, writes=False)
+        cluster = self._follow(answer, known, self._log_of(url))
         try:
             pairs = answer.get("kvs", [])
             if not pairs:
                 return Seen(None, "0")
             version = str(int(pairs[0]["mod_revision"]))
             content = json.loads(base64.b64decode(pairs[0].get("value", "")))
-            text, written = content["text"], _Cluster(int(content["cluster"]), 0, content["term"])
-            if type(text) is not str or type(written.term) is not int:
+            text = content["text"]
+            written = _Cluster(
+                int(content["cluster"]), 0, int(content["term"]), int(content["index"])
+            )
+            if type(text) is not str:
                 raise ValueError
         except (ValueError, KeyError, TypeError, LookupError) as error:
             raise LocalError(f"{self.name} does not hold a grant") from error
@@ -131,24 +141,38 @@ class EtcdRegister:
     def compare_and_set(self, expected: Seen, new: str) -> bool:
         """Hold ``new``, where the key has not been written since ``expected`` was read."""
         known = self._known
-        value = {"text": new, "cluster": str(known.id), "term": known.term}
+        value = {
+            "text": new, "cluster": str(known.id), "term": known.term, "index": known.index
+        }  # fmt: skip
         coded = base64.b64encode(json.dumps(value).encode()).decode()
         compare = {
             "key": self._key, "target": "MOD", "result": "EQUAL", "mod_revision": expected.version
         }  # fmt: skip
         put = {"request_put": {"key": self._key, "value": coded}}
-        answer = self._ask("kv/txn", {"compare": [compare], "success": [put]}, writes=True)
-        self._follow(answer, known)
+        answer, _ = self._ask("kv/txn", {"compare": [compare], "success": [put]}, writes=True)
+        self._follow(answer, known, (known.index, known.index))
         return answer.get("succeeded") is True
 
     # -- has it gone back? ----------------------------------------------------------------
 
-    def _follow(self, answer: dict[str, Any], known: _Cluster) -> _Cluster:
+    def _log_of(self, url: str) -> tuple[int, int]:
+        """How long the raft log of a member is, and how much of it is decided.
+
+        Once the member has answered a read, its log has all that was decided before.
+        """
+        try:
+            status = self._post(url, "maintenance/status", {}, _STATUS_S, self._tokens.get(url))
+            return int(status["raftIndex"]), int(status.get("raftAppliedIndex", 0))
+        except (_Silent, _Refused, KeyError, ValueError, TypeError) as error:
+            raise LocalError(f"{self.name}: {url} does not say how it is: {error}") from error
+
+    def _follow(self, answer: dict[str, Any], known: _Cluster, log: tuple[int, int]) -> _Cluster:
         """Note how far the cluster is, which was ``known`` before it was asked."""
+        index, applied = log
         try:
             header = answer["header"]
             cluster = _Cluster(
-                int(header["cluster_id"]), int(header["revision"]), int(header["raft_term"])
+                int(header["cluster_id"]), int(header["revision"]), int(header["raft_term"]), index
             )
         except (ValueError, KeyError, TypeError) as error:
             raise LocalError(f"{self.name}: what answers there is not etcd") from error
@@ -160,6 +184,7 @@ class EtcdRegister:
                     cluster.id,
                     max(cluster.revision, self._known.revision),
                     max(cluster.term, self._known.term),
+                    max(applied, self._known.index),
                 )
         return cluster
 
@@ -171,14 +196,19 @@ class EtcdRegister:
             what = f"its revision went back from {before.revision} to {now.revision}"
         elif now.term < before.term:
             what = f"its raft term went back from {before.term} to {now.term}"
+        elif now.index < before.index:
+            what = f"its raft index went back from {before.index} to {now.index}"
         else:
             return
         raise LocalError(f"{self.name}: etcd was restored from an old copy ({what}); {_ADVICE}")
 
     # -- asking the members ---------------------------------------------------------------
 
-    def _ask(self, call: str, request: dict[str, Any], writes: bool) -> dict[str, Any]:
-        """Ask one member after the other.  Raises LocalError, or NoAnswer where it may be done."""
+    def _ask(self, call: str, request: dict[str, Any], writes: bool) -> tuple[dict[str, Any], str]:
+        """Ask one member after the other; return the answer, and whose it is.
+
+        Raises LocalError, or NoAnswer where it may be done.
+        """
         failures, may_be_done = [], False
         for url, share_s in self._shares():
             try:
@@ -192,7 +222,7 @@ class EtcdRegister:
                 raise LocalError(f"{self.name}: {url}: {error}") from error
             else:
                 self._prefer(url)
-                return answer
+                return answer, url
         text = f"{self.name}: no answer ({'; '.join(failures)})"
         raise NoAnswer(text, True) if may_be_done else LocalError(text)
 
@@ -260,7 +290,8 @@ class EtcdRegister:
             if not isinstance(content, dict):
                 raise ValueError
         except ValueError as error:
-            raise _Refused(f"not etcd's v3 API: HTTP {response.status_code}", 0) from error
+            said = " ".join(response.text.split())[:_SAID_MAX]
+            raise _Refused(f"HTTP {response.status_code} is not etcd's v3: {said}", 0) from error
         if response.status_code == httpx.codes.OK:
             return content
         why = str(content.get("error") or content.get("message") or response.status_code)
