@@ -15,8 +15,9 @@ from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.fence import Fence
 from colo.arbiters.file import FileRegister
 from colo.errors import ColoError, GuestError, LocalError, NoAnswer, StoreError
-from colo.membership.decision import Heard
+from colo.membership.decision import Heard, LinkState
 from colo.membership.grant import Grant, Record
+from colo.membership.words import Word, WordKind
 from colo.node import taking_over
 from colo.node.taking_over import Takeover
 from colo.protocol.tables import SecondaryEvent
@@ -270,5 +271,91 @@ def test_the_arbiter_that_does_not_answer_holds_up_nothing_else(tmp_path: Path) 
             await scene.takeover.order(Heard(), False, lambda: None)
         scene.takeover.stop_asking()
         scene.arbiter.back.set()
+
+    asyncio.run(run())
+
+
+class FakeFence:
+    """Says that the other host is off once it ``is_off``."""
+
+    def __init__(self) -> None:
+        self.is_off = False
+        self.asked: list[str] = []
+
+    async def off(self, host: str) -> None:
+        self.asked.append(host)
+        if not self.is_off:
+            raise LocalError("the fence: exit 1")
+
+
+def fenced(folder: Path) -> tuple[Scene, FakeFence, Heard]:
+    """A takeover with a fence, whose arbiter answers; and what was heard of the primary."""
+    fence = FakeFence()
+    scene = Scene(folder, fence=cast(Fence, fence))
+    scene.arbiter.back.set()
+    return scene, fence, Heard(LinkState.LOST, holder="a/1/1")
+
+
+def test_the_vm_waits_for_the_fence_with_the_grant_in_hand(tmp_path: Path) -> None:
+    async def run() -> None:
+        scene, fence, heard = fenced(tmp_path)
+        scene.takeover.ask(heard, scene.answers.append)
+        while len(fence.asked) < 3:
+            await asyncio.sleep(0.001)
+        assert scene.arbiter.current().grant == Grant(1, "b")
+        assert scene.takeover.is_asking and scene.answers == []
+        waits = "grant 1 is ours, but the other host may still run: the fence: exit 1"
+        assert scene.takeover.waits_for == waits and scene.said == [waits]
+        fence.is_off = True
+        while not scene.answers:
+            await asyncio.sleep(0.001)
+        assert scene.answers == [Grant(1, "b")]
+        assert scene.takeover.waits_for is None and set(fence.asked) == {"a"}
+
+    asyncio.run(run())
+
+
+def test_the_fence_is_not_asked_without_the_grant(tmp_path: Path) -> None:
+    async def run() -> None:
+        scene, fence, heard = fenced(tmp_path)
+        scene.arbiter.order("another")
+        scene.takeover.ask(heard, scene.answers.append)
+        while not scene.answers:
+            await asyncio.sleep(0.001)
+        assert scene.answers == [None] and fence.asked == []
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("word", [WordKind.DEAD, WordKind.HANDOVER])
+def test_a_primary_that_says_it_runs_nothing_is_not_turned_off(
+    tmp_path: Path, word: WordKind
+) -> None:
+    async def run() -> None:
+        scene, fence, heard = fenced(tmp_path)
+        heard.hear(Word(word))
+        scene.takeover.ask(heard, scene.answers.append)
+        while not scene.answers:
+            await asyncio.sleep(0.001)
+        assert scene.answers == [Grant(1, "b")] and fence.asked == []
+
+    asyncio.run(run())
+
+
+def test_an_order_asks_the_fence_and_by_force_does_without(tmp_path: Path) -> None:
+    async def run() -> None:
+        scene, fence, heard = fenced(tmp_path)
+        scene.takeover.ask(heard, scene.answers.append)
+        await scene.until_told()
+        again: list[bool] = []
+        with pytest.raises(LocalError, match="the fence: exit 1"):
+            await scene.takeover.order(heard, False, lambda: again.append(True))
+        assert again == [True], "it goes on asking"
+        asked = len(fence.asked)
+        assert await scene.takeover.order(heard, True, lambda: None) == Grant(3, "b")
+        assert len(fence.asked) == asked
+        fence.is_off = True
+        assert await scene.takeover.order(heard, False, lambda: None) == Grant(4, "b")
+        assert len(fence.asked) == asked + 1
 
     asyncio.run(run())

@@ -1,0 +1,73 @@
+"""A fence says that the other host is off, or the takeover waits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from colo.arbiters import fence as module
+from colo.arbiters.fence import Fence
+from colo.errors import LocalError
+
+
+def script(folder: Path, text: str) -> Fence:
+    path = folder / "fence"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return Fence((str(path), "first"), "web1")
+
+
+def test_it_is_told_the_vm_and_the_host(tmp_path: Path) -> None:
+    fence = script(tmp_path, f'printf "%s," "$@" >{tmp_path}/args')
+    asyncio.run(fence.off("a"))
+    assert (tmp_path / "args").read_text() == "first,web1,a,"
+    asyncio.run(fence.off(""))
+    assert (tmp_path / "args").read_text() == "first,web1,,"
+
+
+def test_any_exit_but_0_is_not_sure_and_its_last_word_is_shown(tmp_path: Path) -> None:
+    fence = script(tmp_path, "echo trying >&2; echo no such outlet >&2; exit 4")
+    with pytest.raises(LocalError, match=r"the fence .*: exit 4: no such outlet$"):
+        asyncio.run(fence.off("a"))
+
+
+def test_one_that_is_not_there_is_not_sure() -> None:
+    with pytest.raises(LocalError, match="the fence /none: No such file"):
+        asyncio.run(Fence(("/none",), "web1").off("a"))
+
+
+def nobody_reads(pipe: Path) -> bool:
+    try:
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return True
+    return False
+
+
+def test_one_that_hangs_is_killed_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LIMIT_S", 0.3)
+    os.mkfifo(tmp_path / "held")
+    fence = script(tmp_path, f"cat {tmp_path}/held & wait")
+    with pytest.raises(LocalError, match="no answer in"):
+        asyncio.run(fence.off("a"))
+    assert nobody_reads(tmp_path / "held")
+
+
+def test_one_that_is_not_waited_for_any_more_is_killed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "held")
+
+    async def run() -> None:
+        asking = asyncio.create_task(script(tmp_path, f"cat {tmp_path}/held").off("a"))
+        while nobody_reads(tmp_path / "held"):
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(run())
+    assert nobody_reads(tmp_path / "held")
