@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from colo import cli
-from colo.cli import main
+from colo.cli import base, main
 from colo.errors import UsageError
 from colo.log import LogFile
 from tests.certificates import Authority
@@ -62,7 +61,7 @@ def test_what_nobody_reads_any_more_is_in_the_log(
 
     monkeypatch.setattr("click.echo", broken)
     with caplog.at_level("INFO", "colo"):
-        cli._say("web1: PROTECTED")
+        base.say("web1: PROTECTED")
     assert caplog.messages == ["web1: PROTECTED"]
 
 
@@ -73,7 +72,7 @@ def test_what_others_say_does_nothing_to_the_terminal_nor_to_the_log(
     assert result.exit_code == 1
     assert result.output.startswith(f"colo: {tmp_path}/a\\x1b[2Jb is no state folder")
     with caplog.at_level("INFO", "colo"):
-        cli._say("host b refuses: \x1b[2J\nweb1: RUNNING")
+        base.say("host b refuses: \x1b[2J\nweb1: RUNNING")
     assert capsys.readouterr().err == "host b refuses: \\x1b[2J\\nweb1: RUNNING\n"
     assert caplog.messages == ["host b refuses: \\x1b[2J\\nweb1: RUNNING"]
 
@@ -149,7 +148,7 @@ def test_a_log_that_has_no_room_is_told_of_once_and_goes_on_where_there_is_again
     capsys: pytest.CaptureFixture[str],
     no_log: None,
 ) -> None:
-    cli._log_to(tmp_path / "colo.log", trace=False)
+    base.log_to(tmp_path / "colo.log", trace=False)
     logger, write = logging.getLogger("colo"), os.write
 
     def full(file: int, data: bytes) -> int:
@@ -176,7 +175,7 @@ def test_what_a_callback_raises_is_in_the_log(tmp_path: Path, no_log: None) -> N
         asyncio.get_running_loop().call_soon({"a": 1}.__getitem__, "no such key")
         await asyncio.sleep(0)
 
-    cli._log_to(tmp_path / "colo.log", trace=False)
+    base.log_to(tmp_path / "colo.log", trace=False)
     asyncio.run(run())
     assert "KeyError: 'no such key'" in (tmp_path / "colo.log").read_text()
 

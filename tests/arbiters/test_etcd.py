@@ -15,9 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from colo.arbiters import etcd as module
 from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.etcd import EtcdRegister
 from colo.arbiters.register import Seen
@@ -137,16 +137,17 @@ def test_an_answer_that_does_not_come_is_found_by_reading(
     until_answered(lambda: a.claim("a", force=False))
     first = three.members[0]
     register = host((first.url, *three.urls[1:]), key)
-    post, cut = register._http.post, []
+    post = register._http.post
+    cut: list[str] = []
 
     def cutting(url: str, **rest: Any) -> Any:
         if url.startswith(first.url) and url.endswith("txn") and not cut:
             cut.append(url)
             post(url.replace(first.url, first.own_url), **rest)  # it is done,
-            raise module.httpx.ReadTimeout("timed out")  # and nobody hears of it
+            raise httpx.ReadTimeout("timed out")  # and nobody hears of it
         return post(url, **rest)
 
-    register._http.post = cutting  # type: ignore[method-assign]
+    register._http.post = cutting  # type: ignore[assignment,method-assign]
     assert until_answered(lambda: Arbiter(register).take(1, "b")) == Grant(2, "b")
     assert cut and a.current().grant == Grant(2, "b")
 

@@ -11,7 +11,8 @@ import pytest
 
 from colo.errors import ColoError
 from colo.qemu.process import version_of
-from tests.e2e.harness import ROOT, Scene
+from tests.e2e.basics import ROOT
+from tests.e2e.harness import Scene
 
 QEMUS = {
     "7.2": ("qemu-system-x86_64", 7),

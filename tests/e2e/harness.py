@@ -7,137 +7,24 @@ anything of it is left.  Waits are polls with an end, and say what they waited f
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any
 
-from colo.config import VmConfig, load
-from colo.demo.guest_image import KERNEL_WORDS, build
-from colo.qemu.colo_mode import ColoPrimary
-from colo.qemu.process import Qemu, plan
+from colo.config import load
+from tests.e2e.basics import POLL_S, TAIL_LINES, WAIT_S, Console, colo, counts, wait
+from tests.e2e.vm import USUAL, PrimaryVm, VmFile
 from tests.e2e.wire import Wire
 
-__all__ = ["Console", "Host", "PrimaryVm", "Scene", "VmFile", "wait"]
-
-ROOT: Final = Path(__file__).parents[2]
-WAIT_S: Final = 60.0
-POLL_S: Final = 0.02
-TAIL_LINES: Final = 12
-LINE: Final = re.compile(r"colo-guest: count=(\d+) updates=(\d+) sweeps=(\d+)\r?\n")
-KERNEL: Final = f"{KERNEL_WORDS} colo.mode=table colo.tick=1"
-
-T = TypeVar("T")
-
-
-def wait(condition: Callable[[], T], what: str, seconds: float = WAIT_S) -> T:
-    """Wait until ``condition`` is truthy, and return it."""
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for: {what}"
-        time.sleep(POLL_S)
-    return result
-
-
-class Console:
-    """One side's serial console: all that the guest said is in ``log``; ``path`` is its socket."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.log = folder / f"{name}.console"
-        self.path = folder / f"{name}.serial"
-
-    @property
-    def args(self) -> list[str]:
-        """QEMU's arguments for it."""
-        chardev = f"socket,id=console,path={self.path},server=on,wait=off,logfile={self.log}"
-        return ["-chardev", chardev, "-serial", "chardev:console"]
-
-    def text(self) -> str:
-        """What the guest has said up to now."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-    def lines(self) -> list[tuple[int, int]]:
-        """Count and sweeps of each whole line."""
-        return counts(self.text())
-
-    def last(self) -> int:
-        """The last count; 0 if there is none."""
-        lines = self.lines()
-        return lines[-1][0] if lines else 0
-
-    def wait_count(self, count: int) -> None:
-        """Wait until the guest has counted so far."""
-        wait(lambda: self.last() >= count, f"count {count} on {self.log.name}")
-
-    def wait_progress(self, more: int = 5) -> None:
-        """Wait until the guest has counted on."""
-        self.wait_count(self.last() + more)
-
-    def verify(self) -> None:
-        """Have the guest check all of its memory at once, and then in two whole sweeps."""
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(WAIT_S)
-            sock.connect(str(self.path))
-            sock.sendall(b"verify\n")
-            answer = b""
-            while b"verified records=" not in answer and b"CORRUPT" not in answer:
-                data = sock.recv(4096)
-                assert data, f"the console closed after {answer!r}"
-                answer += data
-        sweeps = self.lines()[-1][1] if self.lines() else 0
-        wait(
-            lambda: "CORRUPT" in self.text() or self.lines()[-1][1] >= sweeps + 2,
-            f"two more sweeps on {self.log.name}",
-        )
-        assert "CORRUPT" not in self.text(), self.text()[-500:]
-
-
-def counts(text: str) -> list[tuple[int, int]]:
-    """Count and sweeps of each whole line in a console's text."""
-    return [(int(found[1]), int(found[3])) for found in LINE.finditer(text)]
-
-
-@dataclass(frozen=True)
-class VmFile:
-    """What goes into a scene's VM file; ``guest`` without a kernel ends in its firmware."""
-
-    machine: str = "pc"
-    memory_mib: int = 128
-    guest: bool = True
-    args: tuple[str, ...] = ()
-    silence_s: float = 10.0
-    store_folder: str = "/dev/shm"
-    binary: str | None = None
-
-    def write(self, path: Path, name: str, binary: str, primary: Console, other: Console) -> None:
-        """Write it as TOML; JSON's texts and lists are TOML's."""
-        args = ["-machine", self.machine, "-cpu", "qemu64", "-m", str(self.memory_mib)]
-        args += ["-display", "none", "-nodefaults", "-no-reboot", *self.args]
-        if self.guest:
-            image = build(ROOT / "build" / "guest", lambda line: None)
-            args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", KERNEL]
-        path.write_text(
-            f"name = {json.dumps(name)}\n"
-            f'[qemu]\nbinary = {json.dumps(self.binary or binary)}\naccel = "tcg"\n'
-            f"args = {json.dumps(args)}\n"
-            f"[qemu.primary]\nargs = {json.dumps(primary.args)}\n"
-            f"[qemu.secondary]\nargs = {json.dumps(other.args)}\n"
-            f"[store]\nfolder = {json.dumps(self.store_folder)}\n"
-            f"[failover]\nsilence_s = {self.silence_s}\n"
-        )
+__all__ = ["Host", "Scene"]
 
 
 class Host:
@@ -252,102 +139,6 @@ class Host:
                 os.kill(pid, signal.SIGKILL)
 
 
-class PrimaryVm:
-    """A QEMU that runs the VM, steered as colo steers it, from a loop in a thread of its own."""
-
-    def __init__(self, config: VmConfig, folder: Path, console: Console) -> None:
-        self.console = console
-        self._folder = folder
-        self._config = config
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self._qemu: Qemu | None = None
-        self._colo: ColoPrimary | None = None
-
-    def start(self) -> None:
-        """Start QEMU and with it the VM."""
-        self._folder.mkdir()
-        self._do(self._start())
-
-    def protect(self, uri: str, delay_ms: int = 100) -> None:
-        """Start COLO to the secondary at ``uri``."""
-        assert self._qemu is not None
-        self._colo = ColoPrimary(self._qemu)
-        self._do(self._colo.start(uri, delay_ms))
-
-    def protect_by_hand(self, uri: str, *capabilities: str) -> None:
-        """Start COLO as an operator without ``colo primary`` might, with these capabilities too."""
-        assert self._qemu is not None
-        self._colo = ColoPrimary(self._qemu)
-        self._do(self._colo.check())
-        needed = ["x-colo", *(["return-path"] if self._colo.return_path else [])]
-        self.set_capabilities(*needed, *capabilities)
-        self.execute("migrate-set-parameters", x_checkpoint_delay=100)
-        self.execute("stop")  # see docs/operating.md, «Without KVM»
-        self.execute("migrate", uri=uri)
-
-    def begin_to_protect(self, uri: str) -> None:
-        """Start COLO and do not wait until it is on."""
-        assert self._qemu is not None
-        colo = ColoPrimary(self._qemu).start(uri, 100)
-        future = asyncio.run_coroutine_threadsafe(colo, self._loop)
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-    def ended(self) -> str:
-        """Wait until QEMU has left COLO, and return why."""
-        assert self._colo is not None
-        return self._do(self._colo.ended())
-
-    def run_alone(self) -> None:
-        """Have the VM run without a secondary."""
-        assert self._colo is not None
-        self._do(self._colo.run_alone())
-
-    def execute(self, command: str, **arguments: Any) -> Any:
-        """Execute a QMP command."""
-        assert self._qemu is not None
-        return self._do(self._qemu.execute(command, **arguments))
-
-    def set_capabilities(self, *names: str) -> None:
-        """Switch migration capabilities on."""
-        self.execute(
-            "migrate-set-capabilities",
-            capabilities=[{"capability": name, "state": True} for name in names],
-        )
-
-    def is_running(self) -> bool:
-        """Whether the VM runs."""
-        return bool(self.execute("query-status")["running"])
-
-    def signal(self, number: int) -> None:
-        """Send a signal to QEMU."""
-        assert self._qemu is not None
-        os.kill(self._qemu.pid, number)
-
-    def kill(self) -> None:
-        """End QEMU as a host's loss ends it, and wait for that."""
-        if self._qemu is not None:
-            self._do(self._qemu.kill())
-
-    def close(self) -> None:
-        """End all of it."""
-        try:
-            self.kill()
-        finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(WAIT_S)
-            self._loop.close()
-
-    async def _start(self) -> None:
-        launch = plan(self._config)
-        self._qemu = Qemu(launch.primary(), self._folder, launch.environment)
-        await self._qemu.start()
-
-    def _do(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(WAIT_S)
-
-
 @dataclass
 class Scene:
     """One VM, its folder, and all that was started for it."""
@@ -365,7 +156,7 @@ class Scene:
         """The VM's name; nobody else's."""
         return self.folder.name
 
-    def host(self, vm: VmFile = VmFile()) -> Host:
+    def host(self, vm: VmFile = USUAL) -> Host:
         """A host for the secondary, nothing started yet."""
         name = f"b{len(self.hosts)}"
         console = Console(self.folder, name)
@@ -374,7 +165,7 @@ class Scene:
         self.hosts.append(Host(self.folder, name, vm_file, console))
         return self.hosts[-1]
 
-    def primary(self, vm: VmFile = VmFile()) -> PrimaryVm:
+    def primary(self, vm: VmFile = USUAL) -> PrimaryVm:
         """A primary that is being started; its guest boots meanwhile."""
         name = f"a{len(self.primaries)}"
         console = Console(self.folder, name)
@@ -395,7 +186,7 @@ class Scene:
         return self.wires[-1]
 
     def protected(
-        self, vm: VmFile = VmFile(), *options: str, delay_ms: int = 100
+        self, vm: VmFile = USUAL, *options: str, delay_ms: int = 100
     ) -> tuple[PrimaryVm, Wire, Host]:
         """A guest that runs on a primary, protected through a wire by a secondary."""
         host = self.host(vm)
@@ -417,8 +208,9 @@ class Scene:
         assert checkpoint in self.said_at, f"only {sorted(self.said_at)} were seen on the wire"
         before, after = said[: self.said_at[checkpoint]], host.console.text()
         joined = [count for count, _ in counts(before + after)]
-        wrong = [at for at, count in enumerate(joined, 1) if at != count][:1]
-        lost = f"from {joined[max(0, wrong[0] - 4) : wrong[0] + 3]} on" if wrong else ""
+        wrong = [at for at, count in enumerate(joined, joined[0]) if at != count][:1]
+        wrong = [at - joined[0] for at in wrong]
+        lost = f"from {joined[max(0, wrong[0] - 3) : wrong[0] + 4]} on" if wrong else ""
         lost += f"; …{before[-80:]!r} then {after[:80]!r}…, all after: {after[-600:]!r}"
         assert not wrong, f"numbers are missing or twice: {lost}"
         # Only now: where a client leaves a console, QEMU may drop the character it is writing.
@@ -483,8 +275,3 @@ class Scene:
             for path in self._in_shm():
                 shutil.rmtree(path, ignore_errors=True)
             shutil.rmtree(self.folder)
-
-
-def colo() -> str:
-    """The real command line, beside the Python that runs the tests."""
-    return str(Path(sys.executable).with_name("colo"))

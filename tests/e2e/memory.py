@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.e2e.harness import Host, PrimaryVm, VmFile, wait
+from tests.e2e.basics import wait
+from tests.e2e.harness import Host
+from tests.e2e.vm import PrimaryVm, VmFile
 
 __all__ = ["Pages", "differing", "primary_memory", "store_memory", "wait_equal"]
 

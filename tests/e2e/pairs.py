@@ -15,7 +15,9 @@ from typing import Final, Protocol
 
 from colo.config import load
 from colo.qemu.process import Qemu, plan
-from tests.e2e.harness import Console, Host, PrimaryVm, Scene, VmFile, counts, wait
+from tests.e2e.basics import Console, counts, wait
+from tests.e2e.harness import Host, Scene
+from tests.e2e.vm import PrimaryVm, VmFile
 from tests.e2e.wire import Phase, Wire
 
 __all__ = [

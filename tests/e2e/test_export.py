@@ -8,7 +8,9 @@ import pytest
 
 from colo.config import load
 from colo.qemu.process import Qemu, plan
-from tests.e2e.harness import Console, PrimaryVm, Scene, VmFile, wait
+from tests.e2e.basics import Console, wait
+from tests.e2e.harness import Scene
+from tests.e2e.vm import PrimaryVm, VmFile
 
 pytestmark = pytest.mark.e2e
 

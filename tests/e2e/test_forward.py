@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.e2e.harness import Host, Scene, wait
+from tests.e2e.basics import wait
+from tests.e2e.harness import Host, Scene
 from tests.e2e.memory import Pages, differing, primary_memory, store_memory, wait_equal
 from tests.e2e.pairs import OurPrimary, OurSecondary, StockSecondary, on
 

@@ -16,7 +16,9 @@ from colo.inspection.pages import page_marks
 from colo.inspection.source import Inspected, load_source
 from colo.migration.ram import Bytes
 from colo.node.orders import fetch_checkpoint
-from tests.e2e.harness import PrimaryVm, Scene, VmFile, colo, wait
+from tests.e2e.basics import colo, wait
+from tests.e2e.harness import Scene
+from tests.e2e.vm import PrimaryVm, VmFile
 from tests.e2e.wire import Phase
 
 pytestmark = pytest.mark.e2e

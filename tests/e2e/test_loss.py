@@ -13,7 +13,9 @@ import termios
 import pytest
 
 from colo.errors import GuestError
-from tests.e2e.harness import Scene, VmFile, wait
+from tests.e2e.basics import wait
+from tests.e2e.harness import Scene
+from tests.e2e.vm import VmFile
 from tests.e2e.wire import Phase
 
 pytestmark = pytest.mark.e2e

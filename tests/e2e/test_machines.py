@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from tests.e2e.harness import Scene, VmFile
+from tests.e2e.harness import Scene
+from tests.e2e.vm import VmFile
 from tests.e2e.wire import Phase
 
 pytestmark = pytest.mark.e2e

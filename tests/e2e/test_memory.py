@@ -7,8 +7,10 @@ import signal
 
 import pytest
 
-from tests.e2e.harness import Scene, VmFile, wait
+from tests.e2e.basics import wait
+from tests.e2e.harness import Scene
 from tests.e2e.memory import Pages, differing, primary_memory, store_memory, wait_equal
+from tests.e2e.vm import VmFile
 from tests.e2e.wire import Phase
 
 pytestmark = pytest.mark.e2e

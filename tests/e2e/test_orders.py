@@ -7,7 +7,9 @@ import signal
 
 import pytest
 
-from tests.e2e.harness import Scene, VmFile, wait
+from tests.e2e.basics import wait
+from tests.e2e.harness import Scene
+from tests.e2e.vm import VmFile
 from tests.e2e.wire import Phase
 
 pytestmark = pytest.mark.e2e

@@ -12,7 +12,8 @@ import pytest
 
 from colo.errors import GuestError
 from colo.qemu.process import version_of
-from tests.e2e.harness import ROOT, Scene, wait
+from tests.e2e.basics import ROOT, wait
+from tests.e2e.harness import Scene
 from tests.e2e.pairs import (
     DELAY_MS,
     OurPrimary,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Host, Scene, VmFile
+from tests.e2e.harness import Host, Scene
+from tests.e2e.vm import VmFile
 
 pytestmark = pytest.mark.e2e
 

@@ -8,7 +8,9 @@ import socket
 import pytest
 
 from colo.errors import GuestError
-from tests.e2e.harness import Host, PrimaryVm, Scene, VmFile, wait
+from tests.e2e.basics import wait
+from tests.e2e.harness import Host, Scene
+from tests.e2e.vm import PrimaryVm, VmFile
 
 pytestmark = pytest.mark.e2e
 

@@ -28,7 +28,7 @@ from colo.membership.words import Hello, Word, WordKind
 from colo.migration.reader import Migration
 from colo.node import keeping
 from colo.node.keeping import SecondaryNode
-from colo.node.orders import Answer
+from colo.node.orders import Answer, Order
 from colo.node.state_folder import StateFolder
 from colo.qemu.process import LaunchPlan
 from colo.session.own_primary import Sending
@@ -185,7 +185,7 @@ class Host:
 
     @property
     def waiting(self) -> Any:
-        return self.node._waiting
+        return self.node.waiting
 
     @property
     def state(self) -> str:
@@ -204,7 +204,7 @@ class Host:
 
     async def order(self, force: bool = False) -> Answer:
         async with asyncio.timeout(10):
-            return await self.node._obey("failover", force)
+            return await self.node._obey(Order("failover", force))
 
     async def end(self) -> None:
         self.task.cancel()

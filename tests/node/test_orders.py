@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -10,17 +12,17 @@ from typing import TypeVar
 import pytest
 
 from colo.errors import ColoError, LocalError, StoreError
-from colo.node.orders import Answer, fetch_checkpoint, give_order, serve_orders
+from colo.node.orders import Answer, Order, fetch_checkpoint, give_order, serve_orders
 
 T = TypeVar("T")
 PIECES = [b"a" * 70_000, b"b", b"c" * 300_000]
 
 
-def asked(folder: Path, answer: Callable[[str, bool], Answer], ask: Callable[[Path], T]) -> T:
+def asked(folder: Path, answer: Callable[[Order], Answer], ask: Callable[[Path], T]) -> T:
     """What ``ask`` gets in a thread of its own, from a server that gives this answer."""
 
-    async def obey(order: str, force: bool) -> Answer:
-        return answer(order, force)
+    async def obey(order: Order) -> Answer:
+        return answer(order)
 
     async def run() -> T:
         server = await serve_orders(folder / "control.sock", obey)
@@ -31,18 +33,20 @@ def asked(folder: Path, answer: Callable[[str, bool], Answer], ask: Callable[[Pa
 
 
 def test_an_order_is_answered(tmp_path: Path) -> None:
-    def answer(order: str, force: bool) -> Answer:
-        return Answer(force, f"did {order}")
+    def answer(order: Order) -> Answer:
+        return Answer(order.force, f"did {order.name}")
 
-    assert asked(tmp_path, answer, lambda at: give_order(at, "x", True)) == Answer(True, "did x")
-    assert asked(tmp_path, answer, lambda at: give_order(at, "y")) == Answer(False, "did y")
+    assert asked(tmp_path, answer, lambda at: give_order(at, Order("x", force=True))) == Answer(
+        True, "did x"
+    )
+    assert asked(tmp_path, answer, lambda at: give_order(at, Order("y"))) == Answer(False, "did y")
 
 
 def test_a_checkpoint_comes_in_its_pieces(tmp_path: Path) -> None:
     orders = []
 
-    def answer(order: str, force: bool) -> Answer:
-        orders.append(order)
+    def answer(order: Order) -> Answer:
+        orders.append(order.name)
         return Answer(True, "", iter(PIECES))
 
     assert asked(tmp_path, answer, lambda at: list(fetch_checkpoint(at))) == PIECES
@@ -61,7 +65,7 @@ def test_what_goes_wrong_on_the_way_is_told_at_the_end(tmp_path: Path) -> None:
             taken.append(piece)
 
     with pytest.raises(ColoError, match="this checkpoint is no more"):
-        asked(tmp_path, lambda order, force: Answer(True, "", pieces()), take)
+        asked(tmp_path, lambda order: Answer(True, "", pieces()), take)
     assert taken == PIECES[:1]
 
 
@@ -69,7 +73,7 @@ def test_a_refusal_has_no_pieces(tmp_path: Path) -> None:
     with pytest.raises(ColoError, match="no whole checkpoint"):
         asked(
             tmp_path,
-            lambda order, force: Answer(False, "there is no whole checkpoint yet", iter(())),
+            lambda order: Answer(False, "there is no whole checkpoint yet", iter(())),
             lambda at: list(fetch_checkpoint(at)),
         )
 
@@ -78,14 +82,14 @@ def test_a_refusal_may_come_without_pieces(tmp_path: Path) -> None:
     with pytest.raises(ColoError, match=r"^this is the wrong host$"):
         asked(
             tmp_path,
-            lambda order, force: Answer(False, "this is the wrong host"),
+            lambda order: Answer(False, "this is the wrong host"),
             lambda at: list(fetch_checkpoint(at)),
         )
 
 
 def test_what_is_no_order_is_told_to_whoever_asked_for_a_checkpoint(tmp_path: Path) -> None:
-    def answer(order: str, force: bool) -> Answer:
-        raise ValueError("as when the line came late or not whole")
+    def answer(order: Order) -> Answer:
+        return Answer(False, "that is not an order")  # it came late, or not whole
 
     with pytest.raises(ColoError, match=r"^that is not an order$"):
         asked(tmp_path, answer, lambda at: list(fetch_checkpoint(at)))
@@ -102,7 +106,7 @@ def test_an_answer_that_is_none_is_one_line(tmp_path: Path, said: bytes) -> None
         async with await asyncio.start_unix_server(serve, tmp_path / "control.sock"):
             await asyncio.get_running_loop().run_in_executor(None, ask)
 
-    for ask in (lambda: list(fetch_checkpoint(tmp_path)), lambda: give_order(tmp_path, "x")):
+    for ask in (lambda: list(fetch_checkpoint(tmp_path)), lambda: give_order(tmp_path, Order("x"))):
         with pytest.raises(ColoError) as caught:
             asyncio.run(run(ask))
         assert str(caught.value).startswith(f"{tmp_path / 'control.sock'}: ")
@@ -132,13 +136,13 @@ def test_where_no_colo_runs_that_is_said(tmp_path: Path, there: str) -> None:
     if there == "a file":
         (tmp_path / "control.sock").write_text("")
     elif there == "a stale socket":
-        asked(tmp_path, lambda order, force: Answer(True, ""), lambda at: give_order(at, "x"))
+        asked(tmp_path, lambda order: Answer(True, ""), lambda at: give_order(at, Order("x")))
     with pytest.raises(ColoError, match="no colo runs with the state folder"):
         list(fetch_checkpoint(tmp_path))
 
 
 def test_a_socket_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
-    async def obey(order: str, force: bool) -> Answer:
+    async def obey(order: Order) -> Answer:
         return Answer(True, "")
 
     path = tmp_path / "none" / "control.sock"
@@ -150,10 +154,30 @@ def test_only_the_owner_gives_orders_and_what_was_left_is_no_obstacle(tmp_path: 
     tmp_path.chmod(0o755)
     modes = []
 
-    def answer(order: str, force: bool) -> Answer:
+    def answer(order: Order) -> Answer:
         modes.append((tmp_path / "control.sock").stat().st_mode & 0o777)
         return Answer(True, "")
 
     for _ in range(2):
-        asked(tmp_path, answer, lambda at: give_order(at, "x"))
+        asked(tmp_path, answer, lambda at: give_order(at, Order("x")))
     assert modes == [0o600, 0o600]
+
+
+@pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"order": "x", "grace_s": -1}', b"7"])
+def test_what_is_no_order_is_refused(tmp_path: Path, line: bytes) -> None:
+    def ask(at: Path) -> bytes:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(at / "control.sock"))
+            sock.sendall(line + b"\n")
+            return sock.makefile("rb").readline()
+
+    answer = json.loads(asked(tmp_path, lambda order: Answer(True, "did it"), ask))
+    assert answer == {"ok": False, "text": "that is not an order"}
+
+
+def test_an_order_that_fails_by_an_error_of_ours_is_not_told_as_no_order(tmp_path: Path) -> None:
+    def broken(order: Order) -> Answer:
+        raise TypeError("ours")
+
+    with pytest.raises(ColoError, match="colo gave no answer: see its log"):
+        asked(tmp_path, broken, lambda at: give_order(at, Order("x")))

@@ -22,6 +22,7 @@ from colo.membership.grant import Grant
 from colo.membership.words import Word, WordKind
 from colo.node import protecting
 from colo.node.ending import End
+from colo.node.orders import Order
 from colo.node.protecting import PrimaryNode
 from colo.node.standing import Standing
 from colo.node.state_folder import StateFolder
@@ -59,9 +60,9 @@ ANSWERS: dict[str, Any] = {
 class Scene:
     def __init__(self, folder: StateFolder, config: VmConfig | None = None) -> None:
         self.folder, self.qemu, self.said = folder, FakeQemu(), list[str]()
-        self.arbiter = Arbiter(FileRegister(folder.path / "grant"))
+        self.arbiter = Arbiter(FileRegister(folder.path / "arbiter"))
         self.node = PrimaryNode(
-            config or VmConfig("web1", failover=Failover(arbiter=f"file:{folder.path}/grant")),
+            config or VmConfig("web1", failover=Failover(arbiter=f"file:{folder.path}/arbiter")),
             self.qemu,
             parse_address(f"unix:{folder.path}/b"),
             folder,
@@ -139,7 +140,7 @@ def test_where_the_secondary_got_nothing_the_vm_runs_on_and_nobody_is_asked(
             "web1: the protection could not begin: QEMU refuses migrate: there is a blocker",
             "web1: UNPROTECTED: the VM runs here alone (grant 0)",
         ]
-        assert not (folder.path / "grant").exists()
+        assert not (folder.path / "arbiter").exists()
 
     play(scene)
 
@@ -215,9 +216,9 @@ def test_a_first_copy_that_was_refused_is_tried_again_unless_that_changes_nothin
 def test_an_order_has_no_place_but_where_the_secondary_is_lost(folder: StateFolder) -> None:
     async def scene() -> None:
         s = Scene(folder)
-        answer = await s.node._obey("failover", True)
+        answer = await s.node._obey(Order("failover", force=True))
         assert (answer.ok, answer.text) == (False, "nothing to decide: the VM is STARTING")
-        assert not (await s.node._obey("export", False)).ok
+        assert not (await s.node._obey(Order("export"))).ok
 
     play(scene)
 

@@ -7,9 +7,9 @@
     binary = "qemu-system-x86_64"            # also a path
     args = ["-machine", "pc", "-m", "512"]   # what defines the machine
     accel = "auto"                           # auto, kvm or tcg: where args name none
-    [qemu.primary]
+    [qemu.primary]                           # with colo node: of the first of [hosts]
     args = ["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"]
-    [qemu.secondary]
+    [qemu.secondary]                         # with colo node: of the second
     args = ["-netdev", "tap,id=n0,ifname=tap1,script=no,downscript=no"]
     [store]
     folder = "/dev/shm"                      # a tmpfs, a hugetlbfs or a disk
@@ -54,7 +54,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -206,6 +206,15 @@ class VmConfig:
                 f"this host is {host}, and [hosts] has {' and '.join(self.hosts)}: say --host NAME"
             )
         return next(name for name in self.hosts if name != host)
+
+    def seen_from(self, host: str) -> VmConfig:
+        """What it is on ``host`` in either role: its own arguments, those of the first host or not.
+
+        Raises UsageError where [hosts] does not name it.
+        """
+        first, second = self.qemu.primary, self.qemu.secondary
+        own = second if next(iter(self.hosts)) == self.other_host(host) else first
+        return replace(self, qemu=replace(self.qemu, primary=own, secondary=own))
 
     @property
     def pace(self) -> Pace:

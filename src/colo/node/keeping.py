@@ -27,7 +27,7 @@ from colo.migration.ram import RamBlock
 from colo.node.admission import Greeting
 from colo.node.afterwards import Afterwards, Stay
 from colo.node.leaving import to_its_end, until_one_ends
-from colo.node.orders import Answer, exported, serve_orders
+from colo.node.orders import Answer, Order, exported, serve_orders
 from colo.node.state_folder import StateFolder
 from colo.node.taking_over import Takeover
 from colo.protocol.tables import SecondaryEvent, SecondaryState
@@ -80,7 +80,7 @@ class SecondaryNode:
         store_folder = folder.store(config.store.folder, config.name)
         folder.clean(store_folder)
         self._store = Store(store_folder, RamBlock(RAM_BLOCK, config.memory), config.limits)
-        self._waiting = WaitingQemu(
+        self.waiting = WaitingQemu(
             plan, self._store.images[RAM_BLOCK].path, folder.path, self._write_status
         )
         self._session: Receiving | None = None
@@ -94,8 +94,8 @@ class SecondaryNode:
             self._forwarding = Forwarding(
                 who, self._store, self._settled, forward, silence_s, self._say
             )
-        holder, fence = partial(self._waiting.instance, after.host), make_fence(config)
-        self._takeover = Takeover(arbiter, fence, self._store, self._waiting, holder, self._say)
+        holder, fence = partial(self.waiting.instance, after.host), make_fence(config)
+        self._takeover = Takeover(arbiter, fence, self._store, self.waiting, holder, self._say)
         self._warned: Receiving | None = None
         self._error: str | None = None
         self._facts: dict[str, Any] = {}
@@ -112,11 +112,11 @@ class SecondaryNode:
             stack.callback(self._awake.close)
             try:
                 server = stack.enter_context(self._listen.listen())
-                await self._waiting.start()
+                await self.waiting.start()
                 stack.callback((await serve_orders(self._folder.control, self._obey)).close)
                 self._say(
                     f"waiting for a primary on {self._listen} "
-                    f"(QEMU {self._waiting.pid} is ready to take over)"
+                    f"(QEMU {self.waiting.pid} is ready to take over)"
                 )
                 self._write_status()
                 door = Reception(server, self._begin, self._greet, self._strange, self._listen.tls)
@@ -181,7 +181,7 @@ class SecondaryNode:
             time.monotonic,
             self._checkpoint,
             self._lost,
-            self._waiting,
+            self.waiting,
         )
         self._say(f"a primary has connected from {peer}")
         self._write_status()
@@ -361,7 +361,7 @@ class SecondaryNode:
             self._facts["takeover"] = {**outcome, "grant": self._takeover.grant.number}
             self._say(
                 f"RUNNING HERE, from checkpoint {self._number}, started in "
-                f"{outcome['total_ms']:.0f} ms (QEMU {self._waiting.pid})"
+                f"{outcome['total_ms']:.0f} ms (QEMU {self.waiting.pid})"
             )
             self._store.remove()  # the running QEMU holds its memory; nobody needs the files
             self._after.runs_here()
@@ -377,8 +377,8 @@ class SecondaryNode:
             await asyncio.sleep(_STATUS_S)
         if over.is_set():
             return
-        assert self._waiting.qemu is not None
-        how = await self._waiting.qemu.wait()
+        assert self.waiting.qemu is not None
+        how = await self.waiting.qemu.wait()
         self._say(f"the VM has ended; QEMU: {how}")
 
     async def _stays(self) -> bool:
@@ -402,37 +402,38 @@ class SecondaryNode:
         """End what is ours; a VM that runs here goes on."""
         self._takeover.stop_asking()
         await self._takeover.settled()
-        qemu = self._waiting.qemu
+        qemu = self.waiting.qemu
         if self._is_running() and qemu is not None:
             if self._after.over.is_set():
+                self._forget_session()
                 return
             if not qemu.exited:
                 self._say(f"the VM goes on without colo: QEMU {qemu.pid}, QMP {qemu.qmp_socket}")
             await qemu.detach()
         else:
             self._forget_session()
-            await self._waiting.stop()
+            await self.waiting.stop()
             self._store.remove()
         self._write_status()
 
     # -- orders and status ----------------------------------------------------------------
 
-    async def _obey(self, order: str, force: bool) -> Answer:
-        if order == "export" and self._state in _HERE:
+    async def _obey(self, order: Order) -> Answer:
+        if order.name == "export" and self._state in _HERE:
             return Answer(False, "the VM runs here: its QEMU can `migrate` to a file")
-        if order == "export":
+        if order.name == "export":
             return await exported(self._store, self._settled)
-        if order in _PRIMARYS:
+        if order.name in _PRIMARYS:
             return Answer(False, "the VM runs on the other host: say that there")
-        if order != "failover":
-            return Answer(False, f"there is no order {order!r}")
+        if order.name != "failover":
+            return Answer(False, f"there is no order {order.name!r}")
         if self._is_running():
             return Answer(True, "the VM runs here already")
         if not self._takeover.is_starting:
             session = self._session
             if session is None or not session.can(SecondaryEvent.FAILOVER):
                 return self._after.without_checkpoint()
-            if self._connected and not force:
+            if self._connected and not order.force:
                 return Answer(
                     False,
                     "the primary is connected and its VM runs: two VMs would run; "
@@ -440,7 +441,7 @@ class SecondaryNode:
                 )
             again = partial(self._ask_for_grant, session)
             try:
-                grant = await self._takeover.order(self._heard, force, again)
+                grant = await self._takeover.order(self._heard, order.force, again)
             except LocalError as error:
                 return Answer(False, f"{error}; --force does without it")
             if session is not self._session:
@@ -486,14 +487,14 @@ class SecondaryNode:
             "listen": str(self._listen),
             "link": self._heard.link.name,
             "waits_for": self._takeover.waits_for,
-            "error": self._error or self._waiting.trouble,
+            "error": self._error or self.waiting.trouble,
             "checkpoint": self._number if self._number >= 0 else None,
             "checkpoint_at": self._committed_at,
             **self._figures.status(),
             **self._store.status(),
             "peer": self._link.peer_figures if self._link is not None else None,
             "forward": self._forwarding.status() if self._forwarding is not None else None,
-            "qemu": self._waiting.status(),
+            "qemu": self.waiting.status(),
             "awake": self._awake.held,
             **self._facts,
         }

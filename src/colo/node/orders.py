@@ -15,22 +15,58 @@ import struct
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, TypeAlias
+from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
 from colo.errors import ColoError, LocalError, StoreError
-from colo.store.export import export_stream
-from colo.store.store import Store
 from colo.transport.sockets import bind_private
 
-__all__ = ["Answer", "Obey", "exported", "fetch_checkpoint", "give_order", "serve_orders"]
+if TYPE_CHECKING:
+    from colo.store.store import Store
+
+__all__ = [
+    "GRACE_S",
+    "Answer",
+    "Obey",
+    "Order",
+    "exported",
+    "fetch_checkpoint",
+    "give_order",
+    "serve_orders",
+]
 
 _ORDER_BYTES: Final = 4096
 _READ_S: Final = 1.0
 _ANSWER_S: Final = 120.0
+#: How long a guest may take to shut down where nobody says another time, and the longest.
+GRACE_S: Final = 60.0
+_GRACE_MAX_S: Final = 86_400.0
 _TAKE_S: Final = 30.0
 _LENGTH: Final = struct.Struct(">I")
 _PIECE_MAX: Final = 16 << 20
 _BEGIN: Final = b"{"  # of an answer; as a length it would be far over what a piece may have
+
+
+@dataclass(frozen=True)
+class Order:
+    """What an operator wants; ``grace_s``: how long a guest may take to shut down."""
+
+    name: str
+    force: bool = False
+    grace_s: float = GRACE_S
+
+    @classmethod
+    def of(cls, line: bytes) -> Order:
+        """Read one.  Raises ValueError, KeyError or TypeError where it is none."""
+        content = json.loads(line[:_ORDER_BYTES])
+        grace_s = float(content.get("grace_s", GRACE_S))
+        if not 0 <= grace_s < _GRACE_MAX_S:
+            raise ValueError(grace_s)
+        return cls(str(content["order"]), bool(content.get("force")), grace_s)
+
+    def line(self) -> bytes:
+        """The line that says it."""
+        content = {"order": self.name, "force": self.force, "grace_s": self.grace_s}
+        return json.dumps(content).encode() + b"\n"
 
 
 @dataclass(frozen=True)
@@ -42,22 +78,20 @@ class Answer:
     pieces: Iterator[bytes] | None = None
 
 
-Obey: TypeAlias = Callable[[str, bool], Awaitable[Answer]]
+Obey: TypeAlias = Callable[[Order], Awaitable[Answer]]
 
 
 async def serve_orders(path: Path, obey: Obey) -> asyncio.Server:
-    """Serve orders at ``path``; ``obey`` gets an order's name and whether it is forced.
-
-    Raises LocalError.
-    """
+    """Serve orders at ``path``: ``obey`` carries each out and answers.  Raises LocalError."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             line = await asyncio.wait_for(reader.readline(), _READ_S)
-            order = json.loads(line[:_ORDER_BYTES])
-            answer = await obey(str(order["order"]), bool(order.get("force")))
+            order = Order.of(line)
         except (ValueError, KeyError, TypeError, AttributeError, TimeoutError):
             answer = Answer(False, "that is not an order")
+        else:
+            answer = await obey(order)
         with contextlib.suppress(OSError):
             if answer.pieces is not None:
                 answer = await _send_pieces(writer, answer)
@@ -79,6 +113,8 @@ async def serve_orders(path: Path, obey: Obey) -> asyncio.Server:
 
 async def exported(store: Store, settled: Callable[[], Awaitable[None]]) -> Answer:
     """Answer an order to export the last checkpoint of ``store``, once that has settled."""
+    from colo.store.export import export_stream
+
     try:
         await settled()
         return Answer(True, "", export_stream(store))
@@ -101,9 +137,9 @@ async def _send_pieces(writer: asyncio.StreamWriter, answer: Answer) -> Answer:
     return answer
 
 
-def give_order(state_dir: Path, order: str, force: bool = False) -> Answer:
+def give_order(state_dir: Path, order: Order) -> Answer:
     """Give an order to the colo of a state folder and wait for its answer.  Raises ColoError."""
-    with _order(state_dir, order, force) as stream:
+    with _order(state_dir, order) as stream:
         return _answer(stream)
 
 
@@ -112,7 +148,7 @@ def fetch_checkpoint(state_dir: Path) -> Iterator[bytes]:
 
     It is whole when this ends without an error.  Raises ColoError.
     """
-    with _order(state_dir, "export") as stream:
+    with _order(state_dir, Order("export")) as stream:
         while length := _length(head := _exactly(stream, _LENGTH.size)):
             yield _exactly(stream, length)
         answer = _answer(stream, head if head.startswith(_BEGIN) else b"")
@@ -121,13 +157,13 @@ def fetch_checkpoint(state_dir: Path) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _order(state_dir: Path, order: str, force: bool = False) -> Iterator[IO[bytes]]:
+def _order(state_dir: Path, order: Order) -> Iterator[IO[bytes]]:
     path = state_dir / "control.sock"
     try:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(_ANSWER_S)
+            sock.settimeout(_ANSWER_S + order.grace_s)
             sock.connect(str(path))
-            sock.sendall(json.dumps({"order": order, "force": force}).encode() + b"\n")
+            sock.sendall(order.line())
             with sock.makefile("rb") as stream:
                 yield stream
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
@@ -137,7 +173,10 @@ def _order(state_dir: Path, order: str, force: bool = False) -> Iterator[IO[byte
 
 
 def _answer(stream: IO[bytes], begun: bytes = b"") -> Answer:
-    content = json.loads(begun + stream.readline())
+    line = begun + stream.readline()
+    if not line:
+        raise ConnectionResetError("colo gave no answer: see its log")
+    content = json.loads(line)
     try:
         return Answer(bool(content["ok"]), str(content["text"]))
     except (KeyError, TypeError):

@@ -30,7 +30,6 @@ __all__ = ["Planned"]
 _CHECKPOINT_S: Final = 10.0
 _TAKEN_S: Final = 3.0
 _LOOK_S: Final = 0.02
-_POWER_DOWN_S: Final = 60.0
 _QUIT_S: Final = 10.0
 
 
@@ -103,18 +102,18 @@ class Planned:
             where = "runs on the other host" if went else "goes on here: nobody took it"
             going.set_result(Answer(went, f"the VM {where}"))
 
-    async def power_down(self) -> Answer:
-        """Have the guest shut down; one that does not within a minute is ended."""
+    async def power_down(self, grace_s: float) -> Answer:
+        """Have the guest shut down; one that does not within ``grace_s`` is ended."""
         try:
             await self._qemu.execute("system_powerdown")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._gone.wait(), _POWER_DOWN_S)
+                await asyncio.wait_for(self._gone.wait(), grace_s)
                 return Answer(True, "the guest has shut down")
-            self._say(f"the guest has not shut down in {_POWER_DOWN_S:.0f} s: its QEMU is ended")
+            self._say(f"the guest has not shut down in {grace_s:.0f} s: its QEMU is ended")
             await self._qemu.execute("quit")
             await asyncio.wait_for(self._gone.wait(), _QUIT_S)
         except TimeoutError:
             return Answer(False, f"QEMU did not end in {_QUIT_S:.0f} s")
         except GuestError as error:
             return Answer(False, str(error))
-        return Answer(True, f"the guest did not shut down in {_POWER_DOWN_S:.0f} s, and was ended")
+        return Answer(True, f"the guest did not shut down in {grace_s:.0f} s, and was ended")

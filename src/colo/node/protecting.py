@@ -23,7 +23,7 @@ from colo.membership.grant import Ending, Grant
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.ending import LAST, End
 from colo.node.first_start import Start
-from colo.node.orders import Answer, serve_orders
+from colo.node.orders import Answer, Order, serve_orders
 from colo.node.peer import Peer
 from colo.node.planned import Planned
 from colo.node.retry import RETRY_S, Retry
@@ -110,12 +110,13 @@ class PrimaryNode:
         self._refused = asyncio.Event()
         self._final = False  # it was refused, and no further try changes that
         self._shutdown: str | None = None
-        self._standing = Standing.STARTING
+        self.standing = Standing.STARTING
         self._error: str | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._running: asyncio.Task[Any] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._was_protected = True
+        self.was_protected = False  # ever
         self._retry = Retry()
         self._relayed = False  # in this session the secondary may have got something
         self._contested = False  # and it may run that
@@ -169,8 +170,8 @@ class PrimaryNode:
     async def _give_up(self, error: BaseException) -> None:
         """Leave nothing behind that ends with this error."""
         self._error = str(error) or "it was told to end"
-        if self._standing is Standing.STARTING:
-            self._standing = Standing.REFUSED
+        if self.standing is Standing.STARTING:
+            self.standing = Standing.REFUSED
         if self._start is not None:
             await self._start.undo()
             if not self._claim:  # else it may be another's, who is not to be thought dead
@@ -205,7 +206,7 @@ class PrimaryNode:
 
     async def _serve(self) -> int:
         while True:
-            self._standing = Standing.UNPROTECTED
+            self.standing = Standing.UNPROTECTED
             end = await self._protect()
             if end is not End.LOST:
                 return await self._ended(end)
@@ -217,7 +218,7 @@ class PrimaryNode:
     async def _ended(self, end: End | Verdict) -> int:
         """Say how it ended for good; return the exit code."""
         last = LAST[end]
-        self._standing = last.standing
+        self.standing = last.standing
         # What the other host may run is left to it: given back, the grant would be anybody's.
         if end is End.SHUTDOWN or (last.standing is Standing.DEAD and not self._contested):
             await self._give_back(Ending.SHUT_DOWN if end is End.SHUTDOWN else Ending.LEFT)
@@ -303,7 +304,7 @@ class PrimaryNode:
         )
         self._relayed = self._contested = True
         self._session.pass_on = self._relay.send
-        self._standing = Standing.COPYING
+        self.standing = Standing.COPYING
 
     async def _conclude(self, how: End) -> End | Verdict:
         """Do what the end of a session asks for; return the end that this comes to."""
@@ -337,7 +338,7 @@ class PrimaryNode:
 
     async def _decide(self) -> Verdict:
         """The secondary is lost: learn whether the VM may run alone, and have it do so."""
-        self._standing = Standing.LOST
+        self.standing = Standing.LOST
         copying = self._session.machine.state is ObserverState.COPYING
         if copying and self._relayed and self._peer.is_linked:
             with contextlib.suppress(TimeoutError):  # the other connection may bring the reason
@@ -375,7 +376,8 @@ class PrimaryNode:
     # -- what happens ---------------------------------------------------------------------
 
     def _protected(self) -> None:
-        self._standing, self._was_protected, self._error = Standing.PROTECTED, True, None
+        self.standing, self._was_protected, self._error = Standing.PROTECTED, True, None
+        self.was_protected = True
         self._retry.succeeded()
         to = self._peer.to
         self._say(f"PROTECTED by {to}{', over TLS' if to.tls else ''}")
@@ -425,19 +427,19 @@ class PrimaryNode:
 
     # -- words, orders, status ------------------------------------------------------------
 
-    async def _obey(self, order: str, force: bool) -> Answer:
-        if order == "failover":
-            if self._standing != Standing.LOST:
-                return Answer(False, f"nothing to decide: the VM is {self._standing.name}")
-            return await self._solo.order(force)
-        if order == "switchover":
-            return await self._planned.switch_over(self._standing, self._arbiter, self._lost)
-        if order == "stop":
-            return await self._planned.power_down()
-        if order == "export":
+    async def _obey(self, order: Order) -> Answer:
+        if order.name == "failover":
+            if self.standing != Standing.LOST:
+                return Answer(False, f"nothing to decide: the VM is {self.standing.name}")
+            return await self._solo.order(order.force)
+        if order.name == "switchover":
+            return await self._planned.switch_over(self.standing, self._arbiter, self._lost)
+        if order.name == "stop":
+            return await self._planned.power_down(order.grace_s)
+        if order.name == "export":
             where = f"the checkpoint is on the secondary's host ({self._peer.to}): ask there"
             return Answer(False, f"{self._folder.path} is the primary's state folder; {where}")
-        return Answer(False, f"there is no order {order!r}")
+        return Answer(False, f"there is no order {order.name!r}")
 
     def _hang_up(self) -> None:
         if self._relay is not None:
@@ -445,7 +447,7 @@ class PrimaryNode:
             self._relay = None
 
     def _stand(self, standing: Standing) -> None:
-        self._standing = standing
+        self.standing = standing
         self._write_status()
 
     def _say(self, text: str) -> None:
@@ -457,9 +459,9 @@ class PrimaryNode:
             self._write_status()
             await asyncio.sleep(_STATUS_S)
             limit = self._config.failover.silence_s
-            if self._standing == Standing.PROTECTED and self._session.overdue(limit):
+            if self.standing == Standing.PROTECTED and self._session.overdue(limit):
                 self._lost(ChannelLost(f"no checkpoint was done in {limit:.0f} s"))
-            copying = self._relay if self._standing == Standing.COPYING else None
+            copying = self._relay if self.standing == Standing.COPYING else None
             if copying is not None and self._session.stalled(copying.bytes_sent, limit):
                 self._lost(ChannelLost(f"the first copy did not move for {limit:.0f} s"))
 
@@ -474,8 +476,8 @@ class PrimaryNode:
         return {
             "role": "primary",
             "vm": self._config.name,
-            "state": self._standing.name,
-            "meaning": self._standing.value,
+            "state": self.standing.name,
+            "meaning": self.standing.value,
             **self._session.status(),
             "secondary": str(self._peer.to),
             "peer": self._peer.figures,

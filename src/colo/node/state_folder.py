@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from colo.errors import UsageError
+from colo.errors import LocalError, UsageError
 
 __all__ = ["LONGEST_STATE_FOLDER", "StateFolder"]
 
@@ -37,6 +37,8 @@ class StateFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
+        #: State and meaning of the last status that was to be written here.
+        self.last_state = ("", "")
         if (length := len(os.fsencode(self.path))) > LONGEST_STATE_FOLDER:
             raise UsageError(
                 f"state folder {self.path}: {length} bytes, too long for its sockets: take a "
@@ -54,6 +56,7 @@ class StateFolder:
             raise UsageError(
                 f"another colo uses the state folder {self.path}: stop it, or take another folder"
             ) from None
+        self._grant = _number(self.path / "grant")
 
     @property
     def status(self) -> Path:
@@ -64,6 +67,34 @@ class StateFolder:
     def control(self) -> Path:
         """The socket that takes orders."""
         return self.path / "control.sock"
+
+    @property
+    def qemu_socket(self) -> Path:
+        """The QMP socket that is colo's own, of the QEMU that was started for this folder."""
+        return self.path / "colo-qmp.sock"
+
+    @property
+    def known_grant(self) -> int:
+        """The highest number of a grant that was ever seen here; 0 where none was."""
+        return self._grant
+
+    def know_grant(self, number: int) -> None:
+        """Remember it: an arbiter that shows less is another one.  Raises LocalError."""
+        try:
+            self._keep_grant(number)
+        except OSError as error:
+            raise LocalError(f"{self.path / 'grant'}: {error.strerror}") from error
+
+    def _keep_grant(self, number: int) -> None:
+        if number <= self._grant:
+            return
+        file, name = tempfile.mkstemp(dir=self.path, prefix=".grant-")
+        with os.fdopen(file, "w") as text:
+            text.write(f"{number}\n")
+            text.flush()
+            os.fsync(text.fileno())
+        os.replace(name, self.path / "grant")
+        self._grant = number
 
     def store(self, base: Path, vm_name: str) -> Path:
         """The folder for the store of this state folder's VM, below ``base``."""
@@ -97,8 +128,11 @@ class StateFolder:
     def write_status(self, content: dict[str, Any]) -> None:
         """Replace the status as a whole: a reader sees the one before or this one.
 
-        Raises OSError and leaves nothing behind: it is tried again, however long it takes.
+        The grant that it tells of is remembered.  Raises OSError and leaves nothing behind: it is
+        tried again, however long it takes.
         """
+        self._keep_grant(content.get("grant") or 0)
+        self.last_state = content.get("state", ""), content.get("meaning", "")
         content = {**content, "pid": os.getpid(), "written_at": time.time()}
         file, name = tempfile.mkstemp(dir=self.path, prefix=".status-")
         try:
@@ -114,7 +148,7 @@ class StateFolder:
         link = self.path / "store"
         with contextlib.suppress(OSError):
             self.control.unlink(missing_ok=True)
-            if self._leftover() is None:
+            if self.leftover() is None:
                 (self.path / "incoming.sock").unlink(missing_ok=True)
             if link.is_symlink() and not link.exists():
                 link.unlink()
@@ -125,27 +159,35 @@ class StateFolder:
 
         Raises UsageError where it has to stay, with ``refusal``: «{qemu}» and «{qmp}» in it.
         """
-        pid = self._leftover()
+        pid = self.leftover()
         if pid is None:
             return
-        state = _run_state(self.path / "colo-qmp.sock")
+        state = _run_state(self.qemu_socket)
         if state not in _MUTE:
             qemu = f"pid {pid}, {state or 'which does not answer'}"
             raise UsageError(refusal.format(qemu=qemu, qmp=self.path / "qmp.sock"))
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + _QMP_S
-        while self._leftover() == pid and time.monotonic() < deadline:
+        while self.leftover() == pid and time.monotonic() < deadline:
             time.sleep(_POLL_S)  # it has the tap, and the folder's sockets
 
-    def _leftover(self) -> int | None:
+    def leftover(self) -> int | None:
         """The id of a QEMU that was started for this folder and still is there."""
         try:
             pid = int((self.path / "qemu.pid").read_text())
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (OSError, ValueError):
             return None
-        return pid if os.fsencode(self.path / "colo-qmp.sock") in command else None
+        return pid if os.fsencode(self.qemu_socket) in command else None
+
+
+def _number(path: Path) -> int:
+    """The number in a file; 0 where there is none."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _run_state(qmp: Path) -> str | None:

@@ -92,9 +92,9 @@ class Checkpointing:
 
     async def fresh(self) -> None:
         """Have a checkpoint taken now; return when it is safe, and what it covers may leave."""
-        self._wanted = asyncio.get_running_loop().create_future()
+        wanted = self._wanted = asyncio.get_running_loop().create_future()
         self.schedule()
-        await self._wanted
+        await wanted
 
     def received(self, message: Message) -> bool:
         """Take a message of the secondary; return whether QEMU may have it at once.

@@ -27,7 +27,7 @@ from colo.config import load
 from colo.demo.guest_image import KERNEL_WORDS, build
 from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
 from colo.qemu.process import plan
-from tests.e2e.harness import ROOT, TAIL_LINES, Console, wait
+from tests.e2e.basics import ROOT, TAIL_LINES, Console, qmp, wait
 
 __all__ = ["OTHER", "Client", "Colo", "Ears", "Stage", "Vm", "alive", "kill"]
 
@@ -166,7 +166,7 @@ class Colo:
 
     def qmp(self, command: str, /, **arguments: Any) -> Any:
         """Execute a QMP command on the socket that is anyone's."""
-        return execute(self.state / "qmp.sock", command, **arguments)
+        return qmp(self.state / "qmp.sock", command, **arguments)
 
 
 class Client:
@@ -461,24 +461,6 @@ def _listens(path: Path) -> bool:
 
 def left_in_qemu(path: Path) -> list[str]:
     """What there is of colo's in a QEMU."""
-    names = [str(each["name"]) for each in execute(path, "qom-list", path="/objects")]
-    names += [str(each["label"]) for each in execute(path, "query-chardev")]
+    names = [str(each["name"]) for each in qmp(path, "qom-list", path="/objects")]
+    names += [str(each["label"]) for each in qmp(path, "query-chardev")]
     return [name for name in names if name.startswith("colo-")]
-
-
-def execute(path: Path, command: str, /, **arguments: Any) -> Any:
-    """Execute one QMP command; underscores in names stand for dashes."""
-    names = {key.replace("_", "-"): value for key, value in arguments.items()}
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(END_S)
-        sock.connect(str(path))
-        with sock.makefile("rw") as stream:
-            stream.readline()
-            for name, given in (("qmp_capabilities", {}), (command, names)):
-                stream.write(json.dumps({"execute": name, "arguments": given}) + "\n")
-                stream.flush()
-                answer = json.loads(stream.readline())
-                while "return" not in answer and "error" not in answer:
-                    answer = json.loads(stream.readline())
-            assert "return" in answer, f"{command}: {answer}"
-            return answer["return"]

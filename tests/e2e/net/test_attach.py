@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from colo.demo.lab import Link, Place
-from tests.e2e.harness import wait
-from tests.e2e.net.stage import WAIT_S, Colo, Stage, Vm, alive, at, execute, left_in_qemu
+from tests.e2e.basics import qmp, wait
+from tests.e2e.net.stage import WAIT_S, Colo, Stage, Vm, alive, at, left_in_qemu
 
 pytestmark = pytest.mark.e2e
 
@@ -43,7 +43,7 @@ def test_protection_ends_by_order_and_begins_again(stage: Stage, vm: Vm) -> None
     assert first.wait_exit() == 0
     assert first.text().splitlines()[-1].endswith("the VM goes on, unprotected")
     assert left_in_qemu(other) == []
-    assert execute(other, "query-status")["running"]
+    assert qmp(other, "query-status")["running"]
     assert switched_on(other) == set()
     secondary.wait_state("LISTENING")
     assert not secondary.said("RUNNING")
@@ -89,12 +89,12 @@ def test_what_an_earlier_migration_left_is_off_and_then_set_back(stage: Stage, v
     by_hand = stage.qemu("q")
     own, other = by_hand.state / "qmp.sock", by_hand.state / "second.sock"
     left = {"xbzrle", "postcopy-ram", "dirty-bitmaps", "pause-before-switchover", "auto-converge"}
-    execute(
+    qmp(
         other,
         "migrate-set-capabilities",
         capabilities=[{"capability": name, "state": True} for name in left],
     )
-    execute(other, "migrate-set-parameters", max_bandwidth=1 << 20)
+    qmp(other, "migrate-set-parameters", max_bandwidth=1 << 20)
     stage.secondary()
     primary = stage.protect("a", Place.HOST_A, own)
     primary.wait_state("PROTECTED")
@@ -104,12 +104,12 @@ def test_what_an_earlier_migration_left_is_off_and_then_set_back(stage: Stage, v
     primary.signal(signal.SIGINT)
     assert primary.wait_exit() == 0
     assert switched_on(other) == left
-    assert execute(other, "query-migrate-parameters")["max-bandwidth"] == 1 << 20
+    assert qmp(other, "query-migrate-parameters")["max-bandwidth"] == 1 << 20
 
 
 def switched_on(path: Path) -> set[str]:
     """The migration capabilities that are on."""
-    found = execute(path, "query-migrate-capabilities")
+    found = qmp(path, "query-migrate-capabilities")
     return {each["capability"] for each in found if each["state"]}
 
 
@@ -127,7 +127,7 @@ def test_first_copy_is_refused(stage: Stage, other: Vm, reason: str, arbiter: st
     """The QEMU is not the one of the VM file.  QEMU 7.2 is in COLO before it hears of that."""
     stage.vm = other
     by_hand = stage.qemu("q")
-    qmp = by_hand.state / "second.sock"
+    second = by_hand.state / "second.sock"
     stage.vm = replace(BARE, arbiter=arbiter)
     secondary = stage.secondary()
     primary = stage.protect("a", Place.HOST_A, by_hand.state / "qmp.sock")
@@ -135,8 +135,8 @@ def test_first_copy_is_refused(stage: Stage, other: Vm, reason: str, arbiter: st
     assert [reason in line for line in primary.said(" refuses: ")] == [True]
     assert reason in secondary.said("no first copy")[0]
     assert primary.status()["state"] == "UNPROTECTED"
-    assert execute(qmp, "query-status")["running"]
-    assert (left_in_qemu(qmp), switched_on(qmp)) == ([], set())
+    assert qmp(second, "query-status")["running"]
+    assert (left_in_qemu(second), switched_on(second)) == ([], set())
     assert not primary.said("PROTECTED by")
     assert secondary.state_name() == "LISTENING"
 
@@ -272,7 +272,7 @@ def test_stock_secondary_hangs_within_the_first_copy(stage: Stage, vm: Vm) -> No
     primary.wait_said("the VM runs here alone")
     primary.signal(signal.SIGINT)
     assert primary.wait_exit() == 0
-    assert execute(by_hand.state / "second.sock", "query-status")["running"]
+    assert qmp(by_hand.state / "second.sock", "query-status")["running"]
     os.kill(stock.qemu_pid(), signal.SIGCONT)
 
 

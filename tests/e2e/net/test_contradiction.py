@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests.e2e.harness import wait
+from tests.e2e.basics import wait
 from tests.e2e.net.stage import HERE, WAIT_S, Stage, Vm
 
 pytestmark = pytest.mark.e2e

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from colo.demo.lab import Link, Place
-from tests.e2e.harness import wait
+from tests.e2e.basics import wait
 from tests.e2e.net.stage import WAIT_S, Client, Colo, Stage, Vm, alive
 
 pytestmark = pytest.mark.e2e

@@ -11,8 +11,9 @@ import time
 
 import pytest
 
-from tests.e2e.harness import Scene, VmFile
+from tests.e2e.harness import Scene
 from tests.e2e.memory import primary_memory, wait_equal
+from tests.e2e.vm import VmFile
 from tests.e2e.wire import Phase
 
 pytestmark = [pytest.mark.e2e, pytest.mark.parametrize("qemu", ["11.1"], indirect=True)]

@@ -11,7 +11,8 @@ import pytest
 
 from colo.demo.lab import Place
 from colo.membership.grant import Record
-from tests.e2e.net.stage import Colo, Stage, Vm, at, execute, left_in_qemu
+from tests.e2e.basics import qmp
+from tests.e2e.net.stage import Colo, Stage, Vm, at, left_in_qemu
 
 pytestmark = pytest.mark.e2e
 
@@ -46,16 +47,16 @@ def remove_qmp(stage: Stage, qemu: Colo) -> None:
 
 def migrate(stage: Stage, qemu: Colo) -> None:
     second = qemu.state / "second.sock"
-    execute(second, "migrate-set-parameters", max_bandwidth=1024)
-    execute(second, "migrate", uri="exec:sleep 60")
+    qmp(second, "migrate-set-parameters", max_bandwidth=1024)
+    qmp(second, "migrate", uri="exec:sleep 60")
 
 
 def pause(stage: Stage, qemu: Colo) -> None:
-    execute(qemu.state / "second.sock", "stop")
+    qmp(qemu.state / "second.sock", "stop")
 
 
 def set_tls(stage: Stage, qemu: Colo) -> None:
-    execute(qemu.state / "second.sock", "migrate-set-parameters", tls_creds="none")
+    qmp(qemu.state / "second.sock", "migrate-set-parameters", tls_creds="none")
 
 
 def grant_another(stage: Stage, qemu: Colo) -> None:
@@ -103,7 +104,7 @@ def test_refused(stage: Stage, case: Case) -> None:
     assert len(primary.text().splitlines()) == 1, primary.text()
     assert case.words in primary.text()
     assert left_in_qemu(qemu.state / "second.sock") == []
-    assert execute(qemu.state / "second.sock", "query-status")["running"] is case.runs
+    assert qmp(qemu.state / "second.sock", "query-status")["running"] is case.runs
     if isinstance(kept, socket.socket):
         kept.close()
     if case.way_out:
@@ -179,7 +180,7 @@ def test_a_vm_file_of_another_vm(stage: Stage, vm: Vm, wrong: Vm, words: str) ->
     for colo in (primary, secondary):
         assert not [line for line in colo.said("PROTECTED") if "UNPROTECTED" not in line]
     assert left_in_qemu(qemu.state / "second.sock") == []
-    assert execute(qemu.state / "second.sock", "query-status")["running"]
+    assert qmp(qemu.state / "second.sock", "query-status")["running"]
     client.wait_heard()
     client.check()
     assert secondary.state_name() == "LISTENING"

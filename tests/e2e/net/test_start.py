@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from colo.demo.lab import Place
-from tests.e2e.harness import wait
+from tests.e2e.basics import wait
 from tests.e2e.net.stage import Colo, Stage, Vm, alive, at
 
 pytestmark = pytest.mark.e2e

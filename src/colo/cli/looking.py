@@ -1,0 +1,108 @@
+"""The commands that show something: how a VM stands, what a checkpoint holds, the story."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    pass
+
+from colo.cli.base import FAILED, main, reporting, state_dir_option
+
+__all__ = ["demo", "export", "inspect", "status"]
+
+
+@main.command()
+@state_dir_option
+@click.option("--json", "as_json", is_flag=True, help="The same for scripts.")
+@reporting
+def status(state_dir: Path, as_json: bool) -> int:
+    """Show what a colo does, and its figures.  Exits with 1 where it does not run."""
+    from colo.status.report import is_alive, read_status, render
+
+    content = read_status(state_dir)
+    if as_json:
+        click.echo(json.dumps({**content, "alive": is_alive(content)}, indent=1))
+    else:
+        render(content)
+    return 0 if is_alive(content) else FAILED
+
+
+@main.command()
+@state_dir_option
+@click.argument("file", type=click.Path(path_type=Path))
+@reporting
+def export(state_dir: Path, file: Path) -> int:
+    """Write the last checkpoint of a VM to FILE, as an ordinary QEMU migration.
+
+    The protection goes on meanwhile.  `qemu-system-x86_64 … -incoming "exec:cat FILE"` loads it.
+    """
+    from colo.node.orders import fetch_checkpoint
+    from colo.progress import shown
+    from colo.store.export import write_file
+
+    size = write_file(file, shown(fetch_checkpoint(state_dir), "exporting"))
+    click.echo(f"{file}: {size:,} bytes", err=True)
+    return 0
+
+
+@main.command()
+@click.argument("source", metavar="FILE|DIR", type=click.Path(path_type=Path))
+@click.argument("other", metavar="[OTHER]", required=False, type=click.Path(path_type=Path))
+@click.option("--device", "patterns", metavar="NAME", multiple=True, help="Show its fields (*, ?).")
+@click.option("--json", "as_json", is_flag=True, help="All of it, for scripts.")
+@reporting
+def inspect(source: Path, other: Path | None, patterns: tuple[str, ...], as_json: bool) -> int:
+    """Show what a migration file, or the store of a state folder, holds.
+
+    With OTHER, how that differs from the first one.  QEMU makes such a file by `migrate` to
+    file:PATH or exec:'cat > PATH'.
+    """
+    from colo.inspection.as_json import difference_json, source_json
+    from colo.inspection.difference import compare
+    from colo.inspection.report import matching, render_difference, render_source
+    from colo.inspection.source import load_source
+    from colo.node.orders import fetch_checkpoint
+    from colo.progress import shown
+
+    def fetch(state_dir: Path) -> Iterator[bytes]:
+        return shown(fetch_checkpoint(state_dir), "reading")
+
+    sources = [load_source(path, fetch) for path in (source, other) if path is not None]
+    wanted = matching(patterns, *sources) if patterns else None
+    if other is None and as_json:
+        click.echo(json.dumps(source_json(sources[0], wanted), indent=1))
+    elif other is None:
+        render_source(sources[0], wanted)
+    elif as_json:
+        click.echo(json.dumps(difference_json(compare(*sources), wanted), indent=1))
+    else:
+        render_difference(compare(*sources), wanted)
+    return 0
+
+
+@main.command()
+@click.option(
+    "--embedded", is_flag=True, help="Without QEMU: the guest is memory in a process of colo's."
+)
+@reporting
+def demo(embedded: bool) -> int:
+    """Show the whole story on this machine: protect a VM, kill it, see it go on."""
+    if embedded:
+        from colo.demo.embedded import tell as tell_embedded
+
+        return asyncio.run(tell_embedded())
+    from colo.demo.lab import LabError, enter
+    from colo.demo.story import tell
+
+    try:
+        enter()
+    except LabError as error:
+        raise LabError(f"{error}; `colo demo --embedded` needs only Python") from error
+    return asyncio.run(tell())

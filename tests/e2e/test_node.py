@@ -1,0 +1,126 @@
+"""``colo node`` on both hosts: the VM lives on, whoever dies, comes back or is told to go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.basics import wait
+from tests.e2e.nodes import NodeHost, Nodes
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def nodes(qemu: str, request: pytest.FixtureRequest) -> Iterator[Nodes]:
+    folder = Path(tempfile.mkdtemp(prefix="colo-n-"))
+    nodes = Nodes(folder, qemu)
+    try:
+        yield nodes
+    finally:
+        print(nodes.tails())
+        nodes.close()
+        shutil.rmtree(folder)
+        shutil.rmtree(f"/dev/shm/{folder.name}", ignore_errors=True)
+
+
+def goes_on(host: NodeHost, after: int) -> None:
+    """The guest counts on here from a checkpoint that is not older than ``after``."""
+    host.console.wait_count(after + 5)
+
+
+def test_the_vm_lives_on_whoever_dies_comes_back_or_is_told_to_go(nodes: Nodes) -> None:
+    a, b = nodes.a, nodes.b
+    b.start()  # in any order: it is the first host's turn
+    a.start()
+    nodes.wait_protected(a)
+    a.console.wait_progress()
+
+    a.die()
+    wait(lambda: b.is_in("primary", "UNPROTECTED", "COPYING"), "host b to run the VM")
+    b.console.wait_progress()
+    a.start()  # it comes back, and follows by itself
+    nodes.wait_protected(b)
+    b.console.verify()
+
+    counted = b.console.last()
+    done = b.run("switchover")
+    assert (done.returncode, done.stdout) == (0, "the VM runs on the other host\n"), done.stderr
+    nodes.wait_protected(a)
+    goes_on(a, counted)
+    a.console.verify()
+
+    pid = a.qemu_pid()
+    assert a.end() == 0
+    assert a.qemu_pid() == pid
+    a.start()  # it adopts its QEMU
+    nodes.wait_protected(a)
+    assert a.qemu_pid() == pid
+    a.console.wait_progress()
+
+    done = a.run("stop", "--grace", "1")
+    assert done.returncode == 0, done.stderr
+    assert a.process is not None and b.process is not None
+    assert (a.process.wait(30), b.process.wait(30)) == (0, 0)
+    assert (a.qemu_pid(), b.qemu_pid()) == (None, None)
+    left = [name for name in os.listdir("/dev/shm") if nodes.folder.name in name]
+    assert left == []
+
+
+def test_colo_is_killed_on_either_host_and_the_vm_lives_on(nodes: Nodes) -> None:
+    a, b = nodes.a, nodes.b
+    a.start()
+    b.start()
+    nodes.wait_protected(a)
+    b.end(signal.SIGKILL)
+    wait(lambda: a.is_in("primary", "UNPROTECTED"), "host a to run alone")
+    a.console.wait_progress()
+    b.start()  # what its predecessor left is ended
+    nodes.wait_protected(a)
+
+    a.console.wait_progress()
+    a.end(signal.SIGKILL)  # its VM is mute from then on
+    wait(lambda: b.is_in("primary", "UNPROTECTED", "COPYING"), "host b to run the VM")
+    b.console.wait_progress()
+    stale = a.qemu_pid()
+    assert stale is not None
+    a.start()
+    nodes.wait_protected(b)
+    assert "a stale copy of the VM is ended here" in a.text()
+    assert a.qemu_pid() not in (None, stale)
+    b.console.verify()
+
+
+def test_a_host_that_is_gone_for_good_is_done_without_by_an_operator(nodes: Nodes) -> None:
+    a, b = nodes.a, nodes.b
+    a.start()
+    a.console.wait_progress()
+    a.die()
+    b.start()
+    wait(lambda: b.is_in("secondary", "LISTENING"), "host b to follow")
+    done = b.run("failover")
+    assert done.returncode == 0, done.stderr
+    b.console.wait_progress()
+    a.start()
+    nodes.wait_protected(b)
+
+
+def test_a_vm_that_died_with_its_host_is_started_anew_where_the_other_one_has_nothing_of_it(
+    nodes: Nodes,
+) -> None:
+    a, b = nodes.a, nodes.b
+    a.start()
+    a.console.wait_progress()
+    a.die()
+    a.start()
+    wait(lambda: a.is_in("node", "WAITING"), "host a to ask the other one")
+    assert "if that host is gone for good, `colo failover` starts the VM here anew" in a.text()
+    b.start()
+    nodes.wait_protected(a)
+    assert "host b has nothing of it: starting it anew" in a.text()

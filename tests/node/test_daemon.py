@@ -1,0 +1,359 @@
+"""What a daemon does next: by the arbiter's record, by what it finds, by how a part has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from colo.arbiters.arbiter import Arbiter
+from colo.arbiters.file import FileRegister
+from colo.config import VmConfig
+from colo.config.vm import Failover
+from colo.errors import ChannelLost, GuestError, Refused, UsageError
+from colo.membership.grant import Ending, Grant
+from colo.node import daemon
+from colo.node.daemon import Daemon
+from colo.node.following import Next
+from colo.node.orders import Order, give_order
+from colo.node.standing import Standing
+from colo.node.state_folder import StateFolder
+from colo.qemu.identity import instance
+from colo.qemu.process import LaunchPlan
+from colo.service.notify import Notifier
+from colo.transport.address import Address
+
+HOSTS = {"a": "unix:/a", "b": "unix:/b"}
+DEAD = "a/999999999/1"
+THEIRS = "b/7/7"
+
+
+class FakeQemu:
+    """A QEMU that is this very process."""
+
+    def __init__(self, world: World, what: str) -> None:
+        self.world, self.what = world, what
+        self.pid, self.exited = os.getpid(), False
+
+    async def start(self) -> None:
+        self.world.did.append("starts QEMU")
+
+    async def attach(self) -> None:
+        if self.world.silent:
+            raise GuestError("it does not answer")
+
+    async def execute(self, command: str) -> dict[str, str]:
+        return {"status": self.world.run_state}
+
+    async def kill(self) -> None:
+        self.exited = True
+        self.world.did.append(f"ends its QEMU ({self.what})")
+
+    async def detach(self) -> None:
+        self.world.did.append(f"lets go of its QEMU ({self.what})")
+
+
+class World:
+    """Host a, its daemon, and what happens to it: ``leads`` and ``follows`` are how parts end."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = folder
+        self.arbiter = Arbiter(FileRegister(folder / "grant"))
+        self.did: list[str] = []
+        self.said: list[str] = []
+        self.leads: list[Standing | Exception] = []
+        self.follows: list[Next | Exception | None] = []
+        self.peer: Exception | None = None
+        self.peer_stays = False
+        self.left: int | None = None
+        self.run_state, self.silent, self.protected = "running", False, True
+        self.adopted: Path | None = None
+        config = VmConfig("web1", failover=Failover(arbiter=f"file:{folder / 'grant'}"))
+        self.config = replace(config, hosts=HOSTS)
+        world = self
+
+        class Primary:
+            def __init__(self, *args: Any, start: object, host: str) -> None:
+                self.standing, self.was_protected = Standing.STARTING, world.protected
+                world.did.append("leads" + ("" if start is None else " a VM that it starts"))
+                assert host == "a"
+
+            def stop(self) -> None:
+                world.leads.insert(0, Standing.ENDED)
+
+            async def run(self) -> int:
+                how = world.leads.pop(0)
+                if isinstance(how, Exception):
+                    raise how
+                self.standing = how
+                return 0
+
+        class Secondary:
+            def __init__(self, *args: Any, after: Any) -> None:
+                self._after = after
+                self.waiting = SimpleNamespace(qemu=FakeQemu(world, "taken over"))
+                world.did.append("follows")
+
+            async def run(self) -> int:
+                how = world.follows.pop(0)
+                if isinstance(how, Exception):
+                    raise how
+                {
+                    Next.LEAD: self._after.runs_here,
+                    Next.END: self._after.shut_down,
+                    Next.START: self._after.without_checkpoint,
+                    None: lambda: None,
+                }[how]()
+                return 0
+
+        async def call(to: Address, ours: object, limit_s: float) -> tuple[Any, object]:
+            if world.peer is not None:
+                error, world.peer = world.peer, world.peer if world.peer_stays else None
+                raise error
+            return SimpleNamespace(close=lambda: None), ours
+
+        async def kill(pid: int) -> None:
+            world.did.append("kills what was left")
+            world.left = None
+
+        monkeypatch.setattr(daemon, "PrimaryNode", Primary)
+        monkeypatch.setattr(daemon, "SecondaryNode", Secondary)
+        monkeypatch.setattr(daemon, "Qemu", lambda *_: FakeQemu(self, "new"))
+        monkeypatch.setattr(daemon, "AttachedQemu", lambda _: FakeQemu(self, "found"))
+        monkeypatch.setattr(daemon, "_end", FakeQemu.kill)
+        monkeypatch.setattr(daemon, "_kill", kill)
+        monkeypatch.setattr(daemon, "call", call)
+        monkeypatch.setattr(daemon, "RETRY_S", 0.01)
+        monkeypatch.setattr(StateFolder, "leftover", lambda _: self.left)
+        monkeypatch.setattr(StateFolder, "clean_start", lambda _: None)
+
+    def folder_has_control(self) -> bool:
+        """Whether orders are taken."""
+        return (self.path / "state" / "control.sock").exists()
+
+    def record(self, holder: str) -> None:
+        """Somebody has the right by the arbiter's record."""
+        self.arbiter.begin()
+        self.arbiter.order(holder)
+
+    def play(self, host: str = "a", also: Callable[[World], Any] | None = None) -> int:
+        """Run the daemon to its end; ``also`` runs beside it."""
+
+        async def run() -> int:
+            folder = StateFolder(self.path / "state")
+            self.folder = folder
+            plan = cast(LaunchPlan, SimpleNamespace(unstarted=list, environment={}))
+            addresses = {name: Address(path=f"/{name}") for name in HOSTS}
+            try:
+                made = Daemon(
+                    self.config,
+                    host,
+                    addresses,
+                    plan,
+                    folder,
+                    self.arbiter,
+                    self.adopted,
+                    self.said.append,
+                    Notifier({}),
+                )
+                self.daemon = made
+                work = asyncio.ensure_future(asyncio.wait_for(made.run(), 10))
+                if also is not None:
+                    await also(self)
+                return await work
+            finally:
+                folder.close()
+
+        return asyncio.run(run())
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path, monkeypatch)
+
+
+def test_a_vm_that_never_ran_is_started_by_the_first_host(world: World) -> None:
+    world.leads = [Standing.SHUTDOWN]
+    assert world.play() == 0
+    assert world.did == ["starts QEMU", "leads a VM that it starts", "ends its QEMU (new)"]
+    assert world.arbiter.current().holder == instance(os.getpid(), "a")
+
+
+def test_where_there_is_no_record_the_second_host_makes_none(world: World) -> None:
+    async def stop(world: World) -> None:
+        await asyncio.sleep(0.05)
+        world.daemon.stop()
+
+    world.play("b", stop)
+    assert world.did == []
+    assert not (world.path / "grant").exists()
+    assert "nobody has begun there with this VM" in world.said[0]
+
+
+def test_a_record_that_was_there_and_is_not_any_more_is_no_new_beginning(world: World) -> None:
+    world.leads = [Standing.ENDED]
+    world.play()
+    (world.path / "grant").unlink()
+    world.did.clear()
+
+    async def stop(world: World) -> None:
+        await asyncio.sleep(0.05)
+        world.daemon.stop()
+
+    world.play(also=stop)
+    assert world.did == []
+
+
+def test_numbers_that_go_back_are_noticed(world: World) -> None:
+    for _ in range(3):
+        world.record(DEAD)
+    world.peer, world.peer_stays = Refused("b runs it"), True
+
+    async def restore(world: World) -> None:
+        while not world.said:
+            await asyncio.sleep(0)
+        (world.path / "grant").unlink()
+        world.record(DEAD)
+        while not any("grant 1, and 3 was seen here" in line for line in world.said):
+            await asyncio.sleep(0.001)
+        world.daemon.stop()
+
+    world.play(also=restore)
+    assert "starts QEMU" not in world.did
+
+
+def test_the_other_hosts_vm_is_followed_and_taken_over_and_led(world: World) -> None:
+    world.record(THEIRS)
+    world.follows, world.leads = [Next.LEAD], [Standing.ENDED]
+    assert world.play() == 0
+    assert world.did == ["follows", "leads", "lets go of its QEMU (taken over)"]
+
+
+def test_who_was_fenced_ends_its_copy_and_follows(world: World) -> None:
+    world.record(THEIRS)
+    world.follows, world.leads = [Next.LEAD, Next.END], [Standing.FENCED]
+    assert world.play() == 0
+    assert world.did == ["follows", "leads", "ends its QEMU (taken over)", "follows"]
+    assert world.said[-1] == "web1: the guest has shut down: it ends on both hosts"
+
+
+def test_what_was_left_running_by_right_is_adopted(world: World) -> None:
+    world.record(instance(os.getpid(), "a"))
+    world.left, world.leads = os.getpid(), [Standing.ENDED]
+    assert world.play() == 0
+    assert world.did == ["leads", "lets go of its QEMU (found)"]
+
+
+def test_a_stale_copy_is_ended_and_the_other_host_followed(world: World) -> None:
+    world.record(THEIRS)
+    world.left, world.follows = os.getpid(), [Next.END]
+
+    async def gone(world: World) -> None:
+        while "ends its QEMU (found)" not in world.did:
+            await asyncio.sleep(0)
+        world.left = None
+
+    assert world.play(also=gone) == 0
+    assert world.did == ["ends its QEMU (found)", "follows"]
+
+
+@pytest.mark.parametrize("what", ["silent", "prelaunch", "inmigrate"])
+def test_what_was_left_and_runs_nothing_is_killed(world: World, what: str) -> None:
+    world.record(THEIRS)
+    world.left, world.follows = os.getpid(), [Next.END]
+    world.silent, world.run_state = what == "silent", what
+    world.play()
+    assert world.did[-2:] == ["kills what was left", "follows"]
+
+
+def test_somebody_elses_qemu_that_has_no_right_is_not_ended_but_refused(world: World) -> None:
+    world.record(THEIRS)
+    world.adopted = world.path / "qmp"
+    with pytest.raises(UsageError, match=r"belongs to b/7/7 \(grant 1\).*end that QEMU"):
+        world.play()
+    assert world.did == []
+
+
+def test_a_vm_that_died_with_its_host_is_started_where_the_other_one_has_nothing(
+    world: World,
+) -> None:
+    world.record(DEAD)
+    world.leads = [Standing.SHUTDOWN]
+    assert world.play() == 0
+    assert world.did[:2] == ["starts QEMU", "leads a VM that it starts"]
+
+
+def test_it_is_not_started_while_the_other_one_may_have_a_newer_state(world: World) -> None:
+    world.record(DEAD)
+    world.peer = Refused("b refuses: checkpoint 7 of the primary that was lost waits")
+    world.leads = [Standing.SHUTDOWN]
+    world.play()
+    assert "waits" in world.said[0] and "failover" not in world.said[0]
+
+    world.did.clear()
+    world.record(DEAD)
+    world.peer = ChannelLost("no answer")
+    world.leads = [Standing.SHUTDOWN]
+    world.play()
+    assert any("if that host is gone for good, `colo failover`" in line for line in world.said)
+
+
+def test_an_operator_does_without_a_host_that_is_gone_for_good(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "RETRY_S", 60)
+    world.record(DEAD)
+    world.peer, world.leads = ChannelLost("no answer"), [Standing.SHUTDOWN]
+    answers = []
+
+    async def order(world: World) -> None:
+        while not world.folder_has_control():
+            await asyncio.sleep(0.01)
+        where, loop = world.folder.path, asyncio.get_running_loop()
+        answers.append(await loop.run_in_executor(None, give_order, where, Order("failover")))
+
+    assert world.play(also=order) == 0
+    assert answers[0].ok
+    assert world.did[:2] == ["starts QEMU", "leads a VM that it starts"]
+
+
+def test_of_two_that_begin_at_once_the_slower_one_follows(world: World) -> None:
+    """The grant went to the other host between the look and the taking."""
+    world.arbiter.begin()
+    take = world.arbiter.take
+
+    def late(known: int, holder: str, void: Grant | None = None) -> Grant | None:
+        world.arbiter.order(THEIRS)
+        return take(known, holder, void)
+
+    world.arbiter.take = late  # type: ignore[method-assign]
+    world.follows = [Next.END]
+    assert world.play() == 0
+    assert world.did == ["starts QEMU", "ends its QEMU (new)", "follows"]
+
+
+def test_a_vm_that_died_while_it_ran_alone_is_started_again(world: World) -> None:
+    world.protected = False
+    world.leads = [Standing.DEAD, Standing.SHUTDOWN]
+
+    async def given_back(world: World) -> None:
+        while "ends its QEMU (new)" not in world.did:
+            await asyncio.sleep(0)
+        world.arbiter.give_back(world.arbiter.current().holder, Ending.LEFT)
+
+    assert world.play(also=given_back) == 0
+    assert world.did.count("leads a VM that it starts") == 2
+
+
+def test_to_end_while_it_leads_leaves_the_vm_to_the_next(world: World) -> None:
+    world.record(instance(os.getpid(), "a"))
+    world.left = os.getpid()
+    world.leads = [Standing.ENDED]
+    assert world.play() == 0
+    assert world.did == ["leads", "lets go of its QEMU (found)"]
