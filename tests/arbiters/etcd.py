@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import select
 import shutil
 import signal
@@ -23,13 +24,19 @@ from pathlib import Path
 __all__ = ["Cluster", "Member", "free_port", "running"]
 
 _UP_S = 30.0
+_ports = random.SystemRandom()
 
 
 def free_port() -> int:
-    """A port of loopback that nobody has right now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port of loopback that nobody has, and that no connection gets while a member is down.
+
+    Those that the system gives to connections begin at 32768.
+    """
+    while True:
+        port = _ports.randrange(10_000, 32_000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 class Forwarder:

@@ -20,7 +20,10 @@ import pytest
 
 from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.etcd import EtcdRegister
+from colo.arbiters.named import make_arbiter
 from colo.arbiters.register import Seen
+from colo.config import VmConfig
+from colo.config.vm import EtcdAccess, Failover
 from colo.errors import LocalError, NoAnswer, UsageError
 from colo.membership.grant import Grant
 from tests.arbiters.etcd import Cluster, Member, running
@@ -191,7 +194,8 @@ def test_tls_knows_the_members_and_the_hosts_and_a_user_has_a_password(
     )  # fmt: skip
     tls = ssl.create_default_context(cafile=ours.ca)
     tls.load_cert_chain(ours.certificate, ours.key)
-    with running(tmp_path, 1, flags) as cluster:
+    with contextlib.ExitStack() as closing:
+        cluster = closing.enter_context(running(tmp_path, 1, flags))
         access = ("--cacert", str(ours.ca), "--cert", str(ours.certificate), "--key", str(ours.key))
         where = ("--endpoints", cluster.members[0].own_url.replace("127.0.0.1", "localhost"))
         until_answered(lambda: host(cluster.urls, "colo/x", tls).read())
@@ -203,7 +207,12 @@ def test_tls_knows_the_members_and_the_hosts_and_a_user_has_a_password(
         ):  # fmt: skip
             cluster.control(*access, *where, *order)
 
-        register = host(cluster.urls, "colo/x", tls, "colo", "secret")
+        given = EtcdAccess("colo/", ours.ca, ours.certificate, ours.key, "colo", "secret")
+        text = f"etcd:{cluster.urls[0]}"
+        arbiter = make_arbiter(VmConfig("x", failover=Failover(arbiter=text, etcd=given)))
+        register = arbiter._register
+        assert isinstance(register, EtcdRegister)
+        closing.callback(register.close)
         assert Arbiter(register).claim("a", force=False) == Grant(1, "a")
         register._tokens = dict.fromkeys(register._tokens, "as after a restart of the member")
         assert Arbiter(register).take(1, "a") == Grant(2, "a"), "it logs in again"

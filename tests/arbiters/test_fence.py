@@ -34,6 +34,17 @@ def test_any_exit_but_0_is_not_sure_and_its_last_word_is_shown(tmp_path: Path) -
         asyncio.run(fence.off("a"))
 
 
+def test_one_that_says_much_and_leaves_somebody_behind_is_done_when_it_exits(
+    tmp_path: Path,
+) -> None:
+    os.mkfifo(tmp_path / "held")
+    text = f"cat {tmp_path}/held & head -c 300000 /dev/zero >&2; echo >&2; echo last >&2"
+    with pytest.raises(LocalError, match=r"exit 1: last$"):
+        asyncio.run(script(tmp_path, f"{text}; exit 1").off("a"))
+    with (tmp_path / "held").open("w"):
+        pass  # which ends it
+
+
 def test_one_that_is_not_there_is_not_sure() -> None:
     with pytest.raises(LocalError, match="the fence /none: No such file"):
         asyncio.run(Fence(("/none",), "web1").off("a"))

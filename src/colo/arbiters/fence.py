@@ -11,14 +11,15 @@ import asyncio
 import contextlib
 import os
 import signal
-from typing import Final
+import tempfile
+from typing import BinaryIO, Final
 
 from colo.errors import LocalError
 
 __all__ = ["Fence"]
 
 _LIMIT_S: Final = 30.0
-_OUTPUT_MAX: Final = 4 << 10
+_SAID_MAX: Final = 400
 
 
 class Fence:
@@ -31,9 +32,13 @@ class Fence:
     async def off(self, host: str) -> None:
         """See to it that ``host`` is off; "" where its name is not known.
 
-        Raises LocalError where that is not sure, also after 30 seconds.  When it is, or this is
+        Raises LocalError where that is not sure, also after 30 seconds.  Then, and where this is
         cancelled, the command is killed with all that it started.
         """
+        with tempfile.TemporaryFile() as errors:  # who writes to it is never held up
+            await self._run(host, errors)
+
+    async def _run(self, host: str, errors: BinaryIO) -> None:
         name = f"the fence {self._command[0]}"
         try:
             process = await asyncio.create_subprocess_exec(
@@ -42,22 +47,22 @@ class Fence:
                 host,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
+                stderr=errors,
                 start_new_session=True,
             )
         except OSError as error:
             raise LocalError(f"{name}: {error.strerror}") from error
-        assert process.stderr is not None
         try:
             async with asyncio.timeout(_LIMIT_S):
-                said = await process.stderr.read(_OUTPUT_MAX)
                 code = await process.wait()
         except TimeoutError:
             raise LocalError(f"{name}: no answer in {_LIMIT_S:.0f} s") from None
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
         if code != 0:
-            lines = said.decode(errors="replace").strip().splitlines()
+            errors.seek(max(0, errors.seek(0, os.SEEK_END) - _SAID_MAX))
+            lines = errors.read().decode(errors="replace").strip().splitlines()
             raise LocalError(f"{name}: exit {code}: {lines[-1] if lines else ''}")
