@@ -68,6 +68,8 @@ class Forwarder:
     def _pass(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError), socket.socket() as server:
             server.connect(("127.0.0.1", self._to))
+            for one in (client, server):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while not self._stopped.is_set():
                 if self.cut.is_set():
                     self._stopped.wait(0.01)
