@@ -26,6 +26,7 @@ needs_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="no etcd-se
 def members(stage: Stage) -> Iterator[dict[Place, subprocess.Popen[bytes]]]:
     """The members of the cluster, running."""
     lab, switch = stage.lab, MEMBERS[Place.SWITCH]
+    lab.run(Place.SWITCH, "ip", "link", "set", "lo", "up")
     lab.run(Place.SWITCH, "ip", "addr", "add", f"{switch}/24", "dev", "replication")
     peers = {place: f"http://{address}:2380" for place, address in MEMBERS.items()}
     started = {}
@@ -41,7 +42,7 @@ def members(stage: Stage) -> Iterator[dict[Place, subprocess.Popen[bytes]]]:
                 "--initial-cluster", ",".join(f"{p.name}={u}" for p, u in peers.items()),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
-    wait(lambda: etcdctl(stage, "endpoint", "health"), "etcd to answer")
+    wait(lambda: etcdctl(stage, "put", "ready", "yes"), "etcd to answer")
     yield started
     for each in started.values():
         each.kill()
@@ -71,7 +72,7 @@ def number(stage: Stage) -> int:
 @pytest.mark.parametrize("vm", [ETCD], ids=["etcd"])
 @pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 def test_a_host_dies_with_its_member_of_etcd(
-    stage: Stage, members: dict[Place, subprocess.Popen[bytes]]
+    stage: Stage, members: dict[Place, subprocess.Popen[bytes]], vm: Vm
 ) -> None:
     primary, secondary = stage.protected()
     clients = [stage.client(kind) for kind in ("stream", "echo")]
@@ -90,7 +91,7 @@ def test_a_host_dies_with_its_member_of_etcd(
 @pytest.mark.parametrize("vm", [ETCD], ids=["etcd"])
 @pytest.mark.parametrize("qemu", ["11.1"], indirect=True)
 def test_the_host_on_the_side_of_the_majority_goes_on(
-    stage: Stage, members: dict[Place, subprocess.Popen[bytes]]
+    stage: Stage, members: dict[Place, subprocess.Popen[bytes]], vm: Vm
 ) -> None:
     """Host B is cut off with its member, which alone grants nothing."""
     primary, secondary = stage.protected()
