@@ -25,29 +25,35 @@ needs_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="no etcd-se
 @pytest.fixture
 def members(stage: Stage) -> Iterator[dict[Place, subprocess.Popen[bytes]]]:
     """The members of the cluster, running."""
-    lab, switch = stage.lab, MEMBERS[Place.SWITCH]
-    lab.run(Place.SWITCH, "ip", "link", "set", "lo", "up")
-    lab.run(Place.SWITCH, "ip", "addr", "add", f"{switch}/24", "dev", "replication")
-    peers = {place: f"http://{address}:2380" for place, address in MEMBERS.items()}
-    started = {}
-    for place, address in MEMBERS.items():
-        url = f"http://{address}:2379"
-        with (stage.folder / f"etcd-{place.name}.log").open("wb") as log:
-            started[place] = lab.start(
-                place, "etcd", "--name", place.name,
-                "--data-dir", str(stage.folder / f"etcd-{place.name}"),
-                "--listen-client-urls", url, "--advertise-client-urls", url,
-                "--listen-peer-urls", peers[place],
-                "--initial-advertise-peer-urls", peers[place],
-                "--initial-cluster", ",".join(f"{p.name}={u}" for p, u in peers.items()),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-    wait(lambda: etcdctl(stage, "put", "ready", "yes"), "etcd to answer")
-    yield started
-    for each in started.values():
-        each.kill()
-        each.wait()
-    lab.run(Place.SWITCH, "ip", "addr", "del", f"{switch}/24", "dev", "replication")
+    address = (f"{MEMBERS[Place.SWITCH]}/24", "dev", "replication")
+    stage.lab.run(Place.SWITCH, "ip", "link", "set", "lo", "up")
+    stage.lab.run(Place.SWITCH, "ip", "addr", "add", *address)
+    started: dict[Place, subprocess.Popen[bytes]] = {}
+    try:
+        for place in MEMBERS:
+            started[place] = start_member(stage, place)
+        wait(lambda: etcdctl(stage, "put", "ready", "yes"), "etcd to answer")
+        yield started
+    finally:
+        for each in started.values():
+            each.kill()
+            each.wait()
+        stage.lab.run(Place.SWITCH, "ip", "addr", "del", *address)
+
+
+def start_member(stage: Stage, place: Place) -> subprocess.Popen[bytes]:
+    """Start the member of the cluster at ``place``."""
+    url, peer = f"http://{MEMBERS[place]}:2379", f"http://{MEMBERS[place]}:2380"
+    all_of_them = ",".join(f"{p.name}=http://{address}:2380" for p, address in MEMBERS.items())
+    with (stage.folder / f"etcd-{place.name}.log").open("wb") as log:
+        return stage.lab.start(
+            place, "etcd", "--name", place.name,
+            "--data-dir", str(stage.folder / f"etcd-{place.name}"),
+            "--listen-client-urls", url, "--advertise-client-urls", url,
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+            "--initial-cluster", all_of_them,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
 
 
 def etcdctl(stage: Stage, *command: str) -> str:
