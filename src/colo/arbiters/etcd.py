@@ -6,8 +6,9 @@ a majority of its members; so what one of them says holds for all.
 
 The key's value is the text, and beside it the cluster in which it was written.  An etcd that was
 restored from a backup may have forgotten grants: it is another cluster then, by its id, or its
-revision, its raft term or its raft index went back.  That is noticed by what this colo has seen and
-by what the value says, and nobody is granted anything until an operator has removed the key.
+revision or its raft index went back.  That is noticed by what this colo has seen and by what the
+value says, and nobody is granted anything until an operator has removed the key.  (The raft term is
+no sign: a member that just lost its leader may say a higher one than the others ever reach.)
 
 Source: https://etcd.io/docs/v3.4/dev-guide/api_grpc_gateway/ and etcd's ``rpc.proto``: keys and
 values are base64, 64-bit numbers are texts, and what is 0 or empty is left out.
@@ -57,7 +58,6 @@ class _Cluster:
 
     id: int = 0
     revision: int = 0
-    term: int = 0
     index: int = 0
 
 
@@ -128,9 +128,7 @@ class EtcdRegister:
             version = str(int(pairs[0]["mod_revision"]))
             content = json.loads(base64.b64decode(pairs[0].get("value", "")))
             text = content["text"]
-            written = _Cluster(
-                int(content["cluster"]), 0, int(content["term"]), int(content["index"])
-            )
+            written = _Cluster(int(content["cluster"]), 0, int(content["index"]))
             if type(text) is not str:
                 raise ValueError
         except (ValueError, KeyError, TypeError, LookupError) as error:
@@ -141,9 +139,7 @@ class EtcdRegister:
     def compare_and_set(self, expected: Seen, new: str) -> bool:
         """Hold ``new``, where the key has not been written since ``expected`` was read."""
         known = self._known
-        value = {
-            "text": new, "cluster": str(known.id), "term": known.term, "index": known.index
-        }  # fmt: skip
+        value = {"text": new, "cluster": str(known.id), "index": known.index}
         coded = base64.b64encode(json.dumps(value).encode()).decode()
         compare = {
             "key": self._key, "target": "MOD", "result": "EQUAL", "mod_revision": expected.version
@@ -171,9 +167,7 @@ class EtcdRegister:
         index, applied = log
         try:
             header = answer["header"]
-            cluster = _Cluster(
-                int(header["cluster_id"]), int(header["revision"]), int(header["raft_term"]), index
-            )
+            cluster = _Cluster(int(header["cluster_id"]), int(header["revision"]), index)
         except (ValueError, KeyError, TypeError) as error:
             raise LocalError(f"{self.name}: what answers there is not etcd") from error
         if known.id:
@@ -183,7 +177,6 @@ class EtcdRegister:
                 self._known = _Cluster(
                     cluster.id,
                     max(cluster.revision, self._known.revision),
-                    max(cluster.term, self._known.term),
                     max(applied, self._known.index),
                 )
         return cluster
@@ -194,8 +187,6 @@ class EtcdRegister:
             what = f"cluster {now.id:x} holds what was written in cluster {before.id:x}"
         elif now.revision < before.revision:
             what = f"its revision went back from {before.revision} to {now.revision}"
-        elif now.term < before.term:
-            what = f"its raft term went back from {before.term} to {now.term}"
         elif now.index < before.index:
             what = f"its raft index went back from {before.index} to {now.index}"
         else:
