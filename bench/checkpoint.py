@@ -180,7 +180,7 @@ def _row(pages: int, stride: int, taken: list[_Turn]) -> dict[str, Any]:
 def _secondary(
     colo: socket.socket, bare: socket.socket, folder: Path, block: RamBlock, size: int
 ) -> None:
-    store = Store(folder, block, Limits(block.length, device_bytes=1 << 16))
+    store = Store(folder, (block,), Limits(block.length, device_bytes=1 << 16))
     with bare:
         asyncio.run(_serve(colo, bare, store, size))
     store.remove()

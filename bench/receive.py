@@ -29,7 +29,7 @@ _MIB: Final = 1 << 20
 def measure() -> list[dict[str, Any]]:
     """One row for each shape of stream, and one for copying as many bytes."""
     with tempfile.TemporaryDirectory(prefix="colo-bench-", dir="/dev/shm") as folder:
-        store = Store(Path(folder) / "store", _BLOCK, Limits(2 * _BLOCK.length))
+        store = Store(Path(folder) / "store", (_BLOCK,), Limits(2 * _BLOCK.length))
         store.commit_migration(Migration(Header("pc"), 0, (_BLOCK,), b"", (), {}))
         rows = [_measure_shape(store, name, runs) for name, runs in _shapes()]
     return [*rows, _measure_copy()]

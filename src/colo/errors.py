@@ -7,7 +7,8 @@
     │   ├── LocalProtocolError   our own side asked the state machine for something illegal
     │   │   └── InvariantBroken    or for something that must never be done
     │   ├── StoreError           the checkpoint store: no room, no right, not ours
-    │   └── GuestError           a QEMU of ours: did not start, died, refused a command
+    │   └── GuestError           a QEMU of ours: did not start, died
+    │       └── QemuRefusal        it refused a command
     └── PeerError              the other side of the channel
         ├── ChannelLost          it went away, or was silent for too long
         │   └── Refused            it is there, and takes no primary in for now
@@ -39,6 +40,7 @@ __all__ = [
     "Misfit",
     "NoAnswer",
     "PeerError",
+    "QemuRefusal",
     "Refused",
     "ShortRead",
     "StoreError",
@@ -87,6 +89,10 @@ class GuestError(LocalError):
     def __init__(self, text: str, last_words: str = "") -> None:
         super().__init__(f"{text}: {last_words}" if last_words else text)
         self.last_words = last_words
+
+
+class QemuRefusal(GuestError):
+    """QEMU refused a command, in its own words: asked again the same way, it will again."""
 
 
 class PeerError(ColoError):

@@ -167,9 +167,15 @@ BAD = [
             "-incoming", "-S", "-daemonize", "-pidfile", "-loadvm", "-mem-path", "-mem-prealloc",
         )
     ),
+    ('name = "a"\n[qemu]\nargs = ["--daemonize"]', "[qemu] args: remove --daemonize: colo watches"),
     (
         'name = "a"\n[qemu]\nargs = ["-machine", "pc,memory-backend=m"]',
-        "[qemu] args: remove pc,memory-backend=m: colo adds the memory backend",
+        "[qemu] args: the memory backend 'm' is used, and no -object memory-backend-… there has",
+    ),
+    *(
+        (f'name = "a"\n[qemu.{host}]\nargs = ["-x", "{arg}"]', f"args: {arg} belongs to both hosts")
+        for host in ("primary", "secondary")
+        for arg in ("-m", "-numa", "memory-backend-ram,id=m,size=1M", "q35,memory-backend=m")
     ),
 ]  # fmt: skip
 

@@ -37,6 +37,7 @@ class Host:
         self.listen = f"unix:{self.socket}"
         self.log = folder / f"{name}.log"
         self._vm_file = vm_file
+        self.backends = load(vm_file).backends
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *options: str, ready: bool = True) -> None:

@@ -33,7 +33,9 @@ def primary_memory(primary: PrimaryVm, folder: Path, vm: VmFile) -> Pages:
 
 def store_memory(host: Host) -> Pages:
     """What the secondary's store holds."""
-    return np.fromfile(host.state / "store" / "pc.ram", np.uint8).reshape(-1, PAGE)
+    store = host.state / "store"
+    parts = [np.fromfile(store / each.block.name, np.uint8) for each in host.backends]
+    return np.concatenate(parts).reshape(-1, PAGE)
 
 
 def wait_equal(truth: Pages, host: Host, what: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 
 import pytest
 
-from tests.e2e.basics import wait
+from tests.e2e.basics import WAIT_S, colo, wait
 from tests.e2e.harness import Scene
 from tests.e2e.memory import Pages, differing, primary_memory, store_memory, wait_equal
 from tests.e2e.vm import VmFile
@@ -73,6 +75,38 @@ def test_comparison_finds_a_checkpoint_that_was_left_out(scene: Scene) -> None:
     found = differing(primary_memory(primary, scene.folder, vm), stale)
     print(f"{len(found)} pages differ from the checkpoint before")
     assert len(found) > 100
+
+
+#: As libvirt writes two NUMA nodes; the second is the first in the machine's memory.
+NODES = (
+    "-object", "memory-backend-memfd,id=ram-node1,share=yes,size=96M",
+    "-object", '{"qom-type":"memory-backend-ram","id":"ram-node0","size":33554432}',
+    "-numa", "node,nodeid=1,memdev=ram-node1", "-numa", "node,nodeid=0,memdev=ram-node0",
+)  # fmt: skip
+
+
+def test_memory_of_several_blocks_is_equal_and_is_taken_over(scene: Scene) -> None:
+    vm = VmFile(args=NODES)
+    primary, wire, host = scene.protected(vm)
+    assert [each.id for each in host.backends] == ["ram-node0", "ram-node1"]
+    for turn in range(3):
+        primary.console.wait_progress(2)
+        wire.stop_at(Phase.LOADED)
+        wire.wait_stopped()
+        truth = primary_memory(primary, scene.folder, vm)
+        wait_equal(truth, host, f"checkpoint {wire.checkpoint}, comparison {turn + 1}")
+        wire.go_on()
+    command = [colo(), "inspect", "--json", str(host.state)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True)
+    sizes = {block["name"]: block["bytes"] for block in json.loads(done.stdout)["blocks"]}
+    assert (sizes["ram-node0"], sizes["ram-node1"]) == (32 << 20, 96 << 20)
+
+    number = wire.stop_at(Phase.DEVICES)
+    wire.wait_stopped()
+    primary.kill()
+    wire.cut()
+    host.wait_state("RUNNING")
+    scene.check_goes_on(primary, host, number - 1)
 
 
 def test_waiting_qemu_that_is_started_again_does_not_touch_memory(scene: Scene) -> None:

@@ -101,7 +101,7 @@ def test_it_runs_between_resume_and_suspend() -> None:
 
 def stored(folder: Path, block: RamBlock, state: bytes) -> Store:
     """A store with a first migration of pages that are full of ones."""
-    store = Store(folder / "store", block, Limits(1 << 20))
+    store = Store(folder / "store", (block,), Limits(1 << 20))
     store.images[block.name].pages[:] = 1
     store.commit_migration(Migration(Header("memory"), 2, (block,), state, (), {}))
     return store

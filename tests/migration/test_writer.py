@@ -86,7 +86,7 @@ def test_blocks_have_addresses_only_where_they_are_given() -> None:
     listed = hexed("0000000000011004 06") + b"pc.ram" + hexed("0000000000010000")
     other = b"\x12/rom@etc/acpi/rsdp" + hexed("0000000000001000")
     assert RamWriter().blocks(blocks) == listed + other + hexed("0000000000000010")
-    assert RamWriter().blocks(blocks, {RSDP.name: 0xF0000}) == (
+    assert RamWriter({RSDP.name: 0xF0000}).blocks(blocks) == (
         listed + bytes(8) + other + hexed("00000000000f0000 0000000000000010")
     )
 

@@ -77,7 +77,7 @@ def contents(guest: MemoryGuest) -> tuple[bytes, bytes]:
 
 
 def make_store(folder: Path, block: RamBlock) -> Store:
-    return Store(folder, block, Limits(2 * block.length, device_bytes=1 << 16))
+    return Store(folder, (block,), Limits(2 * block.length, device_bytes=1 << 16))
 
 
 async def connected(kind: str, folder: Path) -> tuple[socket.socket, socket.socket]:

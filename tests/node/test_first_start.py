@@ -29,7 +29,6 @@ from colo.node import first_start
 from colo.node.first_start import Start
 from colo.node.protecting import PrimaryNode
 from colo.node.state_folder import StateFolder
-from colo.qemu.command_line import RAM_BLOCK
 from colo.qemu.process import Qemu
 from colo.status.report import read_status, render
 from colo.transport.address import Address
@@ -41,7 +40,9 @@ ANSWERS: Final[dict[str, Any]] = {
     "query-migrate-parameters": {},
     "query-chardev": [],
     "query-block": [],
-    "query-memdev": [{"id": RAM_BLOCK}],
+    "query-memdev": [{"id": "pc.ram", "size": 128 << 20}],
+    "query-memory-devices": [],
+    "query-kvm": {"enabled": False},
     "query-status": {"running": True, "status": "running"},
     "human-monitor-command": "",
     "cont": {},

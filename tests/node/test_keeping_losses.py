@@ -10,7 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import pytest
@@ -162,6 +162,12 @@ class Primary:
             self._sending = None
 
 
+#: A machine whose memory is called as that of the primary's guest is.
+MEMORY: Final = (
+    "-object", "memory-backend-ram,id=memory,size=1M", "-machine", "memory-backend=memory",
+)  # fmt: skip
+
+
 class Host:
     """A running secondary."""
 
@@ -169,7 +175,7 @@ class Host:
         kind = "manual" if isinstance(arbiter, ManualArbiter) else f"file:{folder}/grant"
         self.config = VmConfig(
             "web1",
-            qemu=QemuArgs(args=("-m", "1")),
+            qemu=QemuArgs(args=MEMORY),
             store=StoreRoom(folder=folder),
             failover=Failover(arbiter=kind, heartbeat_s=0.02, heartbeat_limit_s=5),
         )
@@ -216,7 +222,6 @@ class Host:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "WaitingQemu", Waiting)
-    monkeypatch.setattr(keeping, "RAM_BLOCK", "memory")
     monkeypatch.setattr("colo.arbiters.asking._ANSWER_S", 0.2)
     monkeypatch.setattr("colo.node.taking_over._AGAIN_S", 0.01)
     monkeypatch.setattr("colo.arbiters.asking._calls", [])

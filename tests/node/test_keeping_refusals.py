@@ -143,7 +143,7 @@ def test_who_is_refused_again_and_again_is_told_of_once(tmp_path: Path) -> None:
                 await host.visit(MULTIFD)
             await host.visit(HTTP)
             first, second = host.refusals()
-            assert first.endswith("it is neither a QEMU migration nor a colo")
+            assert first.endswith("neither a QEMU migration nor a colo, it begins with 'GET '")
             assert "multifd" in second
             assert first.endswith(host.error()), "the status has the last one"
 

@@ -17,7 +17,7 @@ from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.file import FileRegister
 from colo.config import VmConfig
 from colo.config.vm import Failover
-from colo.errors import GuestError, PeerError, UsageError
+from colo.errors import GuestError, PeerError, QemuRefusal, UsageError
 from colo.membership.grant import Grant
 from colo.membership.words import Word, WordKind
 from colo.node import protecting
@@ -309,5 +309,36 @@ def test_a_protection_that_can_never_be_leaves_the_vm_and_says_why(folder: State
         status = json.loads(folder.status.read_text())
         assert (status["state"], status["error"]) == ("UNPROTECTED", "its VM is web2")
         assert s.arbiter.current().grant == Grant(1, "")
+
+    play(scene)
+
+
+@pytest.mark.parametrize("refuses", ["object-add", "migrate"])
+def test_what_qemu_refuses_is_not_tried_again(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch, refuses: str
+) -> None:
+    """The VM runs on alone, and colo ends with what QEMU says."""
+
+    async def scene() -> None:
+        s = Scene(folder)
+        s.arbiter.begin()
+        s.node._solo.grant = s.arbiter.take(0, "a") or Grant(0, "")
+        refusals = [QemuRefusal(f"QEMU refuses {refuses}: Parameter 'id' expects an identifier")]
+
+        async def refuse(*_: object) -> None:
+            if refusals:
+                raise refusals.pop()
+
+        if refuses == "object-add":
+            monkeypatch.setattr(s.node._gate, "install", refuse)
+        else:
+            monkeypatch.setattr(s.node._colo, "start", refuse)
+        with listening(folder.path / "b"), pytest.raises(GuestError) as caught:
+            await s.node._serve()
+        assert str(caught.value) == (
+            f"QEMU refuses {refuses}: Parameter 'id' expects an identifier; mend that, then start "
+            "colo again"
+        )
+        assert s.said == ["web1: UNPROTECTED: the VM runs here alone (grant 1)"]
 
     play(scene)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from colo.qemu import accelerator
-from colo.qemu.accelerator import kvm_works, probe
+from colo.qemu.accelerator import Outcome, probe, try_kvm
 
 
 @pytest.fixture
@@ -32,18 +32,19 @@ def fake(tmp_path: Path) -> Callable[[str], str]:
 
 
 def test_a_countdown_that_ends_is_proof(fake: Callable[[str], str], tmp_path: Path) -> None:
-    assert probe(fake("exit 33"), "kvm", ["-m", "512", "-cpu", "host,pmu=off", "-smp", "2"])
-    args = (tmp_path / "args").read_text().splitlines()
-    assert args[: args.index("-bios")] == [
+    args = ["-m", "512", "-cpu", "host,pmu=off", "-smp", "2"]
+    assert probe(fake("exit 33"), "kvm", args) is Outcome.WORKS
+    given = (tmp_path / "args").read_text().splitlines()
+    assert given[: given.index("-bios")] == [
         "-accel", "kvm", "-cpu", "host,pmu=off", "-machine", "pc", "-m", "16",
         "-nodefaults", "-display", "none",
     ]  # fmt: skip
-    assert args[args.index("-bios") + 2 :] == ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
-    assert not Path(args[args.index("-bios") + 1]).exists(), "the firmware is removed"
+    assert given[given.index("-bios") + 2 :] == ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
+    assert not Path(given[given.index("-bios") + 1]).exists(), "the firmware is removed"
 
 
 def test_the_firmware_counts_down_and_leaves(fake: Callable[[str], str], tmp_path: Path) -> None:
-    assert probe(fake("exit 33"), "tcg", [])
+    assert probe(fake("exit 33"), "tcg", []) is Outcome.WORKS
     firmware = (tmp_path / "firmware").read_bytes()
     assert len(firmware) == 64 << 10
     # the processor begins 16 bytes before the end: a jump to the program, 256 bytes before it
@@ -60,18 +61,18 @@ def test_the_firmware_counts_down_and_leaves(fake: Callable[[str], str], tmp_pat
 
 @pytest.mark.parametrize("end", ["exit 0", "exit 1", "kill -9 $$", "echo no such cpu >&2; exit 1"])
 def test_any_other_end_is_none(end: str, fake: Callable[[str], str]) -> None:
-    assert not probe(fake(end), "kvm", [])
+    assert probe(fake(end), "kvm", []) is Outcome.REFUSED
 
 
 def test_a_vm_that_spins_for_ever_is_ended(
     fake: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accelerator, "_PROBE_S", 0.05)
-    assert not probe(fake("while :; do :; done"), "kvm", [])
+    assert probe(fake("while :; do :; done"), "kvm", []) is Outcome.SPINS
 
 
 def test_a_binary_that_is_not_there_proves_nothing(tmp_path: Path) -> None:
-    assert not probe(str(tmp_path / "none"), "kvm", [])
+    assert probe(str(tmp_path / "none"), "kvm", []) is Outcome.REFUSED
 
 
 @pytest.mark.parametrize("may", [True, False])
@@ -85,6 +86,7 @@ def test_kvm_is_tried_only_where_it_may_be_opened(
         return may
 
     monkeypatch.setattr(os, "access", access)
-    assert kvm_works(fake("exit 33"), ["-cpu", "host"]) is may
+    expected = Outcome.WORKS if may else Outcome.CLOSED
+    assert try_kvm(fake("exit 33"), ["-cpu", "host"]) is expected
     assert asked == [("/dev/kvm", os.R_OK | os.W_OK)]
     assert (tmp_path / "args").exists() is may

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from colo.config import VmConfig
+from colo.config.vm import QemuArgs
 from colo.errors import GuestError
 from colo.qemu import obstacles as module
-from colo.qemu.command_line import RAM_BLOCK
+from colo.qemu.accelerator import Outcome
 from colo.qemu.monitor import Monitor
 from colo.qemu.obstacles import obstacles
 
@@ -27,7 +29,8 @@ CLEAN: dict[str, Any] = {
     "qom-get": False,
     "qom-list": [{"name": "device[0]"}],
     "query-block": [],
-    "query-memdev": [{"id": RAM_BLOCK}],
+    "query-memdev": [{"id": "pc.ram", "size": 128 << 20}],
+    "query-memory-devices": [],
 }
 OLD = {"query-version": {"qemu": {"major": 7, "minor": 2}}}
 
@@ -44,8 +47,11 @@ class FakeQemu(Monitor):
         return self._answers[command]
 
 
-def found(answers: dict[str, Any], *netdevs: str, started: bool = True) -> list[str]:
-    return asyncio.run(obstacles(FakeQemu(answers), list(netdevs), False, started))
+def found(
+    answers: dict[str, Any], *netdevs: str, started: bool = True, args: tuple[str, ...] = ()
+) -> list[str]:
+    config = VmConfig("web1", qemu=QemuArgs(args=args))
+    return asyncio.run(obstacles(FakeQemu(answers), config, list(netdevs), False, started))
 
 
 def status(name: str) -> dict[str, Any]:
@@ -55,6 +61,7 @@ def status(name: str) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "tcg_preload", lambda: Path(LIBRARY))
+    monkeypatch.setattr(module, "try_kvm", lambda binary, args: Outcome.WORKS)
 
 
 def test_nothing_stands_in_the_way() -> None:
@@ -117,7 +124,65 @@ def test_vhost_leads_packets_past_qemu(tmp_path: Path, monkeypatch: pytest.Monke
         assert found({}) == [], "no card, no packet"
 
 
-@pytest.mark.parametrize("backends", [[], [{"id": "m0"}, {"id": "m1"}]])
-def test_memory_that_is_not_one_backend_cannot_be_mapped(backends: list[dict[str, str]]) -> None:
+NUMA = (
+    "-object", "memory-backend-ram,id=a,size=64M", "-object", "memory-backend-ram,id=b,size=32M",
+    "-numa", "node,memdev=a", "-numa", "node,memdev=b",
+)  # fmt: skip
+
+
+def test_memory_may_be_several_backends_and_others_may_be_there() -> None:
+    sizes = [{"id": "a", "size": 64 << 20}, {"id": "b", "size": 32 << 20}, {"size": 1}]
+    under_kvm = {"query-kvm": {"enabled": True}}
+    assert found({"query-memdev": sizes, **under_kvm}, args=NUMA) == []
+    (line,) = found({"query-memdev": sizes}, args=NUMA)
+    assert f"LD_PRELOAD={LIBRARY}" in line, "under TCG whatever the version"
+    first, second = found(under_kvm, args=NUMA)
+    assert first.startswith(
+        "the VM's memory has no backend a of 67108864 bytes (its backends: pc.ram of 134217728)"
+    )
+    assert "no backend b of 33554432 bytes" in second and "-numa in [qemu] args" in second
+
+
+@pytest.mark.parametrize(
+    "backends", [[], [{"id": "m0", "size": 128 << 20}], [{"id": "pc.ram", "size": 64 << 20}]]
+)
+def test_memory_is_to_be_what_the_vm_file_says(backends: list[dict[str, Any]]) -> None:
     (line,) = found({"query-memdev": backends})
-    assert f"not one backend named {RAM_BLOCK}" in line
+    assert "no backend pc.ram of 134217728 bytes" in line
+
+
+@pytest.mark.parametrize("kind", ["dimm", "nvdimm", "virtio-mem", "virtio-pmem"])
+def test_plugged_memory_is_not_protected(kind: str) -> None:
+    device = {"type": kind, "data": {"memdev": "/objects/m1", "size": 1 << 20}}
+    args = ("-m", "128,slots=2,maxmem=1G")
+    (line,) = found({"query-memory-devices": [device]}, args=args)
+    assert line == f"the memory device /objects/m1 ({kind}) is plugged in: take it out"
+    assert found({}, args=args) == [], "room for some is no obstacle"
+
+
+def test_under_tcg_the_largest_backend_comes_first() -> None:
+    args = (*NUMA[2:4], *NUMA[:2], *NUMA[4:])
+    sizes = [{"id": "a", "size": 64 << 20}, {"id": "b", "size": 32 << 20}]
+    assert "have the -object of a before" in found({"query-memdev": sizes}, args=args)[-1]
+    assert found({"query-memdev": sizes, "query-kvm": {"enabled": True}}, args=args) == []
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_a_kvm_that_gets_no_vm_on_is_said(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[str, object]] = []
+
+    def try_kvm(binary: str, args: object) -> Outcome:
+        tried.append((binary, args))
+        return outcome
+
+    monkeypatch.setattr(module, "try_kvm", try_kvm)
+    args = ("-cpu", "host")
+    lines = found({"query-kvm": {"enabled": True}}, args=args)
+    assert tried == [("qemu-system-x86_64", args)]
+    if outcome is Outcome.SPINS:
+        assert len(lines) == 1 and lines[0].startswith("it runs under KVM, which does not work on")
+    else:
+        assert lines == [], "that is not known"
+    assert found({}, args=args) == [] and len(tried) == 1, "under TCG nothing is tried"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from colo.errors import GuestError
 from colo.packets.gate import GateState
 from colo.qemu import packet_filters
 from colo.qemu.monitor import Monitor
@@ -41,14 +43,14 @@ class FakeQemu:
 
     def sends(self, data: bytes) -> None:
         """The guest sends."""
-        self.ends["colo-n0-out"].sendall(data)
+        self.ends["colo-net0-out"].sendall(data)
 
     def reads(self, at_most: int = 1 << 24) -> bytes:
         """What may go on to the network, as far as it is here."""
         data = b""
         try:
             while len(data) < at_most:
-                data += self.ends["colo-n0-back"].recv(at_most - len(data))
+                data += self.ends["colo-net0-back"].recv(at_most - len(data))
         except BlockingIOError:
             pass
         return data
@@ -186,9 +188,60 @@ def test_nothing_is_left_in_qemu(scene: Scene) -> None:
     made = [name for command, name in asked if command.endswith("-add")]
     unmade = [name for command, name in asked if command in ("object-del", "chardev-remove")]
     assert len(made) == 4 and sorted(made) == sorted(unmade)
-    assert unmade[0] == "colo-n0-out-filter", "the way out goes first"
+    assert unmade[0] == "colo-net0-out-filter", "the way out goes first"
 
 
 def test_the_little_that_goes_at_once_is_fewer_frames_than_a_netdev_queues() -> None:
     smallest = 4 + 14  # the length, and an Ethernet header with nothing behind it
     assert packet_filters._LITTLE_BYTES // smallest < 10_000
+
+
+#: What QEMU takes for an id: ``id_wellformed`` in ``util/id.c``.
+WELL_FORMED = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+
+
+class Objects(FakeQemu):
+    """Takes only what is an id and is there once, and says what there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there: dict[str, list[str]] = {"object": [], "chardev": []}
+        self.netdevs: list[str] = []
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        if command == "qom-list":
+            return [{"name": name} for name in ("pc.ram", *self.there["object"])]
+        if command == "query-chardev":
+            return [{"label": name} for name in ("console", *self.there["chardev"])]
+        await super().execute(command, **arguments)
+        kind, _, verb = command.partition("-")
+        name = arguments["id"]
+        if verb == "add":
+            assert WELL_FORMED.fullmatch(name) and name not in self.there[kind]
+            self.there[kind].append(name)
+            self.netdevs += [arguments["netdev"]] if "netdev" in arguments else []
+        elif name in self.there[kind]:
+            self.there[kind].remove(name)
+        else:
+            raise GuestError(f"there is no {name}")
+        return None
+
+
+def test_ids_are_ids_whatever_the_netdevs_are_called(tmp_path: Path) -> None:
+    """QEMU names a netdev by itself #net042, which it takes for no id of an object."""
+
+    async def play() -> None:
+        qemu = Objects()
+        gate = NetGate(cast(Monitor, qemu), tmp_path, LIMIT)
+        names = ["#net042", "net0", "#net142", "a b", "n" * 200]
+        await gate.install(names)
+        assert list(gate.gates) == names
+        assert qemu.netdevs == [name for name in names for _ in range(2)]
+        assert len(qemu.there["object"]) == len(qemu.there["chardev"]) == 2 * len(names)
+        await NetGate.clean(cast(Monitor, qemu))  # as the next colo does where this one is killed
+        assert qemu.there == {"object": [], "chardev": []}
+        await gate.remove()
+        for end in qemu.ends.values():
+            end.close()
+
+    asyncio.run(play())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from colo.errors import GuestError
-from colo.qemu.preload import tcg_preload
+from colo.qemu.preload import needs_preload, tcg_preload
 
 
 def test_a_cache_folder_that_cannot_be_looked_into_says_what_to_do(
@@ -41,3 +41,19 @@ def test_no_home_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "expanduser", homeless)
     with pytest.raises(GuestError, match="set XDG_CACHE_HOME"):
         tcg_preload()
+
+
+@pytest.mark.parametrize(
+    ("major", "accelerator", "main_blocks", "needed"),
+    [
+        (7, "tcg", 1, True),
+        (7, "kvm", 2, False),
+        (11, "tcg", 1, False),
+        (11, "tcg", 2, True),
+        (11, "kvm", 2, False),
+    ],
+)
+def test_it_is_for_tcg_of_an_old_qemu_or_of_memory_in_several_blocks(
+    major: int, accelerator: str, main_blocks: int, needed: bool
+) -> None:
+    assert needs_preload(major, accelerator, main_blocks) is needed

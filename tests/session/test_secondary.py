@@ -98,7 +98,7 @@ class Session:
         self.now = 0.0
         self.serves = True
         self.figures = Figures()
-        self.store = Store(folder / "store", RAM, limits)
+        self.store = Store(folder / "store", (RAM,), limits)
         self.begin(checks)
 
     def begin(self, checks: Checks | None = None) -> None:

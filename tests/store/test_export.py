@@ -38,7 +38,7 @@ hexed = bytes.fromhex
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "store", RAM, LIMITS)
+    store = Store(tmp_path / "store", (RAM,), LIMITS)
     store.define((RAM, RSDP))
     for run in (full(RAM, range(8)), fill(RAM, range(4, 12), 5), full(RSDP, [0])):
         store.write(run)
@@ -85,7 +85,7 @@ MAPPED = (
 
 
 def test_a_stream_for_mapped_memory_leaves_that_memory_out(store: Store) -> None:
-    data = b"".join(migration_stream(store, {"pc.ram"}))
+    data = b"".join(migration_stream(store, {"pc.ram": 0}))
     assert data.startswith(MAPPED)
     found = naive(data, with_addresses=True)
     assert found.addresses == (0, 0)
@@ -98,15 +98,17 @@ def test_a_stream_for_mapped_memory_leaves_that_memory_out(store: Store) -> None
 
 
 def test_everything_may_be_mapped(store: Store) -> None:
-    found = naive(b"".join(migration_stream(store, {"pc.ram", RSDP.name})), with_addresses=True)
-    assert (found.pages, found.blocks) == ([], (RAM, RSDP))
+    found = naive(
+        b"".join(migration_stream(store, {"pc.ram": 0, RSDP.name: 0x10000})), with_addresses=True
+    )
+    assert (found.pages, found.blocks, found.addresses) == ([], (RAM, RSDP), (0, 0x10000))
 
 
 def test_a_stream_begins_only_from_a_whole_checkpoint_that_is_applied(
     store: Store, tmp_path: Path
 ) -> None:
     with pytest.raises(AssertionError):
-        next(migration_stream(Store(tmp_path / "empty", RAM, LIMITS)))
+        next(migration_stream(Store(tmp_path / "empty", (RAM,), LIMITS)))
     store.stage(full(RAM, [0]))
     store.commit(1, later_devices(1))
     with pytest.raises(AssertionError):

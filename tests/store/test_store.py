@@ -36,7 +36,7 @@ def images(store: Store) -> dict[str, bytes]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "web1", RAM, LIMITS)
+    return Store(tmp_path / "web1", (RAM,), LIMITS)
 
 
 # The model
@@ -62,7 +62,7 @@ class Model(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="colo-test-"))
-        self.store = Store(self.folder / "store", RAM, LIMITS)
+        self.store = Store(self.folder / "store", (RAM,), LIMITS)
         self.blocks: tuple[RamBlock, ...] = (RAM,)
         self.whole: dict[str, bytearray] | None = None  # the last whole checkpoint
         self.in_images = blank([RAM])  # what the images hold
@@ -257,14 +257,14 @@ def test_a_folder_that_exists_belongs_to_somebody(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "file").touch()
     with pytest.raises(StoreError, match="exists already: remove what an earlier run left"):
-        Store(tmp_path / "theirs", RAM, LIMITS)
+        Store(tmp_path / "theirs", (RAM,), LIMITS)
     assert (tmp_path / "theirs" / "file").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="file/store: Not a directory"):
-        Store(tmp_path / "file" / "store", RAM, LIMITS)
+        Store(tmp_path / "file" / "store", (RAM,), LIMITS)
 
 
 def test_too_little_room_is_told_with_its_figures_and_leaves_nothing(
@@ -274,7 +274,7 @@ def test_too_little_room_is_told_with_its_figures_and_leaves_nothing(
     monkeypatch.setattr(os, "statvfs", lambda folder: fake)
     limits = Limits(ram_bytes=576 << 20)
     with pytest.raises(StoreError) as caught:
-        Store(tmp_path / "store", RamBlock("pc.ram", 512 << 20), limits)
+        Store(tmp_path / "store", (RamBlock("pc.ram", 512 << 20),), limits)
     assert str(caught.value) == (
         f"{tmp_path / 'store'} has 64 MiB free, the checkpoint store needs 576 MiB: make room, "
         "or point [store] folder in the VM file at another one (a container often has a small "
@@ -291,7 +291,7 @@ def test_room_that_goes_away_in_the_meantime_leaves_nothing_either(
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(StoreError, match="No space left on device"):
-        Store(tmp_path / "store", RAM, LIMITS)
+        Store(tmp_path / "store", (RAM,), LIMITS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -305,7 +305,7 @@ def test_the_primarys_memory_has_to_be_as_long_as_ours(store: Store) -> None:
     with pytest.raises(PeerError) as caught:
         store.define((RSDP,))
     assert "has no such block" in str(caught.value)
-    assert str(caught.value).endswith(", and -machine memory-backend=pc.ram")
+    assert str(caught.value).endswith(", and the memory backends: one is to be pc.ram")
 
 
 def test_blocks_over_the_limit_are_refused(store: Store) -> None:
@@ -328,5 +328,40 @@ def test_a_block_that_can_be_no_file_is_an_error_of_ours_to_tell(store: Store, n
 def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     """It may be a mount that is missing."""
     with pytest.raises(StoreError, match=rf"^\[store\] folder = {tmp_path}/none: it is not there"):
-        Store(tmp_path / "none" / "web1", RAM, LIMITS)
+        Store(tmp_path / "none" / "web1", (RAM,), LIMITS)
     assert list(tmp_path.iterdir()) == []
+
+
+NODES = (RamBlock("a", 4 << 20), RamBlock("b", 2 << 20))
+
+
+def test_main_memory_may_be_several_blocks(tmp_path: Path) -> None:
+    store = Store(tmp_path / "web1", NODES, Limits(ram_bytes=8 << 20))
+    inodes = {name: image.path.stat().st_ino for name, image in store.images.items()}
+    assert list(inodes) == ["a", "b"]
+    store.define((RSDP, NODES[1], NODES[0]))
+    store.write(full(NODES[1], [5], 7))
+    assert {block.name: store.images[block.name].path.stat().st_ino for block in NODES} == inodes
+    assert images(store)["b"][5 * 4096 : 6 * 4096] == full(NODES[1], [5], 7).content.tobytes()
+    assert store.status()["guest_bytes"] == 6 << 20
+    assert store.status()["store_bytes"] == (6 << 20) + RSDP.length
+    store.define(NODES)
+    assert list(store.images) == ["a", "b"]
+    store.remove()
+    assert not store.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "told"),
+    [
+        ((NODES[0],), "memory b has no such block, the VM file says 2 MiB"),
+        ((NODES[0], RamBlock("b", 1 << 20)), "memory b has 1 MiB, the VM file says 2 MiB"),
+        ((*NODES, RamBlock("vga", 3 << 20)), "besides -m takes 3 MiB"),
+    ],
+)
+def test_each_block_of_main_memory_has_to_be_as_long_as_ours(
+    theirs: tuple[RamBlock, ...], told: str, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "web1", NODES, Limits(ram_bytes=8 << 20))
+    with pytest.raises(Misfit, match=told):
+        store.define(theirs)

@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def made(folder: Path) -> Store:
-    store = Store(folder, RAM, LIMITS)
+    store = Store(folder, (RAM,), LIMITS)
     begin(store)
     return store
 
@@ -202,7 +202,7 @@ def test_it_ends_with_its_checkpoint(store: Store) -> None:
 
 def test_there_is_none_before_the_first_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no whole checkpoint"):
-        View(Store(tmp_path / "empty", RAM, LIMITS))
+        View(Store(tmp_path / "empty", (RAM,), LIMITS))
 
 
 def test_a_closed_view_costs_the_store_nothing(store: Store) -> None:

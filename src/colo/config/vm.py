@@ -62,7 +62,7 @@ from colo.config.tables import read_table
 from colo.errors import UsageError
 from colo.migration.ram import Limits
 from colo.packets.pace import Pace
-from colo.qemu.command_line import memory_size
+from colo.qemu.command_line import Backend, main_memory
 
 __all__ = [
     "Checkpoints",
@@ -227,9 +227,14 @@ class VmConfig:
         )
 
     @property
+    def backends(self) -> tuple[Backend, ...]:
+        """What the VM's main memory is made of."""
+        return main_memory(self.qemu.args)
+
+    @property
     def memory(self) -> int:
-        """The size of the VM's main memory in bytes, from ``-m``."""
-        return memory_size(self.qemu.args)
+        """The size of the VM's main memory in bytes."""
+        return sum(backend.block.length for backend in self.backends)
 
     @property
     def limits(self) -> Limits:
@@ -292,10 +297,12 @@ def _check(config: VmConfig) -> None:
 
 def _check_args(qemu: QemuArgs) -> None:
     for arg in (*qemu.args, *qemu.primary.args, *qemu.secondary.args):
-        if arg in _OWN_OPTIONS:
-            raise UsageError(f"[qemu] args: remove {arg}: {_OWN_OPTIONS[arg]}")
-        if "memory-backend=" in arg:
-            raise UsageError(f"[qemu] args: remove {arg}: colo adds the memory backend")
-    for host in (qemu.primary, qemu.secondary):
-        if "-m" in host.args:
-            raise UsageError("[qemu] args: -m belongs to both hosts, not to one of them")
+        option = arg.removeprefix("-") if arg.startswith("--") else arg
+        if option in _OWN_OPTIONS:
+            raise UsageError(f"[qemu] args: remove {arg}: {_OWN_OPTIONS[option]}")
+    for arg in (*qemu.primary.args, *qemu.secondary.args):
+        if arg in ("-m", "-numa") or "memory-backend" in arg:
+            raise UsageError(
+                f"[qemu] args: {arg} belongs to both hosts, not to one of them: host B puts its "
+                "own files in the place of memory backends"
+            )

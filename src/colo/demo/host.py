@@ -79,7 +79,7 @@ async def _live(options: argparse.Namespace) -> None:
 async def _stand_by(guest: MemoryGuest, listen: str, folder: Path) -> None:
     """Keep a primary's checkpoints until it is lost, and take its guest over."""
     loop = asyncio.get_running_loop()
-    store = Store(folder, guest.block, Limits(2 * guest.block.length))
+    store = Store(folder, (guest.block,), Limits(2 * guest.block.length))
     gone: asyncio.Future[ColoError] = loop.create_future()
     try:
         with parse_address(listen).listen() as server:

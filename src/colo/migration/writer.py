@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -19,7 +19,6 @@ from colo.migration.format import (
     CONTINUE,
     FILE_MAGIC,
     FILE_VERSION,
-    IGNORE_SHARED,
     PAGE,
     PAGE_SIZE,
     RAM_SECTION,
@@ -130,23 +129,24 @@ def shut(error: int = 0) -> bytes:
 
 
 class RamWriter:
-    """The content of the ram section's items."""
+    """The content of the ram section's items.
 
-    def __init__(self) -> None:
+    ``addresses``: with x-ignore-shared each block is listed with its address in the machine's
+    memory, 0 where it is not named there.  QEMU checks that of shared blocks only.
+    """
+
+    def __init__(self, addresses: Mapping[str, int] | None = None) -> None:
+        self._addresses = addresses
         self._current: RamBlock | None = None
 
-    def blocks(self, blocks: Iterable[RamBlock], addresses: dict[str, int] | None = None) -> bytes:
-        """The content of START: the block list.
-
-        With x-ignore-shared each block has its guest-physical address too: from ``addresses``,
-        where a block that is not there has address 0.  QEMU checks it for shared blocks only.
-        """
+    def blocks(self, blocks: Iterable[RamBlock]) -> bytes:
+        """The content of START: the block list."""
         listed = list(blocks)
         data = struct.pack(">Q", sum(b.length for b in listed) | RamFlag.MEM_SIZE)
         for block in listed:
             data += _name(block.name) + struct.pack(">Q", block.length)
-            if addresses is not None:
-                data += struct.pack(">Q", addresses.get(block.name, 0))
+            if self._addresses is not None:
+                data += struct.pack(">Q", self._addresses.get(block.name, 0))
         return data + self.end()
 
     def pages(self, run: PageRun) -> bytes:
@@ -201,8 +201,7 @@ def before_pages(
     commands: bytes = b"",
 ) -> bytes:
     """What of a full migration comes before its pages: from magic to the head of a PART item."""
-    addresses: dict[str, int] | None = {} if IGNORE_SHARED in content.capabilities else None
-    start = ram_section(Section.START, section_id, ram.blocks(blocks, addresses))
+    start = ram_section(Section.START, section_id, ram.blocks(blocks))
     return header(content) + commands + start + ram_item(Section.PART, section_id)
 
 

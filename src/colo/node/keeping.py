@@ -23,7 +23,6 @@ from colo.errors import ColoError, LocalError, Misfit, PeerError
 from colo.membership.decision import Decision, Heard, LinkState, OnLoss, decide_secondary
 from colo.membership.grant import Grant
 from colo.membership.words import Hello, Word, WordKind
-from colo.migration.ram import RamBlock
 from colo.node.admission import Greeting
 from colo.node.afterwards import Afterwards, Stay
 from colo.node.leaving import to_its_end, until_one_ends
@@ -31,7 +30,6 @@ from colo.node.orders import Answer, Order, exported, serve_orders
 from colo.node.state_folder import StateFolder
 from colo.node.taking_over import Takeover
 from colo.protocol.tables import SecondaryEvent, SecondaryState
-from colo.qemu.command_line import RAM_BLOCK
 from colo.qemu.process import LaunchPlan
 from colo.qemu.standby import WaitingQemu
 from colo.session.awake import Awake
@@ -79,10 +77,10 @@ class SecondaryNode:
         self._refusals = Refusals()
         store_folder = folder.store(config.store.folder, config.name)
         folder.clean(store_folder)
-        self._store = Store(store_folder, RamBlock(RAM_BLOCK, config.memory), config.limits)
-        self.waiting = WaitingQemu(
-            plan, self._store.images[RAM_BLOCK].path, folder.path, self._write_status
-        )
+        main = tuple(backend.block for backend in config.backends)
+        self._store = Store(store_folder, main, config.limits)
+        files = {block.name: self._store.images[block.name].path for block in main}
+        self.waiting = WaitingQemu(plan, files, folder.path, self._write_status)
         self._session: Receiving | None = None
         self._last_session: Receiving | None = None
         self._link: Link | None = None

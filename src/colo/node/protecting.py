@@ -18,7 +18,7 @@ from qemu.qmp import EventListener
 from colo.arbiters.arbiter import Arbiter, claim, give_back
 from colo.arbiters.asking import reach
 from colo.config import VmConfig
-from colo.errors import ChannelLost, ColoError, GuestError, LocalError, PeerError
+from colo.errors import ChannelLost, ColoError, GuestError, LocalError, PeerError, QemuRefusal
 from colo.membership.grant import Ending, Grant
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.ending import LAST, End
@@ -108,7 +108,7 @@ class PrimaryNode:
         self._fate: End | None = None  # what no later session can change
         self._fated = asyncio.Event()
         self._refused = asyncio.Event()
-        self._final = False  # it was refused, and no further try changes that
+        self._final: ColoError | None = None  # a refusal that no further try changes
         self._shutdown: str | None = None
         self.standing = Standing.STARTING
         self._error: str | None = None
@@ -188,9 +188,8 @@ class PrimaryNode:
             await self._colo.run_alone()  # a colo that was killed left it in COLO
         await NetGate.clean(self._qemu)
         self._netdevs = await cards(self._qemu)
-        found = await obstacles(
-            self._qemu, self._netdevs, self._allow_disks, started=self._start is None
-        )
+        what = self._netdevs, self._allow_disks, self._start is None
+        found = await obstacles(self._qemu, self._config, *what)
         if found:
             raise GuestError("this VM cannot be protected: " + "; ".join(found))
         shutdowns = EventListener("SHUTDOWN")
@@ -210,8 +209,8 @@ class PrimaryNode:
             end = await self._protect()
             if end is not End.LOST:
                 return await self._ended(end)
-            if self._final and self._fate is None:
-                raise PeerError(self._error)
+            if self._final is not None and self._fate is None:
+                raise self._final
             if not self._was_protected:
                 await self._pause()
 
@@ -243,6 +242,8 @@ class PrimaryNode:
             await self._gate.install(self._netdevs)
             await self._start_colo(channel)
         except (GuestError, OSError) as error:
+            if isinstance(error, QemuRefusal) and not self._relayed:
+                self._final = GuestError(f"{error}; mend that, then start colo again")
             self._lost(error)
         if not self._relayed:
             channel.close()
@@ -349,7 +350,7 @@ class PrimaryNode:
         what = "the secondary is lost" if self._relayed else "the protection could not begin"
         if self._planned.is_going_over:
             self._say(f"switchover: {self._error}")
-        elif not self._final:  # else it is said at the end
+        elif self._final is None:  # else it is said at the end
             self._say(f"{what}: {self._error}")
         self._write_status()
         if self._planned.is_going_over:
@@ -363,8 +364,7 @@ class PrimaryNode:
             await reach(give_back, self._arbiter, self._solo.grant.holder, ending)
 
     def _hello(self) -> Hello:
-        grant = self._solo.grant
-        return Hello.ours(self._config, grant.number, grant.holder)
+        return Hello.ours(self._config, self._solo.grant.number, self._solo.grant.holder)
 
     async def _pause(self) -> None:
         """Wait before the next try, longer each time: every try copies the whole VM."""
@@ -391,7 +391,7 @@ class PrimaryNode:
     def _hear(self, word: Word) -> None:
         if word.kind is WordKind.REFUSED:
             self._error = f"{self._peer.to} refuses: {word.content.get('why')}"
-            self._final = word.content.get("final") is True
+            self._final = PeerError(self._error) if word.content.get("final") is True else None
             self._refused.set()
             self._lost(ChannelLost(self._error))
 

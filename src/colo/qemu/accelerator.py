@@ -14,9 +14,10 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from enum import Enum
 from typing import Final
 
-__all__ = ["kvm_works", "probe"]
+__all__ = ["Outcome", "probe", "try_kvm"]
 
 _FIRMWARE_SIZE: Final = 64 << 10
 _RESET_VECTOR: Final = _FIRMWARE_SIZE - 16
@@ -39,12 +40,26 @@ _PROGRAM: Final = b"".join(
 _PROBE_S: Final = 5.0
 
 
-def kvm_works(binary: str, args: Sequence[str]) -> bool:
+class Outcome(Enum):
+    """What came of a try; the text says what is the matter."""
+
+    WORKS = "it works"
+    CLOSED = "there is no /dev/kvm that may be opened"
+    REFUSED = "QEMU does not start a VM with it"
+    SPINS = (
+        f"a VM does not get through a program of a tenth of a second in {_PROBE_S:.0f} s, though "
+        "it may be called running"
+    )
+
+
+def try_kvm(binary: str, args: Sequence[str]) -> Outcome:
     """Try KVM with the ``-cpu`` of ``args``; takes at most 5 seconds."""
-    return os.access("/dev/kvm", os.R_OK | os.W_OK) and probe(binary, "kvm", args)
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return Outcome.CLOSED
+    return probe(binary, "kvm", args)
 
 
-def probe(binary: str, accelerator: str, args: Sequence[str]) -> bool:
+def probe(binary: str, accelerator: str, args: Sequence[str]) -> Outcome:
     """Whether the firmware counts down in time under this accelerator."""
     cpu = [
         part
@@ -69,6 +84,8 @@ def probe(binary: str, accelerator: str, args: Sequence[str]) -> bool:
                 timeout=_PROBE_S,
                 check=False,
             )
-        except (OSError, subprocess.TimeoutExpired):
-            return False
-    return done.returncode == _EXIT_CODE
+        except subprocess.TimeoutExpired:
+            return Outcome.SPINS
+        except OSError:
+            return Outcome.REFUSED
+    return Outcome.WORKS if done.returncode == _EXIT_CODE else Outcome.REFUSED

@@ -1,55 +1,282 @@
-"""What QEMU's arguments say: its memory, its accelerator.  It starts nothing and asks nobody."""
+"""What QEMU's arguments say: its memory, its accelerators.  It starts nothing and asks nobody.
+
+Strategy.  An option's value is taken apart as QEMU does it: keys and values between commas, a
+comma within a value doubled, the first key implied, or all of it one JSON object.  Of an option
+that comes more than once the last value of each key counts.  Sizes are what both QEMU 7.2 and 11
+take, and what they make of them.
+
+The main memory is one block of the stream, or one for each NUMA node that has a backend.  On the
+host that waits each is a file, so ``with_files`` puts a backend of colo's own in the place of each
+that the arguments have, whatever kind that is, or adds the one that QEMU would make by itself.
+
+Source: ``do_strtosz`` in ``util/cutils.c`` (sizes), ``machine_set_mem`` and
+``numa_init_memdev_container`` in ``hw/core`` (memory), ``configure_accelerators`` in
+``softmmu/vl.c``.
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
 import re
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 from colo.errors import UsageError
 from colo.migration.format import PAGE_SIZE
+from colo.migration.ram import RamBlock
 
-__all__ = ["RAM_BLOCK", "memory_size", "named_accelerator"]
+__all__ = [
+    "Backend",
+    "escape",
+    "largest_first",
+    "main_memory",
+    "named_accelerators",
+    "parse_size",
+    "with_files",
+]
 
-#: What QEMU calls the main memory of its pc and q35 machines, and so its block in the stream.
-RAM_BLOCK: Final = "pc.ram"
+_DEFAULT_MEMORY: Final = 128 << 20
+_MEMORY_UNIT: Final = 8192
+#: What QEMU calls the memory that it makes by itself, by the first word of the machine's name.
+_DEFAULT_IDS: Final = {"microvm": "microvm.ram"}
+_PC_ID: Final = "pc.ram"
+_BACKEND: Final = "memory-backend-"
+#: With it the block is named after the object's whole path; machines before 4.0 have it on.
+_WHOLE_PATH: Final = "x-use-canonical-path-for-ramblock-id"
+_ON: Final = ("on", "yes", "true", "y", True)
 
-_QEMU_DEFAULT_MIB: Final = 128
-_UNITS: Final = {"": 1 << 20, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-def named_accelerator(args: Sequence[str]) -> str | None:
-    """Return "kvm", "tcg" or another that QEMU's arguments name, or None where they name none."""
-    for option, value in zip(args, [*args[1:], ""], strict=False):
-        if option in ("-enable-kvm", "--enable-kvm"):
-            return "kvm"
-        if option in ("-accel", "--accel"):
-            return value.split(",")[0].removeprefix("accel=")
-        if option in ("-machine", "-M", "--machine"):
-            for part in value.split(","):
-                if part.startswith("accel="):
-                    return part.removeprefix("accel=").split(":")[0]
-    return None
+_UNITS: Final = {unit: 1 << 10 * power for power, unit in enumerate("bkmgtpe")}
+_SIZE: Final = re.compile(r"\s*\+?(?P<whole>\d*)(?P<part>(?:\.\d*)?)(?P<unit>[bkmgtpe]?)")
+_HEX: Final = re.compile(r"\s*\+?0x([0-9a-f]+)")
+_SIZE_LIMIT: Final = 1 << 64
 
 
-def memory_size(args: Sequence[str]) -> int:
-    """Return the bytes that the last ``-m`` of QEMU's arguments asks for, or QEMU's default."""
-    text = f"{_QEMU_DEFAULT_MIB}"
-    for option, value in itertools.pairwise(args):
-        if option in ("-m", "--m"):
-            text = value
-    size = ""
-    for part in text.split(","):
-        key, _, value = part.rpartition("=")
-        if key in ("", "size"):
-            size = value
-        elif key in ("slots", "maxmem"):
-            raise UsageError(f"-m {text}: memory that is plugged in later cannot be protected")
-    match = re.fullmatch(r"(\d+)([bkmgt]?)", size.lower())
-    if match is None:
-        raise UsageError(f"-m {text}: not a size that QEMU knows, such as 512 or 2G")
-    memory = int(match[1]) * _UNITS[match[2]]
-    if not memory or memory % PAGE_SIZE:
-        raise UsageError(f"-m {text}: not a multiple of {PAGE_SIZE} bytes")
-    return memory
+@dataclass(frozen=True)
+class Backend:
+    """A memory backend: its object's id, its block in the stream, where that lies in the memory."""
+
+    id: str
+    block: RamBlock
+    address: int = 0
+    whole_path: bool = False
+
+
+def parse_size(text: str) -> int:
+    """The bytes that QEMU takes ``text`` for where it asks for a size.  Raises ValueError."""
+    text = text.lower()
+    if found := _HEX.fullmatch(text):
+        return int(found[1], 16)
+    match = _SIZE.fullmatch(text)
+    if match is None or not any(each.isdigit() for each in text):
+        raise ValueError(text)
+    unit = _UNITS[match["unit"] or "b"]
+    # QEMU has the part behind the point as a double, times 2^64.
+    part = int(float(f"0{match['part']}") * _SIZE_LIMIT) * unit
+    if unit == 1 and part:
+        raise ValueError(text)
+    size = int(match["whole"] or 0) * unit + (part >> 64) + (part >> 63 & 1)
+    if size >= _SIZE_LIMIT:
+        raise ValueError(text)
+    return size
+
+
+def named_accelerators(args: Sequence[str]) -> tuple[str, ...]:
+    """The accelerators that QEMU's arguments name, in the order in which it tries them."""
+    named: list[str] = []
+    for option, value in _options(args):
+        if option == "enable-kvm":
+            named.append("kvm")
+        elif option == "accel":
+            named.append(str(_keys(value, "accel").get("accel", "")))
+    machine = str(_machine(args).get("accel", ""))
+    return tuple(named) or tuple(each for each in machine.split(":") if each)
+
+
+def main_memory(args: Sequence[str]) -> tuple[Backend, ...]:
+    """The backends that the machine's memory is made of, by address.  Raises UsageError."""
+    objects = _backends(args)
+    nodes = dict(_numa_backends(args))
+    _refuse_others(args, objects)
+    if nodes:
+        return tuple(_placed(_backend(objects, nodes[number]) for number in sorted(nodes)))
+    machine = _machine(args)
+    if "memory-backend" in machine:
+        return (_backend(objects, str(machine["memory-backend"])),)
+    kind = str(machine.get("type", "")).split("-")[0]
+    own = _DEFAULT_IDS.get(kind, _PC_ID)
+    return (Backend(own, RamBlock(own, _memory_size(args))),)
+
+
+def largest_first(args: Sequence[str]) -> str | None:
+    """Which of the main backends has to be named first, and is not; None where that is right.
+
+    Under TCG QEMU ends itself where it clears what is written of a block that is longer than the
+    one that it made first: ``tlb_reset_dirty_range_all`` in ``system/physmem.c`` of 9.0 and later.
+    """
+    given = [each for name in _backends(args) for each in main_memory(args) if each.id == name]
+    largest = max(given, key=lambda each: each.block.length, default=None)
+    if largest is None or largest.block.length == given[0].block.length:
+        return None
+    return largest.id
+
+
+def with_files(args: Sequence[str], files: Mapping[str, str]) -> list[str]:
+    """The arguments with the main memory in ``files``, by the names of the blocks.
+
+    Raises UsageError, as ``main_memory``.
+    """
+    ours = {each.id: each for each in main_memory(args)}
+    given = _backends(args).keys() & ours.keys()
+    changed = list(args)
+    for at, (option, value) in enumerate(itertools.pairwise(args)):
+        if _name(option) == "object":
+            backend = ours.get(str(_keys(value, "qom-type").get("id", "")))
+            if backend is not None:
+                changed[at + 1] = _file_backend(backend, files)
+    for backend in ours.values():
+        if backend.id not in given:
+            changed += ["-object", _file_backend(backend, files)]
+            changed += ["-machine", f"memory-backend={backend.id}"]
+    return changed
+
+
+def escape(value: object) -> str:
+    """A value inside a QEMU option: its commas are doubled."""
+    return str(value).replace(",", ",,")
+
+
+# -- options -------------------------------------------------------------------------------------
+
+
+def _name(option: str) -> str | None:
+    """An option's name without its dashes; None where it is none."""
+    return option.removeprefix("-").removeprefix("-") if option.startswith("-") else None
+
+
+def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each option and what follows it, whether that is its value or not."""
+    for option, value in itertools.zip_longest(args, args[1:], fillvalue=""):
+        if (name := _name(option)) is not None:
+            yield name, value
+
+
+def _keys(value: str, implied: str) -> dict[str, Any]:
+    """The keys and values of an option; ``implied``: the key of a first value that has none."""
+    if value.startswith("{"):
+        try:
+            found = json.loads(value)
+        except ValueError:
+            found = None
+        return found if isinstance(found, dict) else {}
+    keys: dict[str, Any] = {}
+    for number, part in enumerate(value.replace(",,", "\0").split(",")):
+        key, equals, text = part.replace("\0", ",").partition("=")
+        if not equals and number == 0:
+            keys[implied] = key
+        elif key:
+            keys[key] = text if equals else "on"
+    return keys
+
+
+def _machine(args: Sequence[str]) -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    for option, value in _options(args):
+        if option in ("machine", "M"):
+            keys |= _keys(value, "type")
+    return keys
+
+
+# -- memory --------------------------------------------------------------------------------------
+
+
+def _memory_size(args: Sequence[str]) -> int:
+    """The bytes that ``-m`` asks for.  What may be plugged in later is no part of it."""
+    keys: dict[str, Any] = {}
+    for option, value in _options(args):
+        if option == "m":
+            keys |= _keys(value, "size")
+    text = str(keys.get("size", "0"))
+    try:
+        size = parse_size(f"{text}M" if text[-1:].isdigit() else text)
+        parse_size(text)  # the size of a part needs a unit of its own
+    except ValueError:
+        raise UsageError(
+            f"-m {text}: not a size that QEMU 7.2 and 11 take alike, such as 512, 1.5G or 0.25G"
+        ) from None
+    return -(-size // _MEMORY_UNIT) * _MEMORY_UNIT or _DEFAULT_MEMORY
+
+
+def _backends(args: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The memory backends among the objects, by their ids."""
+    objects = [_keys(value, "qom-type") for option, value in _options(args) if option == "object"]
+    return {
+        str(keys.get("id", "")): keys
+        for keys in objects
+        if str(keys.get("qom-type", "")).startswith(_BACKEND)
+    }
+
+
+def _numa_backends(args: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """The number of each NUMA node that has a backend, and the backend's id."""
+    count = 0
+    for option, value in _options(args):
+        keys = _keys(value, "type") if option == "numa" else {}
+        if keys.get("type") != "node":
+            continue
+        number = str(keys.get("nodeid", count))
+        count += 1
+        if "memdev" in keys:
+            if not number.isdigit():
+                raise UsageError(f"-numa {value}: nodeid has to be a number")
+            yield int(number), str(keys["memdev"])
+
+
+def _refuse_others(args: Sequence[str], objects: Mapping[str, object]) -> None:
+    """Refuse devices that bring memory of their own, or share theirs with somebody."""
+    for option, value in _options(args):
+        keys = _keys(value, "driver") if option == "device" else {}
+        if keys.get("memdev") in objects:
+            raise UsageError(
+                f"[qemu] args: take out the device {keys.get('driver')} with memdev="
+                f"{keys['memdev']}: memory that is plugged in, shared or a file's is not protected"
+            )
+
+
+def _backend(objects: Mapping[str, Mapping[str, Any]], name: str) -> Backend:
+    keys = objects.get(name)
+    if keys is None:
+        raise UsageError(
+            f"[qemu] args: the memory backend {name!r} is used, and no -object {_BACKEND}… there "
+            "has that id: both hosts need it, so it belongs to [qemu] args"
+        )
+    try:
+        given = keys["size"]
+        size = given if type(given) is int else parse_size(str(given))
+    except (KeyError, ValueError):
+        raise UsageError(
+            f"[qemu] args: the memory backend {name!r} needs a size= that QEMU knows, such as 512M"
+        ) from None
+    if size <= 0 or size % PAGE_SIZE:
+        raise UsageError(
+            f"[qemu] args: the memory backend {name!r} of {size} bytes: not a multiple of "
+            f"{PAGE_SIZE} bytes"
+        )
+    whole_path = keys.get(_WHOLE_PATH) in _ON
+    return Backend(name, RamBlock(f"/objects/{name}" if whole_path else name, size), 0, whole_path)
+
+
+def _placed(backends: Iterator[Backend]) -> Iterator[Backend]:
+    """One behind the other in the machine's memory."""
+    address = 0
+    for each in backends:
+        yield Backend(each.id, each.block, address, each.whole_path)
+        address += each.block.length
+
+
+def _file_backend(backend: Backend, files: Mapping[str, str]) -> str:
+    block = backend.block
+    text = f"{_BACKEND}file,id={escape(backend.id)},share=on,size={block.length}"
+    text += f",mem-path={escape(files[block.name])}"
+    return f"{text},{_WHOLE_PATH}=on" if backend.whole_path else text

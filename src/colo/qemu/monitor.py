@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
-from colo.errors import GuestError
+from colo.errors import GuestError, QemuRefusal
 
 __all__ = ["MIGRATION_OVER", "AttachedQemu", "Monitor"]
 
@@ -53,7 +53,7 @@ class Monitor:
             async with asyncio.timeout(_COMMAND_S):
                 return await self.qmp.execute(command, names or None, oob=oob)
         except ExecuteError as error:
-            raise GuestError(f"QEMU refuses {command}: {error}") from error
+            raise QemuRefusal(f"QEMU refuses {command}: {error}") from error
         except TimeoutError:
             raise GuestError(f"QEMU did not answer {command} in {_COMMAND_S:.0f} s") from None
         except (QMPError, asyncio.IncompleteReadError, OSError, EOFError) as error:

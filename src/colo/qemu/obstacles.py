@@ -7,10 +7,14 @@ import os
 from pathlib import Path
 from typing import Final
 
+from colo.config import VmConfig
+from colo.config.vm import QemuArgs
 from colo.errors import GuestError
-from colo.qemu.command_line import RAM_BLOCK
+from colo.qemu.accelerator import Outcome, try_kvm
+from colo.qemu.command_line import Backend, largest_first
 from colo.qemu.monitor import MIGRATION_OVER, Monitor
-from colo.qemu.preload import PRELOAD_NAME, PRELOADED_MAJORS, tcg_preload
+from colo.qemu.preload import PRELOAD_NAME, needs_preload, tcg_preload
+from colo.qemu.process import NOT_LARGEST_FIRST
 
 __all__ = ["obstacles"]
 
@@ -18,11 +22,15 @@ _VHOST: Final = "/dev/vhost-net"
 
 
 async def obstacles(
-    qemu: Monitor, netdevs: list[str], allow_disks: bool, started: bool = True
+    qemu: Monitor,
+    config: VmConfig,
+    netdevs: list[str],
+    allow_disks: bool,
+    started: bool = True,
 ) -> list[str]:
     """Return what stands in the way, a line each, with what to do.  Raises GuestError.
 
-    ``started``: the VM is to run already.
+    ``config``: the VM file that is to describe it.  ``started``: the VM is to run already.
     """
     found = []
     state = (await qemu.execute("query-status"))["status"]
@@ -46,7 +54,7 @@ async def obstacles(
         found.append("the machine has no devices: is this a VM?")
     for name in sorted({name for name in netdevs if netdevs.count(name) > 1}):
         found.append(f"netdev {name} has several queues, which QEMU cannot filter: start it with 1")
-    if await _lacks_preload(qemu):
+    if await _lacks_preload(qemu, len(config.backends)):
         found.append(await _preload_advice())
     if netdevs and _opens(qemu.pid, _VHOST):
         found.append("vhost is on, which leads packets past QEMU: start the netdev with vhost=off")
@@ -59,12 +67,40 @@ async def obstacles(
                     f"disk {name} is written and nobody replicates it: take it out, make it "
                     "read-only, or say --unprotected-disks"
                 )
-    memory = await qemu.execute("query-memdev")
-    if RAM_BLOCK not in {backend.get("id") for backend in memory}:
+    found += await _memory(qemu, config.backends)
+    first = largest_first(config.qemu.args)
+    if first is not None and not (await qemu.execute("query-kvm"))["enabled"]:
+        found.append(NOT_LARGEST_FIRST.format(first))
+    if started and await _spins(qemu, config.qemu):
         found.append(
-            f"the VM's memory is not one backend named {RAM_BLOCK}: use -machine pc or q35 and -m"
+            f"it runs under KVM, which does not work on this host: {Outcome.SPINS.value}: start "
+            "QEMU on another host, or with -accel tcg"
         )
     return found
+
+
+async def _memory(qemu: Monitor, ours: tuple[Backend, ...]) -> list[str]:
+    """What of its memory is not as the VM file says, or cannot be protected."""
+    sizes = {each.get("id"): each.get("size") for each in await qemu.execute("query-memdev")}
+    found = [
+        f"the VM's memory has no backend {each.id} of {each.block.length} bytes (its backends: "
+        f"{', '.join(f'{name} of {size}' for name, size in sizes.items()) or 'none'}): make -m, "
+        "-object memory-backend-… and -numa in [qemu] args what QEMU was started with"
+        for each in ours
+        if sizes.get(each.id) != each.block.length
+    ]
+    for device in await qemu.execute("query-memory-devices"):
+        content = device["data"]
+        name = content.get("id") or content.get("memdev")
+        found.append(f"the memory device {name} ({device['type']}) is plugged in: take it out")
+    return found
+
+
+async def _spins(qemu: Monitor, ours: QemuArgs) -> bool:
+    """Whether this host's KVM does not get a VM on, as far as can be known."""
+    if not (await qemu.execute("query-kvm"))["enabled"]:
+        return False
+    return await asyncio.to_thread(try_kvm, ours.binary, ours.args) is Outcome.SPINS
 
 
 async def _left_by_colo(qemu: Monitor) -> bool:
@@ -73,11 +109,11 @@ async def _left_by_colo(qemu: Monitor) -> bool:
     return any(each["state"] for each in capabilities if each["capability"] == "x-colo")
 
 
-async def _lacks_preload(qemu: Monitor) -> bool:
-    """Whether this QEMU would stand still after its first checkpoint, as far as we may see."""
-    if (await qemu.execute("query-version"))["qemu"]["major"] not in PRELOADED_MAJORS:
-        return False
-    if (await qemu.execute("query-kvm"))["enabled"]:
+async def _lacks_preload(qemu: Monitor, main_blocks: int) -> bool:
+    """Whether this QEMU needs the library and has it not, as far as we may see."""
+    major = (await qemu.execute("query-version"))["qemu"]["major"]
+    accelerator = "kvm" if (await qemu.execute("query-kvm"))["enabled"] else "tcg"
+    if not needs_preload(major, accelerator, main_blocks):
         return False
     try:
         return PRELOAD_NAME not in Path(f"/proc/{qemu.pid}/maps").read_text(errors="replace")
@@ -91,8 +127,8 @@ async def _preload_advice() -> str:
     except GuestError:  # no compiler here: whoever builds it is told so
         library = "the library that the manual names"
     return (
-        "this QEMU under TCG deadlocks after its first checkpoint: start it by `colo run`, with "
-        f"LD_PRELOAD={library}, or with KVM"
+        "this QEMU under TCG does not get its memory through checkpoints: start it by `colo run`, "
+        f"with LD_PRELOAD={library}, or with KVM"
     )
 
 

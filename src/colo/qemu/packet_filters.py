@@ -94,8 +94,9 @@ class NetGate:
     async def install(self, netdevs: list[str]) -> None:
         """Put a gate, open, before each netdev.  Raises GuestError and leaves nothing behind."""
         try:
-            for netdev in netdevs:
-                door = _Door(self._qemu, self._folder, netdev, Gate(self._limit), self.on_held)
+            for number, netdev in enumerate(netdevs):
+                gate = Gate(self._limit)
+                door = _Door(self._qemu, self._folder, netdev, number, gate, self.on_held)
                 self._doors.append(door)
                 await door.install()
         except GuestError:
@@ -169,10 +170,13 @@ class _Door:
         qemu: Monitor,
         folder: Path,
         netdev: str,
+        number: int,
         gate: Gate,
         on_held: Callable[[], None],
     ) -> None:
         self.netdev = netdev
+        # Not of the netdev's name: one that QEMU gave itself, such as #net042, can be no id.
+        self._id = f"{_PREFIX}net{number}"
         self.gate = gate
         self._qemu = qemu
         self._folder = folder
@@ -188,8 +192,8 @@ class _Door:
         self._back = await self._chardev("back")
         self._out = await self._chardev("out")
         # The filter that takes packets back in has to stand behind the one that leads them out.
-        await self._filter("back", indev=f"{_PREFIX}{self.netdev}-back")
-        await self._filter("out", outdev=f"{_PREFIX}{self.netdev}-out")
+        await self._filter("back", indev=f"{self._id}-back")
+        await self._filter("out", outdev=f"{self._id}-out")
         self._loop.add_reader(self._out, self._readable)
 
     async def remove(self) -> None:
@@ -284,7 +288,7 @@ class _Door:
 
     async def _chardev(self, which: str) -> socket.socket:
         """Have QEMU connect a character device to us; return our end."""
-        name = f"{_PREFIX}{self.netdev}-{which}"
+        name = f"{self._id}-{which}"
         path = self._folder / f"gate-{which}.sock"  # one after another
         with listening(path) as server:
             try:
@@ -306,7 +310,7 @@ class _Door:
         return sock
 
     async def _filter(self, which: str, **ends: Any) -> None:
-        name = f"{_PREFIX}{self.netdev}-{which}-filter"
+        name = f"{self._id}-{which}-filter"
         await self._qemu.execute(
             "object-add",
             qom_type="filter-redirector",

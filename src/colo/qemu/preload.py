@@ -1,4 +1,4 @@
-"""Builds ``tcg_preload.c``, which QEMU 7.2 needs to be a COLO primary under TCG."""
+"""Builds ``tcg_preload.c``, which some QEMUs need to be a COLO primary under TCG."""
 
 from __future__ import annotations
 
@@ -12,15 +12,24 @@ from typing import Final
 
 from colo.errors import GuestError
 
-__all__ = ["PRELOADED_MAJORS", "PRELOAD_NAME", "cache_folder", "tcg_preload"]
+__all__ = ["PRELOAD_NAME", "cache_folder", "needs_preload", "tcg_preload"]
 
-#: The major versions that need the library as a primary under TCG.
-PRELOADED_MAJORS: Final = (7,)
+#: The major versions that need the library whatever the VM.
+_MAJORS: Final = (7,)
 #: How the library's name begins.
 PRELOAD_NAME: Final = "tcg-preload"
 
 _SOURCE: Final = Path(__file__).with_name("tcg_preload.c")
 _COMPILE_S: Final = 60
+
+
+def needs_preload(major: int, accelerator: str, main_blocks: int) -> bool:
+    """Whether a QEMU of this major version needs the library as a primary.
+
+    With several blocks of main memory every version does: only of the block that it made first does
+    QEMU look for what was written after it had been sent.
+    """
+    return accelerator == "tcg" and (major in _MAJORS or main_blocks > 1)
 
 
 def cache_folder() -> Path:
@@ -44,8 +53,8 @@ def tcg_preload() -> Path:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise GuestError(
-            "QEMU 7.2 under TCG needs a small library, and there is no C compiler to build it: "
-            "install gcc and libc6-dev, or use KVM or QEMU 11"
+            "this QEMU under TCG needs a small library, and there is no C compiler to build it: "
+            "install gcc and libc6-dev, or use KVM, or QEMU 11 with memory of one block"
         )
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +83,6 @@ def _no_folder(error: OSError | RuntimeError) -> GuestError:
     """The folder for what is built cannot be had, or there is no home for it."""
     where = f"{cache_folder()}: {error.strerror}" if isinstance(error, OSError) else str(error)
     return GuestError(
-        f"{where}: QEMU 7.2 under TCG needs a small library that is kept there: set XDG_CACHE_HOME "
-        "to a folder that colo may write"
+        f"{where}: this QEMU under TCG needs a small library that is kept there: set "
+        "XDG_CACHE_HOME to a folder that colo may write"
     )

@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,13 +20,20 @@ from typing import Final
 from qemu.qmp import QMPError
 
 from colo.config import VmConfig
+from colo.config.vm import QemuArgs
 from colo.errors import GuestError
-from colo.qemu.accelerator import kvm_works
-from colo.qemu.command_line import RAM_BLOCK, named_accelerator
+from colo.qemu.accelerator import Outcome, try_kvm
+from colo.qemu.command_line import escape, largest_first, named_accelerators, with_files
 from colo.qemu.monitor import Monitor
-from colo.qemu.preload import PRELOADED_MAJORS, tcg_preload
+from colo.qemu.preload import needs_preload, tcg_preload
 
-__all__ = ["LaunchPlan", "Qemu", "plan", "version_of"]
+__all__ = ["NOT_LARGEST_FIRST", "LaunchPlan", "Qemu", "plan", "version_of"]
+
+#: What is told where ``largest_first`` names one.
+NOT_LARGEST_FIRST: Final = (
+    "under TCG QEMU would end at its first checkpoint, as its first memory backend is not the "
+    "largest: have the -object of {} before the others, in [qemu] args and where QEMU is started"
+)
 
 _START_S: Final = 20.0
 _LAST_WORDS: Final = 600  # bytes
@@ -61,15 +68,14 @@ class LaunchPlan:
     accelerator_args: tuple[str, ...]
     environment: dict[str, str]
 
-    def waiting(self, image: Path) -> list[str]:
-        """The command line of a QEMU whose memory is ``image`` and that waits for a VM."""
-        backend = f"memory-backend-file,id={RAM_BLOCK},share=on,mem-path={_escape(image)}"
-        return [
-            *self._machine(self.config.qemu.secondary.args),
-            *("-object", f"{backend},size={self.config.memory}"),
-            *("-machine", f"memory-backend={RAM_BLOCK}"),
-            *("-incoming", "defer"),
-        ]
+    def waiting(self, images: Mapping[str, Path]) -> list[str]:
+        """The command line of a QEMU that waits for a VM.
+
+        ``images``: the files that are its memory, by the names of their blocks.
+        """
+        command = self._machine(self.config.qemu.secondary.args)
+        files = {name: str(path) for name, path in images.items()}
+        return [*with_files(command, files), "-incoming", "defer"]
 
     def primary(self) -> list[str]:
         """The command line of a QEMU that runs the VM."""
@@ -87,18 +93,38 @@ class LaunchPlan:
 def plan(config: VmConfig) -> LaunchPlan:
     """Work out how to start this VM's QEMU here: version, accelerator, preload.
 
-    Takes up to 5 seconds where KVM is there and does not work.  Raises GuestError.
+    Takes up to 5 seconds where KVM is there and does not work.  Raises GuestError; also where KVM
+    is wanted and does not work, as QEMU would call such a VM running.
     """
     version = version_of(config.qemu.binary)
-    named = named_accelerator(config.qemu.args)
-    accelerator = named or config.qemu.accel
-    if accelerator == "auto":
-        accelerator = "kvm" if kvm_works(config.qemu.binary, config.qemu.args) else "tcg"
+    named = named_accelerators(config.qemu.args)
+    accelerator = _working(config.qemu, named)
+    first = largest_first(config.qemu.args) if accelerator == "tcg" else None
+    if first is not None:
+        raise GuestError(NOT_LARGEST_FIRST.format(first))
     environment = dict(os.environ)
-    if accelerator == "tcg" and version[0] in PRELOADED_MAJORS:
+    if needs_preload(version[0], accelerator, len(config.backends)):
         environment["LD_PRELOAD"] = str(tcg_preload())
     args = () if named else ("-accel", accelerator)
     return LaunchPlan(config, version, accelerator, args, environment)
+
+
+def _working(qemu: QemuArgs, named: Sequence[str]) -> str:
+    """The accelerator that QEMU will take, of those named, or that colo takes."""
+    wanted = named or {"auto": ("kvm", "tcg")}.get(qemu.accel, (qemu.accel,))
+    if wanted[0] != "kvm":
+        return wanted[0]
+    outcome = try_kvm(qemu.binary, qemu.args)
+    if outcome is Outcome.WORKS:
+        return "kvm"
+    # QEMU itself takes the next one named only where KVM cannot be opened.
+    if wanted[1:] and (outcome is Outcome.CLOSED or not named):
+        return wanted[1]
+    raise GuestError(
+        f"KVM is wanted ({'[qemu] args' if named else '[qemu] accel'}) and does not work on this "
+        f"host: {outcome.value}: mend that, or use another host, or have TCG on both "
+        "hosts (-accel tcg)"
+    )
 
 
 class Qemu(Monitor):
@@ -220,17 +246,12 @@ class Qemu(Monitor):
         return [
             part
             for socket in (self.qmp_socket, self._own_socket)
-            for part in ("-qmp", f"unix:{_escape(socket)},server=on,wait=off")
+            for part in ("-qmp", f"unix:{escape(socket)},server=on,wait=off")
         ]
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def _escape(path: Path) -> str:
-    """A path inside a QEMU option: its commas are doubled."""
-    return str(path).replace(",", ",,")
 
 
 def _how_it_ended(code: int) -> str:

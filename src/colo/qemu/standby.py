@@ -1,4 +1,4 @@
-"""The QEMU that waits to take over: started early, listening, its RAM the store's image."""
+"""The QEMU that waits to take over: started early, listening, its RAM the store's images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -18,7 +18,6 @@ from colo.migration.fitting import Machine, check_blocks, check_devices
 from colo.migration.format import IGNORE_SHARED
 from colo.migration.ram import RamBlock
 from colo.migration.reader import Header, Migration
-from colo.qemu.command_line import RAM_BLOCK
 from colo.qemu.hardware import ask_machine
 from colo.qemu.identity import instance
 from colo.qemu.process import LaunchPlan, Qemu
@@ -45,10 +44,14 @@ class WaitingQemu:
     """
 
     def __init__(
-        self, plan: LaunchPlan, image: Path, folder: Path, on_change: Callable[[], None]
+        self,
+        plan: LaunchPlan,
+        images: Mapping[str, Path],
+        folder: Path,
+        on_change: Callable[[], None],
     ) -> None:
         self._plan = plan
-        self._image = image
+        self._images = images
         self._folder = folder
         self._incoming = folder / "incoming.sock"
         self._on_change = on_change
@@ -99,8 +102,10 @@ class WaitingQemu:
             await asyncio.wait_for(self._ready.wait(), _READY_S)
         except TimeoutError:
             raise GuestError(f"no QEMU is ready to run the VM: {self.trouble}") from None
+        backends = self._plan.config.backends
+        mapped = {each.block.name: each.address for each in backends}
         async with self._taking() as qemu:
-            await self._load(qemu, migration_stream(store, {RAM_BLOCK}))
+            await self._load(qemu, migration_stream(store, mapped))
 
     async def run(self) -> None:
         """Have the VM run, and keep no other QEMU ready any more.  Raises GuestError, as above.
@@ -176,7 +181,7 @@ class WaitingQemu:
                 await loop.sock_sendall(sock, piece)
 
     async def _launch(self) -> Qemu:
-        qemu = Qemu(self._plan.waiting(self._image), self._folder, self._plan.environment)
+        qemu = Qemu(self._plan.waiting(self._images), self._folder, self._plan.environment)
         await qemu.start()
         try:
             self._incoming.unlink(missing_ok=True)

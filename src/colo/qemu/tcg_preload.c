@@ -1,8 +1,8 @@
 /*
- * Makes COLO work on a QEMU 7.2 primary under TCG.
+ * Makes COLO work on a QEMU primary under TCG: 7.2, and others whose memory is several blocks.
  *
  * QEMU 7.2 calls qemu_savevm_live_state() in a COLO checkpoint without the big lock.  Under
- * TCG two things go wrong there, both gone in QEMU 11.1 and neither present under KVM:
+ * TCG two things go wrong there, neither of them under KVM:
  *
  * 1. The dirty log's synchronisation waits on a condition with a mutex that the thread does
  *    not own.  The wait returns owning it, and the primary deadlocks at the next checkpoint.
@@ -18,9 +18,10 @@
  *
  * 2. The dirty bitmap is cleared without the vCPUs' software TLBs learning of it.  A page that
  *    is written again through an old TLB entry is not marked dirty and never sent: a silent,
- *    wrong copy.  Here: while the primary is in COLO, a thread that is neither the main thread
- *    nor a vCPU flushes all TLBs whenever it broadcasts a condition, as it does on its way
- *    through that synchronisation.
+ *    wrong copy.  QEMU 11.1 tells them, but of the block that it made first, whichever it cleared.
+ *    Here: while the primary is in COLO, a thread that is neither the main thread
+ *    nor a vCPU has all vCPUs flush their TLBs, before they run on, whenever it broadcasts a
+ *    condition, as it does on its way through that synchronisation.
  *
  * The symbols looked up in QEMU are exported by its executable for its own modules.
  */
@@ -43,6 +44,7 @@ static bool (*in_colo)(void);
 static bool (*in_vcpu_thread)(void);
 static void *(*get_cpu)(int);
 static void (*flush_tlb)(void *);
+static void (*run_on_cpu)(void *, void (*)(void *, void *), void *);
 static void (*kick_cpu)(void *);
 static __thread bool busy; /* in a call from here, which must not lead here again */
 static __thread unsigned waits;
@@ -65,6 +67,7 @@ __attribute__((constructor)) static void look_up(void)
     in_vcpu_thread = dlsym(RTLD_DEFAULT, "qemu_in_vcpu_thread");
     get_cpu = dlsym(RTLD_DEFAULT, "qemu_get_cpu");
     flush_tlb = dlsym(RTLD_DEFAULT, "tlb_flush");
+    run_on_cpu = dlsym(RTLD_DEFAULT, "async_run_on_cpu");
     kick_cpu = dlsym(RTLD_DEFAULT, "qemu_cpu_kick");
 }
 
@@ -95,16 +98,27 @@ int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
     return real_wait(condition, mutex);
 }
 
+static void flush(void *cpu, void *nothing)
+{
+    (void)nothing;
+    flush_tlb(cpu);
+}
+
+static void have_flushed(void *cpu)
+{
+    run_on_cpu(cpu, flush, NULL);
+}
+
 static bool flushes_here(void)
 {
-    return in_colo && in_vcpu_thread && get_cpu && flush_tlb
+    return in_colo && in_vcpu_thread && get_cpu && flush_tlb && run_on_cpu
         && own_thread() != getpid() && in_colo() && !in_vcpu_thread();
 }
 
 int pthread_cond_broadcast(pthread_cond_t *condition)
 {
     if (!busy && flushes_here()) {
-        on_all_cpus(flush_tlb);
+        on_all_cpus(have_flushed);
     }
     return real_broadcast(condition);
 }

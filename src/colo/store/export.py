@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from colo.errors import StoreError, StreamError
@@ -20,20 +21,21 @@ from colo.store.view import View
 
 __all__ = ["describe", "export_stream", "migration_stream", "write_file"]
 
+_NONE_MAPPED: Final[Mapping[str, int]] = MappingProxyType({})
 _UNDESCRIBED: Final[dict[str, Any]] = {"page_size": PAGE_SIZE, "devices": []}
 
 
-def migration_stream(store: Store, mapped: Collection[str] = ()) -> Iterator[bytes]:
+def migration_stream(store: Store, mapped: Mapping[str, int] = _NONE_MAPPED) -> Iterator[bytes]:
     """Yield the last whole checkpoint as an ordinary migration stream, from magic to description.
 
-    The pages of the blocks named in ``mapped`` are left out: the QEMU that loads this has the
-    capability x-ignore-shared on and the images of those blocks as its shared memory.  The
-    store must be applied.
+    The pages of the blocks named in ``mapped``, each with its address in the machine's memory,
+    are left out: the QEMU that loads this has the capability x-ignore-shared on and the images
+    of those blocks as its shared memory.  The store must be applied.
     """
     checkpoint = store.checkpoint
     assert checkpoint is not None and store.is_applied
-    capabilities = (IGNORE_SHARED,) if mapped else ()
-    return _stream(checkpoint, _pages(store, checkpoint, mapped), capabilities, _UNDESCRIBED)
+    pages = _pages(store, checkpoint, mapped)
+    return _stream(checkpoint, pages, _UNDESCRIBED, mapped)
 
 
 def export_stream(store: Store) -> Iterator[bytes]:
@@ -47,12 +49,12 @@ def export_stream(store: Store) -> Iterator[bytes]:
     def stream() -> Iterator[bytes]:
         with contextlib.closing(view):
             described = describe(checkpoint)
-            yield from _stream(checkpoint, view.pages(), (), described)
+            yield from _stream(checkpoint, view.pages(), described)
 
     return stream()
 
 
-def _pages(store: Store, checkpoint: Checkpoint, mapped: Collection[str]) -> Iterator[PageRun]:
+def _pages(store: Store, checkpoint: Checkpoint, mapped: Mapping[str, int]) -> Iterator[PageRun]:
     for block in checkpoint.blocks:
         if block.name not in mapped:
             yield from page_runs(block, store.images[block.name].pages)
@@ -69,12 +71,12 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 def _stream(
     checkpoint: Checkpoint,
     pages: Iterator[PageRun],
-    capabilities: tuple[str, ...],
     described: dict[str, Any],
+    mapped: Mapping[str, int] = _NONE_MAPPED,
 ) -> Iterator[bytes]:
     return migration(
-        RamWriter(),
-        Header(checkpoint.header.machine, capabilities),
+        RamWriter(mapped or None),
+        Header(checkpoint.header.machine, (IGNORE_SHARED,) if mapped else ()),
         checkpoint.ram_section,
         checkpoint.blocks,
         pages,

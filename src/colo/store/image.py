@@ -1,6 +1,6 @@
 """The image of one block of guest memory: a file in the store's folder, mapped.
 
-The main block's file is the RAM of the waiting QEMU, which maps the same file.  Its room is
+The files of the main blocks are the RAM of the waiting QEMU, which maps them too.  A file's room is
 allocated when it is made: a full folder is an error with a text then, and not a SIGBUS later.
 """
 

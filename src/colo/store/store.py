@@ -49,13 +49,13 @@ class Store:
 
     The folder around it has to be there.
 
-    ``main``: the block that the waiting QEMU maps; its image is there from the start.  ``limits``
-    hold for all blocks together.  ``epoch`` changes whenever the images are given to something
-    else than the next checkpoint: a new primary, or the VM that was taken over.  ``given_up``:
-    it is the VM that has them.  Raises StoreError.
+    ``main``: the blocks that the waiting QEMU maps; their images are there from the start.
+    ``limits`` hold for all blocks together.  ``epoch`` changes whenever the images are given to
+    something else than the next checkpoint: a new primary, or the VM that was taken over.
+    ``given_up``: it is the VM that has them.  Raises StoreError.
     """
 
-    def __init__(self, folder: Path, main: RamBlock, limits: Limits) -> None:
+    def __init__(self, folder: Path, main: tuple[RamBlock, ...], limits: Limits) -> None:
         self.folder = folder
         self.main = main
         self.limits = limits
@@ -77,7 +77,7 @@ class Store:
         try:
             require_room(folder, limits.ram_bytes, "the checkpoint store")
             self.staging = StagingArea(limits)
-            self.images = {main.name: Image(folder, main)}
+            self.images = {block.name: Image(folder, block) for block in main}
         except StoreError:
             self.remove()
             raise
@@ -87,16 +87,9 @@ class Store:
 
         Raises Misfit where they do not fit what the VM file says.
         """
-        main = next((block for block in blocks if block.name == self.main.name), None)
-        if main != self.main:
-            has = "no such block" if main is None else mib(main.length)
-            raise Misfit(
-                f"the primary's memory {self.main.name} has {has}, the VM file says "
-                f"{mib(self.main.length)}: make -m the same on both sides"
-                + ("" if main else f", and -machine memory-backend={self.main.name}")
-            )
-        others = sum(block.length for block in blocks) - self.main.length
-        room = self.limits.ram_bytes - self.main.length
+        self._check_main({block.name: block for block in blocks})
+        others = sum(block.length for block in blocks) - self.main_bytes
+        room = self.limits.ram_bytes - self.main_bytes
         if others > room:
             raise Misfit(
                 f"the primary's memory besides -m takes {mib(-(-others >> 20) << 20)}, in this "
@@ -104,11 +97,23 @@ class Store:
             )
         self.checkpoint = None
         self.epoch += 1
-        for name in [name for name in self.images if name != self.main.name]:
+        main = {block.name for block in self.main}
+        for name in [name for name in self.images if name not in main]:
             self.images.pop(name).remove()
         for block in blocks:
-            if block != self.main:
+            if block.name not in main:
                 self.images[block.name] = Image(self.folder, block)
+
+    def _check_main(self, theirs: dict[str, RamBlock]) -> None:
+        for ours in self.main:
+            block = theirs.get(ours.name)
+            if block != ours:
+                has = "no such block" if block is None else mib(block.length)
+                raise Misfit(
+                    f"the primary's memory {ours.name} has {has}, the VM file says "
+                    f"{mib(ours.length)}: make -m the same on both sides"
+                    + ("" if block else f", and the memory backends: one is to be {ours.name}")
+                )
 
     def write(self, run: PageRun) -> None:
         """Copy pages of a first migration into the images."""
@@ -177,6 +182,11 @@ class Store:
         self.given_up = False
 
     @property
+    def main_bytes(self) -> int:
+        """The bytes that the main blocks have."""
+        return sum(block.length for block in self.main)
+
+    @property
     def size(self) -> int:
         """The bytes that the images take."""
         return sum(image.block.length for image in self.images.values())
@@ -184,7 +194,7 @@ class Store:
     def status(self) -> dict[str, Any]:
         """What the status file has of it."""
         return {
-            "guest_bytes": self.main.length,
+            "guest_bytes": self.main_bytes,
             "store_bytes": self.size,
             "store": str(self.folder),
         }

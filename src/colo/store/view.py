@@ -45,7 +45,7 @@ class View:
             raise StoreError("there is no whole checkpoint yet")
         if store.given_up:
             raise StoreError("there is no checkpoint any more: its VM runs")
-        if len(store.images[store.main.name].watchers) >= VIEWS_MAX:
+        if len(store.images[store.main[0].name].watchers) >= VIEWS_MAX:
             raise StoreError(f"{VIEWS_MAX} others read this store already: wait for one to end")
         self._store = store
         self._epoch = store.epoch

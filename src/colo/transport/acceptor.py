@@ -106,8 +106,15 @@ class Reception:
                 self._on_stranger(peer, why)
             elif magic.startswith(_TLS_MAGIC):
                 self._on_stranger(peer, "it speaks TLS: both VM files need [tls], or neither")
+            elif not magic:
+                self._on_stranger(
+                    peer, "it ended the connection without a word: a colo there says why itself"
+                )
             else:
-                self._on_stranger(peer, "it is neither a QEMU migration nor a colo")
+                text = magic.decode("latin-1")
+                self._on_stranger(
+                    peer, f"it is neither a QEMU migration nor a colo, it begins with {text!r}"
+                )
 
 
 class Refusals:

@@ -257,7 +257,7 @@ def test_guest_shuts_down(stage: Stage) -> None:
     again.wait_state("PROTECTED")
 
 
-@pytest.mark.parametrize("vm", [Vm(args=())], ids=["rebooting"])
+@pytest.mark.parametrize("vm", [Vm(args=("-no-shutdown",))], ids=["rebooting"])
 def test_guest_reboots(stage: Stage, vm: Vm) -> None:
     primary, secondary = stage.protected()
     assert primary.console.text().count(READY) == 1
