@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
-from colo.arbiters import command as module
 from colo.arbiters.command import CommandRegister, parse_command
 from colo.arbiters.register import Seen
 from colo.errors import LocalError, NoAnswer, UsageError
+from tests.arbiters.processes import HANGING, pid_in, until_gone
 
 
 def script(folder: Path, text: str) -> CommandRegister:
@@ -51,16 +50,11 @@ def test_another_exit_is_no_answer(tmp_path: Path, code: int) -> None:
     assert written.value.may_be_done
 
 
-def test_one_that_hangs_is_killed_with_all_that_it_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_LIMIT_S", 0.3)
-    os.mkfifo(tmp_path / "held")
-    register = script(tmp_path, f"cat {tmp_path}/held & wait")
+def test_one_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+    register = script(tmp_path, HANGING.format(tmp_path / "pid"))
     with pytest.raises(NoAnswer, match="no answer in"):
         register.compare_and_set(Seen(None), "new")
-    with pytest.raises(OSError, match="No such device"):  # nobody reads from it any more
-        os.open(tmp_path / "held", os.O_WRONLY | os.O_NONBLOCK)
+    until_gone(pid_in(tmp_path / "pid"))
 
 
 def test_one_that_does_not_read_its_input_is_asked_all_the_same(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from colo.arbiters import fence as module
 from colo.arbiters.fence import Fence
 from colo.errors import LocalError
+from tests.arbiters.processes import HANGING, pid_in, until_gone
 
 
 def script(folder: Path, text: str) -> Fence:
@@ -37,12 +39,10 @@ def test_any_exit_but_0_is_not_sure_and_its_last_word_is_shown(tmp_path: Path) -
 def test_one_that_says_much_and_leaves_somebody_behind_is_done_when_it_exits(
     tmp_path: Path,
 ) -> None:
-    os.mkfifo(tmp_path / "held")
-    text = f"cat {tmp_path}/held & head -c 300000 /dev/zero >&2; echo >&2; echo last >&2"
+    text = "head -c 300000 /dev/zero >&2; echo >&2; echo last >&2; exit 1"
     with pytest.raises(LocalError, match=r"exit 1: last$"):
-        asyncio.run(script(tmp_path, f"{text}; exit 1").off("a"))
-    with (tmp_path / "held").open("w"):
-        pass  # which ends it
+        asyncio.run(script(tmp_path, f"sleep 1000 & echo $! >{tmp_path}/pid; {text}").off("a"))
+    os.kill(pid_in(tmp_path / "pid"), signal.SIGKILL)
 
 
 def test_one_that_is_not_there_is_not_sure() -> None:
@@ -50,35 +50,24 @@ def test_one_that_is_not_there_is_not_sure() -> None:
         asyncio.run(Fence(("/none",), "web1").off("a"))
 
 
-def nobody_reads(pipe: Path) -> bool:
-    try:
-        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
-    except OSError:
-        return True
-    return False
-
-
 def test_one_that_hangs_is_killed_with_all_that_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_LIMIT_S", 0.3)
-    os.mkfifo(tmp_path / "held")
-    fence = script(tmp_path, f"cat {tmp_path}/held & wait")
+    monkeypatch.setattr(module, "_LIMIT_S", 2.0)
     with pytest.raises(LocalError, match="no answer in"):
-        asyncio.run(fence.off("a"))
-    assert nobody_reads(tmp_path / "held")
+        asyncio.run(script(tmp_path, HANGING.format(tmp_path / "pid")).off("a"))
+    until_gone(pid_in(tmp_path / "pid"))
 
 
 def test_one_that_is_not_waited_for_any_more_is_killed(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "held")
-
     async def run() -> None:
-        asking = asyncio.create_task(script(tmp_path, f"cat {tmp_path}/held").off("a"))
-        while nobody_reads(tmp_path / "held"):
+        fence = script(tmp_path, HANGING.format(tmp_path / "pid"))
+        asking = asyncio.create_task(fence.off("a"))
+        while not (tmp_path / "pid").exists():
             await asyncio.sleep(0.01)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
 
     asyncio.run(run())
-    assert nobody_reads(tmp_path / "held")
+    until_gone(pid_in(tmp_path / "pid"))
