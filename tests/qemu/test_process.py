@@ -15,6 +15,7 @@ from colo.qemu.accelerator import Outcome
 from colo.qemu.process import plan
 
 LIBRARY = "/cache/tcg-preload-0123.so"
+CLOCK = "/cache/clock-preload-0123.so"
 BOTH = ("-accel", "kvm", "-accel", "tcg")
 
 
@@ -22,6 +23,8 @@ BOTH = ("-accel", "kvm", "-accel", "tcg")
 def old_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "version_of", lambda binary: (7, 2))
     monkeypatch.setattr(process, "tcg_preload", lambda: Path(LIBRARY))
+    monkeypatch.setattr(process, "clock_preload", lambda: Path(CLOCK))
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
     monkeypatch.delenv("LD_PRELOAD", raising=False)
 
 
@@ -60,7 +63,9 @@ def test_the_accelerator_is_the_one_that_qemu_will_use(
     launch = plan(vm(*args, accel=accel))
     assert launch.accelerator == chosen
     assert launch.accelerator_args == (() if args else ("-accel", chosen))
-    assert launch.environment.get("LD_PRELOAD") == (LIBRARY if chosen == "tcg" else None)
+    expected = f"{CLOCK}:{LIBRARY}" if chosen == "tcg" else CLOCK
+    assert launch.environment["LD_PRELOAD"] == expected
+    assert launch.warnings == ()
     assert launch.environment.keys() - {"LD_PRELOAD"} == os.environ.keys()
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from colo.node.first_start import Start
     from colo.node.state_folder import StateFolder
     from colo.qemu.monitor import Monitor
+    from colo.qemu.process import LaunchPlan
 
 from colo.cli.base import in_folder, main, on_signal, reporting, say, state_dir_option, trace_option
 
@@ -63,7 +64,6 @@ def secondary(
     from colo.config import load
     from colo.membership.decision import OnLoss
     from colo.node.keeping import SecondaryNode
-    from colo.qemu.process import plan
     from colo.session.chain import Destination
     from colo.transport.address import parse_address
     from colo.transport.tls import make_tls
@@ -79,7 +79,7 @@ def secondary(
 
     async def run(folder: StateFolder) -> int:
         node = SecondaryNode(
-            config, plan(config), address, folder, arbiter, OnLoss(on_loss), say, destination
+            config, _plan(config), address, folder, arbiter, OnLoss(on_loss), say, destination
         )
         task = asyncio.ensure_future(node.run())
         on_signal(task.cancel)
@@ -143,11 +143,11 @@ def run_command(vm_file: Path, **options: Any) -> int:
     The VM starts only where it may run; where it may not, no QEMU is left.
     """
     from colo.node.first_start import Start
-    from colo.qemu.process import Qemu, plan
+    from colo.qemu.process import Qemu
 
     async def start(config: VmConfig, folder: StateFolder) -> tuple[Monitor, Start]:
         folder.clean_start()
-        launch = plan(config)
+        launch = _plan(config)
         qemu = Qemu(launch.unstarted(), folder.path, launch.environment)
         await qemu.start()
         return qemu, Start(qemu)
@@ -173,7 +173,6 @@ def node(vm_file: Path, host: str | None, qmp: str | None, trace: bool, state_di
     from colo.arbiters.named import check_failover, make_arbiter
     from colo.config import load
     from colo.node.daemon import Daemon
-    from colo.qemu.process import plan
     from colo.service.notify import Notifier
     from colo.transport.address import parse_address
     from colo.transport.tls import make_tls
@@ -186,12 +185,22 @@ def node(vm_file: Path, host: str | None, qmp: str | None, trace: bool, state_di
 
     async def run(folder: StateFolder) -> int:
         adopted = _qmp_path(qmp) if qmp is not None else None
-        launch = plan(config)
+        launch = _plan(config)
         daemon = Daemon(config, us, addresses, launch, folder, arbiter, adopted, say, Notifier())
         on_signal(daemon.stop)
         return await daemon.run()
 
     return in_folder(state_dir, trace, run)
+
+
+def _plan(config: VmConfig) -> LaunchPlan:
+    """How to start the VM's QEMU here; what is not as it should be is said."""
+    from colo.qemu.process import plan
+
+    launch = plan(config)
+    for warning in launch.warnings:
+        say(f"{config.name}: {warning}")
+    return launch
 
 
 def _qmp_path(text: str) -> Path:

@@ -33,7 +33,7 @@
     b = "tcp:10.0.0.2:9000"
     [checkpoints]
     run_min_ms = 0.5                         # the VM runs at least so long between two,
-    run_factor = 1.0                         # and so many times as long as it was stopped
+    stopped_share_max = 0.5                  # and so long that it stands still for no more
     age_max_ms = 1000                        # an idle VM is checkpointed so often
     cpu_latency_us = 0                       # not needed: while clients are answered, processors
                                              # that take longer to wake are kept awake
@@ -158,7 +158,7 @@ class Checkpoints:
     """``[checkpoints]``: how often the VM is checkpointed."""
 
     run_min_ms: float = 0.5
-    run_factor: float = 1.0
+    stopped_share_max: float = 0.5
     age_max_ms: float = 1000.0
     cpu_latency_us: int | None = None
 
@@ -221,7 +221,7 @@ class VmConfig:
         """When to checkpoint."""
         return Pace(
             run_min_s=self.checkpoints.run_min_ms / 1e3,
-            run_factor=self.checkpoints.run_factor,
+            stopped_share_max=self.checkpoints.stopped_share_max,
             age_max_s=self.checkpoints.age_max_ms / 1e3,
             high_water=int(self.network.high_water_mib * (1 << 20)),
         )
@@ -276,6 +276,9 @@ def _check(config: VmConfig) -> None:
             value = getattr(getattr(config, table), key)
             if not 0 < value < float("inf"):
                 raise UsageError(f"{key} = {value}: more than 0, and finite")
+    share = config.checkpoints.stopped_share_max
+    if not 0 < share < 1:
+        raise UsageError(f"stopped_share_max = {share}: a share, more than 0 and less than 1")
     failover, latency_us = config.failover, config.checkpoints.cpu_latency_us
     if failover.heartbeat_limit_s < 2 * failover.heartbeat_s:
         raise UsageError(

@@ -32,6 +32,7 @@ from colo.node.standing import Standing
 from colo.node.state_folder import StateFolder
 from colo.protocol.tables import ObserverEvent, ObserverState
 from colo.qemu.colo_mode import ColoPrimary
+from colo.qemu.guest_clock import clock_status
 from colo.qemu.identity import instance, only_one
 from colo.qemu.monitor import Monitor
 from colo.qemu.obstacles import obstacles
@@ -458,6 +459,8 @@ class PrimaryNode:
         while True:
             self._write_status()
             await asyncio.sleep(_STATUS_S)
+            if (line := self._session.stopped_too_long()) is not None:
+                self._say(line)
             limit = self._config.failover.silence_s
             if self.standing == Standing.PROTECTED and self._session.overdue(limit):
                 self._lost(ChannelLost(f"no checkpoint was done in {limit:.0f} s"))
@@ -487,5 +490,6 @@ class PrimaryNode:
             "bytes_total": self._relay.bytes_sent if self._relay else None,
             "network": self._gate.figures(),
             "awake": self._awake.held,
+            "clock": clock_status(self._qemu.clock, self._session.stopped_total_s),
             "qemu": {"pid": self._qemu.pid},
         }

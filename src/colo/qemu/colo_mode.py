@@ -77,6 +77,7 @@ class ColoPrimary:
         self._delay_ms = delay_ms
         await self.check()
         await self._look()
+        self._keep_clock(True)
         await self._have(self._needed)
         await self._qemu.execute(
             "migrate-set-parameters", x_checkpoint_delay=delay_ms, max_bandwidth=_BANDWIDTH_MAX
@@ -121,7 +122,13 @@ class ColoPrimary:
             await self._qemu.execute("migrate_cancel")
         await self._left()
         await self._go_on()
+        self._keep_clock(False)
         await self._set_back()
+
+    def _keep_clock(self, on: bool) -> None:
+        """Have the guest's clock go on over the stops that COLO makes, where that can be."""
+        if self._qemu.clock is not None:
+            self._qemu.clock.keep(on)
 
     @property
     def _needed(self) -> frozenset[str]:

@@ -17,6 +17,7 @@ from typing import Any, Final
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from colo.errors import GuestError, QemuRefusal
+from colo.qemu.guest_clock import GuestClock
 
 __all__ = ["MIGRATION_OVER", "AttachedQemu", "Monitor"]
 
@@ -34,6 +35,7 @@ class Monitor:
     def __init__(self) -> None:
         self.qmp = QMPClient("colo")
         self.pid = 0
+        self.clock: GuestClock | None = None
         self._ended = asyncio.Event()
         self._pidfd = -1
 
@@ -113,6 +115,7 @@ class AttachedQemu(Monitor):
                 credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
                 await self.qmp.connect(sock)
             self._watch(_PEER.unpack(credentials)[0])
+            self.clock = GuestClock.of(self.pid)
         except TimeoutError:
             sock.close()
             raise GuestError(

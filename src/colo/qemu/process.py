@@ -24,8 +24,9 @@ from colo.config.vm import QemuArgs
 from colo.errors import GuestError
 from colo.qemu.accelerator import Outcome, try_kvm
 from colo.qemu.command_line import escape, largest_first, named_accelerators, with_files
+from colo.qemu.guest_clock import VARIABLE, GuestClock
 from colo.qemu.monitor import Monitor
-from colo.qemu.preload import needs_preload, tcg_preload
+from colo.qemu.preload import clock_preload, needs_preload, tcg_preload
 
 __all__ = ["NOT_LARGEST_FIRST", "LaunchPlan", "Qemu", "plan", "version_of"]
 
@@ -67,6 +68,8 @@ class LaunchPlan:
     accelerator: str
     accelerator_args: tuple[str, ...]
     environment: dict[str, str]
+    #: What is not as it should be, and hinders nothing.
+    warnings: tuple[str, ...] = ()
 
     def waiting(self, images: Mapping[str, Path]) -> list[str]:
         """The command line of a QEMU that waits for a VM.
@@ -102,11 +105,18 @@ def plan(config: VmConfig) -> LaunchPlan:
     first = largest_first(config.qemu.args) if accelerator == "tcg" else None
     if first is not None:
         raise GuestError(NOT_LARGEST_FIRST.format(first))
-    environment = dict(os.environ)
+    libraries, warnings = [], []
+    try:
+        libraries.append(str(clock_preload()))
+    except GuestError as error:
+        warnings.append(f"the guest will lose time at each checkpoint: {error}")
     if needs_preload(version[0], accelerator, len(config.backends)):
-        environment["LD_PRELOAD"] = str(tcg_preload())
+        libraries.append(str(tcg_preload()))
+    environment = dict(os.environ)
+    preloaded = [*libraries, *filter(None, [environment.get("LD_PRELOAD")])]
+    environment["LD_PRELOAD"] = ":".join(preloaded)
     args = () if named else ("-accel", accelerator)
-    return LaunchPlan(config, version, accelerator, args, environment)
+    return LaunchPlan(config, version, accelerator, args, environment, tuple(warnings))
 
 
 def _working(qemu: QemuArgs, named: Sequence[str]) -> str:
@@ -139,7 +149,8 @@ class Qemu(Monitor):
         self._log = folder / "qemu.log"
         self._log_start = 0
         self._own_socket = folder / "colo-qmp.sock"
-        self._environment = environment
+        self._clock_file = folder / "clock"
+        self._environment = {**environment, VARIABLE: str(self._clock_file)}
         self.qmp_socket = folder / "qmp.sock"
         self.command = [*command, *self._monitors()]
         self._process: subprocess.Popen[bytes] | None = None
@@ -151,6 +162,7 @@ class Qemu(Monitor):
         """
         for socket in (self.qmp_socket, self._own_socket):
             socket.unlink(missing_ok=True)
+        self.clock = self._make_clock()
         self._process = self._launch()
         self._watch(self._process.pid)
         try:
@@ -185,6 +197,12 @@ class Qemu(Monitor):
                 f"cannot start {self.command[0]}, with its log {self._log}: {error.strerror}"
             ) from error
 
+    def _make_clock(self) -> GuestClock:
+        try:
+            return GuestClock.make(self._clock_file)
+        except (OSError, ValueError) as error:
+            raise GuestError(f"{self._clock_file}: {error}") from error
+
     def _write_pid(self) -> None:
         try:
             self._pid_file.unlink(missing_ok=True)  # one that is there may be open to others
@@ -198,7 +216,7 @@ class Qemu(Monitor):
         with contextlib.suppress(OSError):
             pid = self._pid_file.read_text().strip() if self._pid_file.exists() else ""
             if pid in ("", str(self.pid)):  # "": it could not be written
-                for path in (self.qmp_socket, self._own_socket, self._pid_file):
+                for path in (self.qmp_socket, self._own_socket, self._clock_file, self._pid_file):
                     path.unlink(missing_ok=True)
 
     async def wait(self) -> str:

@@ -105,6 +105,8 @@ class WaitingQemu:
         backends = self._plan.config.backends
         mapped = {each.block.name: each.address for each in backends}
         async with self._taking() as qemu:
+            if qemu.clock is not None and store.checkpoint is not None:
+                qemu.clock.stopped_at(store.checkpoint.stopped_at)
             await self._load(qemu, migration_stream(store, mapped))
 
     async def run(self) -> None:

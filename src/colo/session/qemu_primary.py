@@ -29,6 +29,7 @@ from colo.protocol.tables import Do, Effect, ObserverEvent, ObserverState
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.packet_filters import NetGate
 from colo.session.awake import Awake
+from colo.session.stopped_share import StoppedShare
 from colo.status.figures import summarise, summary
 
 __all__ = ["Checkpointing"]
@@ -75,6 +76,7 @@ class Checkpointing:
         self._begun_for: asyncio.Future[None] | None = None
         self._sent = -1
         self._sent_at = 0.0
+        self._share = StoppedShare()
         self.count = 0
         self.safe_at: float | None = None
 
@@ -132,6 +134,7 @@ class Checkpointing:
             self.count += 1
             self._stopped_s = now - self._stopped_at
             self._stopped.append(self._stopped_s)
+            self._share.stopped(self._stopped_s, now)
         self._resumed_at = now
         asyncio.get_running_loop().call_soon(self._go_on)
 
@@ -183,9 +186,22 @@ class Checkpointing:
             self._sent, self._sent_at = sent, time.monotonic()
         return time.monotonic() - self._sent_at > limit_s
 
+    @property
+    def stopped_total_s(self) -> float:
+        """For how long checkpoints have stopped the VM since the first one."""
+        return self._share.total_s
+
+    def stopped_too_long(self) -> str | None:
+        """A line where the VM stands still for more than its share, once each time that begins."""
+        return self._share.exceeds(self._pace.stopped_share_max, time.monotonic())
+
     def status(self) -> dict[str, Any]:
         """What the status file has of the checkpoints; phases in milliseconds."""
+        share = self._share.of_late(time.monotonic())
         return {
+            "stopped_share": None if share is None else round(share, 4),
+            "stopped_total_s": round(self._share.total_s, 6),
+            "stopped_since": self._share.since,
             "checkpoint": self.count or None,
             "checkpoint_at": self.safe_at,
             "phases_ms": {

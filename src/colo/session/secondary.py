@@ -233,9 +233,10 @@ class Incoming:
 
     def _commit(self) -> None:
         if self._first.migration is not None and self._live is None:
-            self._store.commit_migration(self._first.migration)
+            self._store.commit_migration(self._first.migration, self._clock())
             return
-        self._store.commit(self.machine.number, bytes(self._buffer.take(self._device_size)))
+        devices = bytes(self._buffer.take(self._device_size))
+        self._store.commit(self.machine.number, devices, self._sent)
 
     def _on_blocks(self, header: Header, blocks: tuple[RamBlock, ...]) -> None:
         if self._checks is not None:

@@ -123,6 +123,8 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "handed on", _forward(content["forward"])
     for netdev, gate in content.get("network", {}).items():
         yield "network", f"{netdev}: {_gate(gate)}"
+    if content.get("clock") is not None and content.get("stopped_since") is not None:
+        yield "guest clock", _clock(content)
     if content["qemu"] is not None:
         qemu = content["qemu"]
         where = f", QMP {qemu['qmp']}" if "qmp" in qemu else ""
@@ -155,6 +157,22 @@ def _forward(forward: dict[str, Any]) -> str:
     return f"to {forward['to']}: {there}, {mib(forward['bytes'])} sent{trouble}"
 
 
+def _clock(content: dict[str, Any]) -> str:
+    """What checkpoints have taken of the guest's time, and what became of that."""
+    clock, stopped_s = content["clock"], content["stopped_total_s"]
+    past_s = max(content["written_at"] - content["stopped_since"], 1e-9)
+    share = content.get("stopped_share")
+    of_late = f"; {share:.1%} of the last minute" if share is not None else ""
+    text = f"stood still {stopped_s:.1f} s of {_span(past_s)}{of_late}"
+    if clock["kept"]:
+        lost_s = clock["lost_s"]
+        return f"{text}: " + (f"{lost_s:.1f} s are lost" if lost_s else "all given back")
+    return (
+        f"{text}: all lost ({clock['lost_s'] / past_s:.2%}), as QEMU has no library of colo's: see "
+        "docs/operating.md"
+    )
+
+
 def _gate(gate: dict[str, Any]) -> str:
     held = gate["held_ms"]
     times = (
@@ -184,7 +202,10 @@ def _checkpoints(content: dict[str, Any]) -> Iterator[str]:
 
 
 def _ago(when: float) -> str:
-    seconds = max(0.0, time.time() - when)
+    return _span(max(0.0, time.time() - when))
+
+
+def _span(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"

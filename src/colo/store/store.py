@@ -32,7 +32,8 @@ class Checkpoint:
 
     ``device_state``: the device sections and their EOF byte.  ``description``: the first
     migration's, by which they can be read: subsections come and go.
-    ``return_path``: see Migration.
+    ``return_path``: see Migration.  ``stopped_at``: when this host learnt that its VM had been
+    stopped, by the clock of whoever commits; 0 where that is not known.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Checkpoint:
     device_state: bytes
     description: dict[str, Any] = field(default_factory=dict, repr=False)
     return_path: bool = False
+    stopped_at: float = 0.0
 
 
 class Store:
@@ -123,7 +125,7 @@ class Store:
         """Stage pages of the checkpoint under way."""
         self.staging.runs.append(run)
 
-    def commit_migration(self, migration: Migration) -> None:
+    def commit_migration(self, migration: Migration, stopped_at: float = 0.0) -> None:
         """Make a whole first migration checkpoint 0."""
         self.checkpoint = Checkpoint(
             0,
@@ -133,9 +135,10 @@ class Store:
             migration.device_state,
             migration.description,
             migration.return_path,
+            stopped_at,
         )
 
-    def commit(self, number: int, device_state: bytes) -> None:
+    def commit(self, number: int, device_state: bytes, stopped_at: float = 0.0) -> None:
         """Make the staged pages and ``device_state`` the state of the store.
 
         Raises InvariantBroken where the checkpoint before has not been applied.
@@ -144,7 +147,9 @@ class Store:
             raise InvariantBroken(
                 f"store: checkpoint {number} before the one it rests on is in the images"
             )
-        self.checkpoint = replace(self.checkpoint, number=number, device_state=device_state)
+        self.checkpoint = replace(
+            self.checkpoint, number=number, device_state=device_state, stopped_at=stopped_at
+        )
         self._committed, self.staging.runs = self.staging.runs, []
 
     @property

@@ -7,6 +7,7 @@
  * 7004  flood     "<packets>\n" is answered with so many UDP datagrams to the client's port
  *                 7005, as fast as they go, and then with "<packets>\n"
  * 7006  power     "poweroff\n" and "reboot\n" do so
+ * 7007  clock     answers each line with "<monotonic> <realtime>\n", the guest's clocks in ns
  * --port=N serves on N, N + 1 ... instead.  Words are little-endian.  A datagram is its number
  * and zeros, 1400 bytes.  The checksum is the sum of mix(word ^ index * GOLDEN), the last word
  * filled up with zeros.
@@ -162,10 +163,19 @@ static void power(int peer)
     kill(getppid(), SIGTERM); /* a test on a host */
 }
 
+static void clock_service(int peer)
+{
+    char line[LINE_MAX];
+    for (char c; read(peer, &c, 1) == 1;)
+        if (c == '\n')
+            put(peer, line, (size_t)snprintf(line, sizeof line, "%" PRId64 " %" PRId64 "\n",
+                                             now_ns(), clock_ns(CLOCK_REALTIME)));
+}
+
 static const struct service {
     uint16_t port; /* after the first */
     void (*serve)(int peer);
-} services[] = {{0, stream}, {1, echo}, {2, generate}, {3, sink}, {4, flood}, {6, power}};
+} services[] = {{0, stream}, {1, echo}, {2, generate}, {3, sink}, {4, flood}, {6, power}, {7, clock_service}};
 enum { SERVICES = sizeof services / sizeof services[0] };
 
 static int listen_on(uint16_t port)
