@@ -131,6 +131,8 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "QEMU", f"{qemu.get('trouble') or qemu['pid']}{where}"
     grant = "" if content["grant"] is None else f", grant {content['grant']}"
     yield "arbiter", f"{content['arbiter']}{grant}"
+    if content.get("waits_for"):
+        yield "waits", content["waits_for"]
     if "takeover" in content:
         takeover = content["takeover"]
         yield (

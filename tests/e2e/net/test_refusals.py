@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from colo.demo.lab import Place
+from colo.membership.grant import Record
 from tests.e2e.basics import qmp
 from tests.e2e.net.stage import Colo, Stage, Vm, at, left_in_qemu
 
@@ -66,7 +66,7 @@ def set_tls(stage: Stage, qemu: Colo) -> None:
 
 
 def grant_another(stage: Stage, qemu: Colo) -> None:
-    stage.grant.write_text(json.dumps({"number": 7, "holder": "elsewhere/1/1"}))
+    stage.grant.write_text(Record(7, "elsewhere/1/1").encode())
 
 
 DISK = ("-drive", "if=virtio,driver=null-co,size=1048576,id=d0")
