@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from colo.errors import GuestError
+from colo.qemu.preload import CLOCK_LIBRARY, Library
 from tests.e2e.basics import Moment
 from tests.e2e.harness import Scene
 from tests.e2e.vm import USUAL, PrimaryVm
@@ -50,24 +52,28 @@ def test_time_that_checkpoints_take_is_given_back(scene: Scene) -> None:
     stood_s = stop_some(primary, wire)
     second = primary.console.clock()
     assert lost_at_most(first, second) < stood_s / 2
-    state = primary.clock_state()
-    assert state.works and state.lost_s == 0
-    assert state.given_s > stood_s
+    given = primary.given_back()
+    assert given is not None and given.trouble is None
+    assert given.seconds > stood_s
     assert "CORRUPT" not in primary.console.text()
 
 
 def test_without_the_library_it_is_lost(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """So the test above would notice; and the VM is protected all the same."""
 
-    def no_compiler() -> None:
-        raise GuestError("there is no C compiler")
+    built = Library.built
 
-    monkeypatch.setattr("colo.qemu.process.clock_preload", no_compiler)
+    def no_compiler(library: Library) -> Path:
+        if library is CLOCK_LIBRARY:
+            raise GuestError("there is no C compiler")
+        return built(library)
+
+    monkeypatch.setattr(Library, "built", no_compiler)
     primary, wire, _ = scene.protected()
     first = primary.console.clock()
     stood_s = stop_some(primary, wire)
     assert lost_at_least(first, primary.console.clock()) > stood_s / 2
-    assert not primary.clock_state().works
+    assert primary.given_back() is None
 
 
 def test_after_a_takeover_the_clock_has_gone_on_and_not_back(scene: Scene) -> None:
