@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -18,6 +19,7 @@ __all__ = [
     "TAIL_LINES",
     "WAIT_S",
     "Console",
+    "Moment",
     "colo",
     "counts",
     "qmp",
@@ -40,6 +42,15 @@ def wait(condition: Callable[[], T], what: str, seconds: float = WAIT_S) -> T:
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s for: {what}"
         time.sleep(POLL_S)
     return result
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The guest's CLOCK_MONOTONIC, in seconds, between two moments of the host's."""
+
+    earliest: float
+    latest: float
+    guest: float
 
 
 class Console:
@@ -76,17 +87,29 @@ class Console:
         """Wait until the guest has counted on."""
         self.wait_count(self.last() + more)
 
-    def verify(self) -> None:
-        """Have the guest check all of its memory at once, and then in two whole sweeps."""
+    def ask(self, order: str, answer: str) -> re.Match[str]:
+        """Type an order at the console, and wait for this answer or for a complaint."""
+        wanted, said = re.compile(answer), ""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(WAIT_S)
             sock.connect(str(self.path))
-            sock.sendall(b"verify\n")
-            answer = b""
-            while b"verified records=" not in answer and b"CORRUPT" not in answer:
+            sock.sendall(f"{order}\n".encode())
+            while (found := wanted.search(said)) is None:
+                assert "CORRUPT" not in said, said[-500:]
                 data = sock.recv(4096)
-                assert data, f"the console closed after {answer!r}"
-                answer += data
+                assert data, f"the console closed after {said!r}"
+                said += data.decode(errors="replace")
+        return found
+
+    def clock(self) -> Moment:
+        """What the guest's clock shows."""
+        before = time.monotonic()
+        found = self.ask("clock", r"clock monotonic=(\d+) realtime=(\d+)\r?\n")
+        return Moment(before, time.monotonic(), int(found[1]) / 1e9)
+
+    def verify(self) -> None:
+        """Have the guest check all of its memory at once, and then in two whole sweeps."""
+        self.ask("verify", "verified records=")
         sweeps = self.lines()[-1][1] if self.lines() else 0
         wait(
             lambda: "CORRUPT" in self.text() or self.lines()[-1][1] >= sweeps + 2,

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from colo.config import VmConfig
 from colo.demo.guest_image import KERNEL_WORDS, build
 from colo.qemu.colo_mode import ColoPrimary
+from colo.qemu.guest_clock import GivenBack, given_back
 from colo.qemu.process import Qemu, plan
 from tests.e2e.basics import POLL_S, ROOT, WAIT_S, Console
 from tests.e2e.booted import booted
@@ -110,6 +111,11 @@ class PrimaryVm:
         """Have the VM run without a secondary."""
         assert self._colo is not None
         self._do(self._colo.run_alone())
+
+    def given_back(self) -> GivenBack | None:
+        """What the library that keeps the guest's clock says; None where there is none."""
+        assert self._qemu is not None
+        return given_back(self._qemu.pid)
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """Execute a QMP command."""

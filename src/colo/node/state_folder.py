@@ -56,7 +56,7 @@ class StateFolder:
             raise UsageError(
                 f"another colo uses the state folder {self.path}: stop it, or take another folder"
             ) from None
-        self._grant = _number(self.path / "grant")
+        self._grant = _number(self.path / "known-grant")
 
     @property
     def status(self) -> Path:
@@ -88,12 +88,12 @@ class StateFolder:
     def _keep_grant(self, number: int) -> None:
         if number <= self._grant:
             return
-        file, name = tempfile.mkstemp(dir=self.path, prefix=".grant-")
+        file, name = tempfile.mkstemp(dir=self.path, prefix=".known-grant-")
         with os.fdopen(file, "w") as text:
             text.write(f"{number}\n")
             text.flush()
             os.fsync(text.fileno())
-        os.replace(name, self.path / "grant")
+        os.replace(name, self.path / "known-grant")
         self._grant = number
 
     def store(self, base: Path, vm_name: str) -> Path:

@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <time.h>
 
 enum { PAGE = 4096, MIB = 1 << 20 };
 #define GOLDEN UINT64_C(0x9e3779b97f4a7c15) /* 2^64 divided by the golden ratio */
@@ -15,7 +16,8 @@ __attribute__((format(printf, 1, 2))) void say(const char *format, ...);
 _Noreturn void halt(void);
 #define DIE(...) (say(__VA_ARGS__), halt())
 
-int64_t now_ns(void);
+int64_t clock_ns(clockid_t which);
+int64_t now_ns(void); /* CLOCK_MONOTONIC; the guest halts where it went back */
 
 /* The value of "--name=" on the command line, as a number. */
 uint64_t number(char **argv, const char *name, const char *otherwise);

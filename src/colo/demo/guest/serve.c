@@ -167,23 +167,21 @@ static void power(int peer)
 static void clocks(int peer)
 {
     struct pollfd asked = {peer, POLLIN, 0};
-    struct timespec real;
-    int64_t last = now_ns();
+    int64_t last = clock_ns(CLOCK_MONOTONIC);
     uint64_t steps_back = 0;
     char byte, line[LINE_MAX];
     for (;;) {
         int ready = poll(&asked, 1, 1);
-        int64_t now = now_ns();
+        int64_t now = clock_ns(CLOCK_MONOTONIC);
         steps_back += now < last;
         last = now;
         if (ready <= 0)
             continue;
         if (read(peer, &byte, 1) != 1)
             return;
-        clock_gettime(CLOCK_REALTIME, &real);
         put(peer, line,
             (size_t)snprintf(line, sizeof line, "%" PRId64 " %" PRId64 " %" PRIu64 "\n", now,
-                             real.tv_sec * INT64_C(1000000000) + real.tv_nsec, steps_back));
+                             clock_ns(CLOCK_REALTIME), steps_back));
     }
 }
 

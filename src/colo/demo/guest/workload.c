@@ -12,7 +12,7 @@
  *        files  write, close and remove a file of 100 MiB in /tmp, one line per file
  *        serve  services over TCP, one line a second: see serve.c
  * Lines end with \n, go out in one write() each, and count up by one for ever. A line "verify"
- * on the console starts a complete sweep at once.
+ * on the console starts a complete sweep at once; "clock" is answered by the clocks, in ns.
  *
  * For the tests, on a host: --console=PATH --mib=N, and two faults that must be found:
  * --corrupt-after=N flips a byte of a record after N ticks, --stale-after=N puts a record of
@@ -188,25 +188,39 @@ static void verify_all(void)
 
 static bool read_console(void) /* one character; false at the end */
 {
-    static const char command[] = "verify\n";
-    static size_t matched;
+    static char line[16];
+    static size_t used;
     char c;
     if (read(console, &c, 1) != 1)
         return false;
-    c = c == '\r' ? '\n' : c;
-    matched = c == command[matched] ? matched + 1 : c == command[0];
-    if (matched == strlen(command)) {
-        matched = 0;
-        verify_all();
+    if (c != '\r' && c != '\n') {
+        line[used] = c;
+        used = (used + 1) % (sizeof line - 1);
+        return true;
     }
+    line[used] = 0;
+    used = 0;
+    if (strcmp(line, "verify") == 0)
+        verify_all();
+    else if (strcmp(line, "clock") == 0)
+        say("clock monotonic=%" PRId64 " realtime=%" PRId64, now_ns(), clock_ns(CLOCK_REALTIME));
     return true;
+}
+
+int64_t clock_ns(clockid_t which)
+{
+    struct timespec t;
+    clock_gettime(which, &t);
+    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
 }
 
 int64_t now_ns(void)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+    static int64_t last;
+    int64_t now = clock_ns(CLOCK_MONOTONIC);
+    if (now < last)
+        DIE("CORRUPT clock: it went back from %" PRId64 " to %" PRId64, last, now);
+    return last = now;
 }
 
 /* Listen to the console until the next tick. Ticks that were missed are not made up for. */
