@@ -28,10 +28,15 @@ class Authority:
         made._openssl("req", "-x509", *_KEY, *subject, "-keyout", "ca.key", "-out", "ca.crt")
         return made
 
-    def issue(self, host: str, name: str = "colo.test", days: int = 825) -> TlsFiles:
-        """A certificate for ``host``, issued for ``name``; the files are named after the host."""
+    def issue(
+        self, host: str, name: str = "colo.test", days: int = 825, subject: str = ""
+    ) -> TlsFiles:
+        """A certificate for ``host``, issued for ``name``; the files are named after the host.
+
+        ``subject``: another one than the host as its common name.
+        """
         out = ("-keyout", f"{host}.key", "-out", f"{host}.csr")
-        issued_for = ("-subj", f"/CN={host}", "-addext", f"subjectAltName=DNS:{name}")
+        issued_for = ("-subj", subject or f"/CN={host}", "-addext", f"subjectAltName=DNS:{name}")
         self._openssl("req", *_KEY, *issued_for, *out)
         ca = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-copy_extensions", "copy")
         files = ("-in", f"{host}.csr", "-out", f"{host}.crt")

@@ -29,6 +29,16 @@ def test_the_readmes_vm_file_is_one(tmp_path: Path) -> None:
     assert config.failover.arbiter.startswith("file:")
 
 
+def test_the_arbiter_of_the_manual_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "failover.md").read_text()
+    start = text.index("    [failover]\n")
+    table = text[start : text.index("\n\n", start)].replace("\n    ", "\n").strip()
+    file = tmp_path / "web1.toml"
+    file.write_text(f'name = "web1"\n{table}\n')
+    etcd = load(file).failover.etcd
+    assert etcd is not None and etcd.user == "colo"
+
+
 def test_the_manuals_commands_make_certificates_for_tls(tmp_path: Path) -> None:
     manual = (ROOT / "docs" / "operating.md").read_text().replace("\\\n", "")
     commands = [line.strip() for line in manual.splitlines() if line.startswith("    openssl ")]

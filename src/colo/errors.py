@@ -64,13 +64,10 @@ class LocalError(ColoError):
 
 
 class NoAnswer(LocalError):
-    """The arbiter did not answer in ``limit_s``; ``may_be_done``: it may have done as asked."""
+    """The arbiter did not answer; ``may_be_done``: it may have done as asked."""
 
-    def __init__(self, limit_s: float, may_be_done: bool) -> None:
-        super().__init__(
-            f"the arbiter did not answer in {limit_s:.0f} s: see whether its file can be read "
-            "here, as a dead network mount hangs"
-        )
+    def __init__(self, text: str, may_be_done: bool) -> None:
+        super().__init__(text)
         self.may_be_done = may_be_done
 
 

@@ -14,22 +14,27 @@ import pytest
 
 from colo import node
 from colo.arbiters import asking as module
-from colo.arbiters.arbiter import FileArbiter, Grant, claim
+from colo.arbiters.arbiter import Arbiter, claim
 from colo.arbiters.asking import reach
+from colo.arbiters.file import FileRegister
 from colo.errors import LocalError, NoAnswer
+from colo.membership.grant import Ending, Grant
 
 
-class SlowDisk(FileArbiter):
+class SlowDisk(FileRegister):
     """What is written is there, and whoever wrote it waits for the disk."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.done = threading.Event()
 
-    def _write(self, file: int, grant: Grant) -> Grant:
-        super()._write(file, grant)
+    def _write(self, file: int, data: bytes) -> None:
+        super()._write(file, data)
         self.done.wait()
-        return grant
+
+
+def arbiter_of(path: Path) -> Arbiter:
+    return Arbiter(FileRegister(path))
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +47,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def file(tmp_path: Path) -> Path:
     """A grant file that shows grant 1 of "a"."""
     path = tmp_path / "grant"
-    arbiter = FileArbiter(path)
+    arbiter = arbiter_of(path)
     arbiter.begin()
     arbiter.take(0, "a")
     return path
@@ -84,10 +89,10 @@ def test_an_arbiter_that_hangs_is_one_out_of_reach() -> None:
     asyncio.run(ask())
 
 
-ASKED: dict[str, Callable[[FileArbiter], Awaitable[object]]] = {
+ASKED: dict[str, Callable[[Arbiter], Awaitable[object]]] = {
     "take": lambda arbiter: reach(arbiter.take, 1, "a"),
     "order": lambda arbiter: reach(arbiter.order, "a"),
-    "release": lambda arbiter: reach(arbiter.release, Grant(1, "a")),
+    "give back": lambda arbiter: reach(arbiter.give_back, "a", Ending.LEFT),
     "claim": lambda arbiter: reach(claim, arbiter, "a", "web1", stock=False, force=False),
 }
 
@@ -99,11 +104,13 @@ def test_a_call_that_comes_to_life_after_it_was_given_up_changes_nothing(
     async def ask() -> None:
         with locked(file):
             with pytest.raises(NoAnswer) as caught:
-                await ASKED[asked](FileArbiter(file))
+                await ASKED[asked](arbiter_of(file))
             assert not caught.value.may_be_done
-        assert FileArbiter(file).current() == Grant(1, "a")
-        await ASKED[asked](FileArbiter(file))
-        assert FileArbiter(file).current() != Grant(1, "a"), "what was given up stops nothing later"
+        assert arbiter_of(file).current().grant == Grant(1, "a")
+        await ASKED[asked](arbiter_of(file))
+        assert arbiter_of(file).current().grant != Grant(1, "a"), (
+            "what was given up stops nothing later"
+        )
 
     asyncio.run(ask())
 
@@ -111,12 +118,12 @@ def test_a_call_that_comes_to_life_after_it_was_given_up_changes_nothing(
 def test_a_call_that_is_cancelled_changes_nothing(file: Path) -> None:
     async def ask() -> None:
         with locked(file):
-            asking = asyncio.ensure_future(reach(FileArbiter(file).take, 1, "a"))
+            asking = asyncio.ensure_future(reach(arbiter_of(file).take, 1, "a"))
             await asyncio.sleep(0.01)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-        assert FileArbiter(file).current() == Grant(1, "a")
+        assert arbiter_of(file).current().grant == Grant(1, "a")
 
     asyncio.run(ask())
 
@@ -125,10 +132,10 @@ def test_whoever_gives_up_while_it_is_written_is_told(file: Path) -> None:
     async def ask() -> None:
         slow = SlowDisk(file)
         with pytest.raises(NoAnswer) as caught:
-            await reach(slow.take, 1, "a")
+            await reach(Arbiter(slow).take, 1, "a")
         assert caught.value.may_be_done
         slow.done.set()
-        assert await reach(slow.take, 1, "a") == Grant(2, "a"), "asking again gets it"
+        assert await reach(Arbiter(slow).take, 1, "a") == Grant(2, "a"), "asking again gets it"
 
     asyncio.run(ask())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from colo.arbiters.arbiter import make_arbiter
+from colo.arbiters.named import check_failover
 from colo.config import TlsFiles, VmConfig, load
 from colo.config.vm import Failover, OneHost, QemuArgs, StoreRoom
 from colo.errors import UsageError
@@ -119,7 +119,24 @@ BAD = [
     ('name = "a"\n[failover]\nsilence_s = -1.5', "silence_s = -1.5: more than 0"),
     ('name = "a"\n[failover]\nsilence_s = nan', "silence_s = nan: "),
     ('name = "a"\n[failover]\nsilence_s = inf', "silence_s = inf: "),
-    ('name = "a"\n[failover]\narbiter = "x"', "arbiter = 'x': file:PATH, manual or none"),
+    ('name = "a"\n[failover]\narbiter = "x"', "file:PATH, exec:COMMAND, manual or none"),
+    ('name = "a"\n[failover]\narbiter = "exec:x"', "[failover] arbiter = 'exec:x': the whole path"),
+    ('name = "a"\n[failover]\narbiter = "exec:"', "arbiter = 'exec:': exec:COMMAND"),
+    ('name = "a"\n[failover]\narbiter = "exec:/x \\""', "No closing quotation"),
+    ('name = "a"\n[failover]\nfence = "/x"', "[failover] fence = '/x': exec:COMMAND"),
+    ('name = "a"\n[failover]\narbiter = "etcd:e1:2379"', "etcd's address 'e1:2379': http://HOST"),
+    ('name = "a"\n[failover]\narbiter = "etcd:http://a,"', "etcd's address '': http://HOST:PORT"),
+    ('name = "a"\n[failover.etcd]\nuser = "u"', "[failover.etcd] user and password: both, or"),
+    ('name = "a"\n[failover.etcd]\nkey = "k"', "[failover.etcd] certificate and key: both, or"),
+    ('name = "a"\n[failover.etcd]\nprefix = "x"', "[failover.etcd] and arbiter = 'none': there"),
+    (
+        'name = "a"\n[failover]\narbiter = "etcd:http://a"\n[failover.etcd]\nca = "/none"',
+        "[failover.etcd] ca, certificate: the addresses have to be https://",
+    ),
+    (
+        'name = "a"\n[failover]\narbiter = "etcd:https://a"\n[failover.etcd]\nca = "/none"',
+        "[failover.etcd] ca, certificate, key: No such file or directory",
+    ),
     (
         'name = "a"\n[failover]\narbiter = "file:web1.grant"',
         "arbiter = 'file:web1.grant': the whole path, from / on",
@@ -174,7 +191,7 @@ BAD = [
 def test_what_is_wrong_is_told_in_one_line_with_its_key(text: str, told: str, file: Path) -> None:
     file.write_text(text)
     with pytest.raises(UsageError) as caught:
-        load(file, make_arbiter)
+        load(file, check_failover)
     assert str(caught.value).startswith(f"{file}: ")
     assert told in str(caught.value)
     assert str(caught.value).isprintable()

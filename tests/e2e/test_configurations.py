@@ -148,7 +148,11 @@ def waiting(scene: Scene, machine: Machine) -> tuple[Path, Host]:
     return vm_file, host
 
 
-@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize(
+    ("qemu", "name"),
+    [("7.2", "libvirt"), ("11.1", "libvirt"), ("7.2", "proxmox"), ("11.1", "uefi")],
+    indirect=["qemu"],
+)
 def test_a_machine_is_protected_and_taken_over(scene: Scene, name: str) -> None:
     machine = MACHINES[name]
     vm_file, host = waiting(scene, machine)
@@ -157,16 +161,44 @@ def test_a_machine_is_protected_and_taken_over(scene: Scene, name: str) -> None:
         host.wait_checkpoint(3)
         status = json.loads((scene.folder / "a" / "status.json").read_text())
         assert len(status["network"]) == machine.cards
-        qmp = scene.folder / "a" / "qmp.sock"
-        assert "migrat" in asyncio.run(said_by(qmp, "device_add usb-mouse")), (
-            "nothing is plugged in"
-        )
+        if "usb" in machine.args:
+            said = asyncio.run(said_by(scene.folder / "a" / "qmp.sock", "device_add usb-mouse"))
+            assert "migrat" in said, "it was plugged in"
         os.kill(status["qemu"]["pid"], signal.SIGKILL)
         assert process.wait(WAIT_S) == 1
     host.wait_said("holding checkpoint")
     done = host.run("failover")
     assert done.returncode == 0, done.stderr
     assert host.status()["state"] == "RUNNING"
+
+
+REFUSED = [
+    ("-cpu host", "CPU model 'host' requires KVM"),
+    ("-drive file=ALL/disk,format=raw", "is written and nobody replicates it: take it out"),
+    ("-daemonize", "[qemu] args: remove -daemonize: colo watches the process that it started"),
+    (
+        "-object memory-backend-ram,id=s,size=1M -device ivshmem-plain,memdev=s",
+        "take out the device ivshmem-plain",
+    ),
+    (
+        "-object memory-backend-ram,id=s,size=64M -m 64,slots=1,maxmem=1G -device pc-dimm,memdev=s",
+        "take out the device pc-dimm",
+    ),
+    ("-m 64MB", "-m 64MB: not a size that QEMU"),
+]
+
+
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
+@pytest.mark.parametrize(("args", "told"), REFUSED)
+def test_what_cannot_be_protected_is_told_in_one_line(scene: Scene, args: str, told: str) -> None:
+    machine = Machine(f"-machine pc -display none -nodefaults {args}")
+    vm_file = machine.write(scene.folder, scene.name, scene.binary)
+    command = [colo(), "run", str(vm_file), "--to", f"unix:{scene.folder}/nobody"]
+    command += ["--state-dir", str(scene.folder / "a")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert done.returncode in (1, 2)
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 #: Where the firmware of pc puts the register by which a system switches its power off, and how.

@@ -6,35 +6,45 @@ from itertools import product
 
 import pytest
 
+from colo.membership.grant import Record
 from colo.membership.roles import Turn, holder_name, host_of, whose_turn
 
 A, B = holder_name("a", 7, "100"), holder_name("b", 8, "200")
 
 
 @pytest.mark.parametrize(
-    ("holder", "turn"),
-    [("", Turn.START), (A, Turn.ASK), (B, Turn.FOLLOW), ("c/9/300", Turn.FOLLOW)],
+    ("record", "turn"),
+    [
+        (Record(1), Turn.START),
+        (Record(1, A), Turn.ASK),
+        (Record(1, A, B), Turn.ASK),
+        (Record(1, B), Turn.FOLLOW),
+        (Record(1, B, A), Turn.FOLLOW),
+        (Record(1, "c/9/300"), Turn.FOLLOW),
+        (Record(1, "", A), Turn.START),
+        (Record(1, "", B), Turn.FOLLOW),
+    ],
 )
-def test_a_host_whose_vm_does_not_run(holder: str, turn: Turn) -> None:
-    assert whose_turn(holder, "a", lives=False, automatic=True, is_first=True) is turn
+def test_a_host_whose_vm_does_not_run(record: Record, turn: Turn) -> None:
+    assert whose_turn(record, "a", lives=False, automatic=True, is_first=True) is turn
 
 
 def test_a_vm_that_runs_here_by_right_is_adopted_whatever_else_is_so() -> None:
     for automatic, is_first in product((False, True), repeat=2):
-        assert whose_turn(A, "a", True, automatic, is_first) is Turn.ADOPT
+        assert whose_turn(Record(1, A), "a", True, automatic, is_first) is Turn.ADOPT
 
 
 def test_without_a_record_the_first_host_asks_and_the_other_one_follows() -> None:
-    assert whose_turn("", "a", False, automatic=False, is_first=True) is Turn.ASK
-    assert whose_turn("", "b", False, automatic=False, is_first=False) is Turn.FOLLOW
+    assert whose_turn(Record(), "a", False, automatic=False, is_first=True) is Turn.ASK
+    assert whose_turn(Record(), "b", False, automatic=False, is_first=False) is Turn.FOLLOW
 
 
 def test_of_two_hosts_that_begin_at_most_one_may_start_without_asking_the_other() -> None:
     """Where nobody ran it both may try, and the arbiter lets one; else at most one even asks."""
     for holder in (A, B, "c/9/300"):
-        turns = [whose_turn(holder, host, False, True, host == "a") for host in ("a", "b")]
-        assert Turn.START not in turns
-        assert turns.count(Turn.ASK) <= 1
+        for record in (Record(1, holder), Record(1, "", holder)):
+            turns = [whose_turn(record, host, False, True, host == "a") for host in ("a", "b")]
+            assert turns.count(Turn.ASK) + turns.count(Turn.START) <= 1
 
 
 def test_a_name_says_which_host_it_is() -> None:

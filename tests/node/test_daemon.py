@@ -12,10 +12,12 @@ from typing import Any, cast
 
 import pytest
 
-from colo.arbiters.arbiter import FileArbiter, Grant
+from colo.arbiters.arbiter import Arbiter
+from colo.arbiters.file import FileRegister
 from colo.config import VmConfig
 from colo.config.vm import Failover
 from colo.errors import ChannelLost, GuestError, Refused, UsageError
+from colo.membership.grant import Ending, Grant
 from colo.node import daemon
 from colo.node.daemon import Daemon
 from colo.node.following import Next
@@ -62,7 +64,7 @@ class World:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = folder
-        self.arbiter = FileArbiter(folder / "grant")
+        self.arbiter = Arbiter(FileRegister(folder / "grant"))
         self.did: list[str] = []
         self.said: list[str] = []
         self.leads: list[Standing | Exception] = []
@@ -191,7 +193,7 @@ def test_where_there_is_no_record_the_second_host_makes_none(world: World) -> No
     world.play("b", stop)
     assert world.did == []
     assert not (world.path / "grant").exists()
-    assert "No such file" in world.said[0]
+    assert "nobody has begun there with this VM" in world.said[0]
 
 
 def test_a_record_that_was_there_and_is_not_any_more_is_no_new_beginning(world: World) -> None:
@@ -343,7 +345,7 @@ def test_a_vm_that_died_while_it_ran_alone_is_started_again(world: World) -> Non
     async def given_back(world: World) -> None:
         while "ends its QEMU (new)" not in world.did:
             await asyncio.sleep(0)
-        world.arbiter.release(world.arbiter.current())
+        world.arbiter.give_back(world.arbiter.current().holder, Ending.LEFT)
 
     assert world.play(also=given_back) == 0
     assert world.did.count("leads a VM that it starts") == 2

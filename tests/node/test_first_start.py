@@ -17,10 +17,13 @@ import pytest
 from rich.console import Console
 
 from colo.arbiters import asking
-from colo.arbiters.arbiter import FileArbiter, Grant, make_arbiter
+from colo.arbiters.arbiter import Arbiter
+from colo.arbiters.file import FileRegister
+from colo.arbiters.named import make_arbiter
 from colo.config import VmConfig
 from colo.config.vm import Failover
 from colo.errors import ColoError, GuestError, LocalError, PeerError, UsageError
+from colo.membership.grant import Grant
 from colo.membership.words import Hello, Word, WordKind
 from colo.node import first_start
 from colo.node.first_start import Start
@@ -74,7 +77,7 @@ class Scene:
     def __init__(self, folder: Path, answer: Word | None, arbiter: str = "") -> None:
         self.folder = folder
         self.answer = answer
-        self.file = FileArbiter(folder / "grant")
+        self.file = Arbiter(FileRegister(folder / "grant"))
         failover = Failover(arbiter=arbiter or f"file:{folder / 'grant'}")
         self.config = VmConfig("web1", failover=failover)
         self.events: list[str] = []
@@ -102,7 +105,7 @@ class Scene:
     async def _run(self, options: dict[str, Any]) -> int:
         state = StateFolder(self.folder / "state")
         address = Address(path=str(self.folder / "b"))
-        arbiter = make_arbiter(self.config.failover.arbiter)
+        arbiter = make_arbiter(self.config)
         qemu = FakeQemu(self, state.path)
         server = None
         if self.answer is not None:
@@ -159,7 +162,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def holder(scene: Scene) -> Grant:
-    return scene.file.current()
+    return scene.file.current().grant
 
 
 def test_the_vm_starts_after_the_grant_and_the_secondarys_hello(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import socket
 import threading
@@ -16,12 +15,15 @@ from typing import Any, Final, cast
 import numpy as np
 import pytest
 
-from colo.arbiters.arbiter import Arbiter, FileArbiter, Grant, ManualArbiter
+from colo.arbiters.arbiter import Arbiter
+from colo.arbiters.file import FileRegister
+from colo.arbiters.manual import ManualArbiter
 from colo.config import VmConfig
 from colo.config.vm import Failover, QemuArgs, StoreRoom
 from colo.errors import ChannelLost, Misfit, PeerError, StoreError
 from colo.guest.memory import MemoryGuest
 from colo.membership.decision import LinkState, OnLoss
+from colo.membership.grant import Grant, Record
 from colo.membership.words import Hello, Word, WordKind
 from colo.migration.reader import Migration
 from colo.node import keeping
@@ -86,15 +88,15 @@ class Waiting(FitsAnything):
         pass
 
 
-class Mount(FileArbiter):
+class Mount(Arbiter):
     """A grant file; while the mount is ``dead``, whoever asks waits."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        super().__init__(FileRegister(path))
         self.alive = threading.Event()
         self.alive.set()
 
-    def begin(self) -> Grant:
+    def begin(self) -> Record:
         self.alive.wait()
         return super().begin()
 
@@ -221,7 +223,7 @@ class Host:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "WaitingQemu", Waiting)
     monkeypatch.setattr("colo.arbiters.asking._ANSWER_S", 0.2)
-    monkeypatch.setattr("colo.node.taking_over._ARBITER_S", 0.01)
+    monkeypatch.setattr("colo.node.taking_over._AGAIN_S", 0.01)
     monkeypatch.setattr("colo.arbiters.asking._calls", [])
 
 
@@ -252,7 +254,7 @@ async def closed(sock: socket.socket) -> None:
 
 def granted(folder: Path, number: int = 1, holder: str = A) -> Mount:
     """The arbiter of both hosts."""
-    (folder / "grant").write_text(json.dumps({"number": number, "holder": holder}))
+    (folder / "grant").write_text(Record(number, holder).encode())
     return Mount(folder / "grant")
 
 
@@ -332,7 +334,7 @@ def test_a_word_about_another_grant_takes_nothing_from_its_holder(
             granted(tmp_path, stands.number, stands.holder)
             await primary.says_that_it_is_dead(host, content)
             await host.until_said("the other host has the right to run the VM")
-            assert arbiter.current() == stands
+            assert arbiter.current().grant == stands
             await Primary().protect(host, stands.number, stands.holder)
 
     asyncio.run(run())
@@ -447,7 +449,7 @@ def test_an_asking_ends_with_its_session(tmp_path: Path) -> None:
         arbiter, first, again = granted(tmp_path), Primary(), Primary()
         async with hosted(tmp_path, arbiter) as host:
             await lost_with_the_arbiter(host, arbiter, first)
-            assert FileArbiter(tmp_path / "grant").take(1, A) == Grant(2, A)
+            assert Arbiter(FileRegister(tmp_path / "grant")).take(1, A) == Grant(2, A)
             await again.protect(host, 2)
             assert host.state == "READY"
             assert not host.node._takeover.is_asking
@@ -471,9 +473,17 @@ async def refusal(host: Host, grant: int, holder: str = A) -> str:
     ("here", "grant", "text"),
     [
         (None, 7, "the grant file {} here does not show grant 7 of the primary: both hosts must"),
-        ((0, ""), 7, "does not show grant 7 of the primary: both hosts must see the same file"),
-        ((7, "c/1/1"), 7, "grant 7 of the primary does not stand: by {} here c/1/1 has grant 7"),
-        ((8, "c/1/1"), 7, "grant 7 of the primary does not stand: by {} here c/1/1 has grant 8"),
+        ((0, ""), 7, "does not show grant 7 of the primary: both hosts must see the same one"),
+        (
+            (7, "c/1/1"),
+            7,
+            "does not stand: by the grant file {} here c/1/1 has grant 7",
+        ),
+        (
+            (8, "c/1/1"),
+            7,
+            "does not stand: by the grant file {} here c/1/1 has grant 8",
+        ),
     ],
 )
 def test_hosts_with_different_grant_files_protect_nothing(

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from colo.arbiters.arbiter import make_arbiter
+from colo.arbiters.manual import NoArbiter
 from colo.config import VmConfig
 from colo.config.vm import QemuArgs, StoreRoom
 from colo.membership.decision import OnLoss
@@ -64,7 +64,7 @@ class Host:
             cast(LaunchPlan, None),
             self.address,
             self.folder,
-            make_arbiter("none"),
+            NoArbiter(),
             OnLoss.HOLD,
             self.said.append,
             forward,

@@ -13,10 +13,12 @@ from typing import Any, cast
 
 import pytest
 
-from colo.arbiters.arbiter import FileArbiter, Grant
+from colo.arbiters.arbiter import Arbiter
+from colo.arbiters.file import FileRegister
 from colo.config import VmConfig
 from colo.config.vm import Failover
 from colo.errors import GuestError, PeerError, QemuRefusal, UsageError
+from colo.membership.grant import Grant
 from colo.membership.words import Word, WordKind
 from colo.node import protecting
 from colo.node.ending import End
@@ -58,9 +60,9 @@ ANSWERS: dict[str, Any] = {
 class Scene:
     def __init__(self, folder: StateFolder, config: VmConfig | None = None) -> None:
         self.folder, self.qemu, self.said = folder, FakeQemu(), list[str]()
-        self.arbiter = FileArbiter(folder.path / "grant")
+        self.arbiter = Arbiter(FileRegister(folder.path / "arbiter"))
         self.node = PrimaryNode(
-            config or VmConfig("web1", failover=Failover(arbiter=f"file:{folder.path}/grant")),
+            config or VmConfig("web1", failover=Failover(arbiter=f"file:{folder.path}/arbiter")),
             self.qemu,
             parse_address(f"unix:{folder.path}/b"),
             folder,
@@ -138,7 +140,7 @@ def test_where_the_secondary_got_nothing_the_vm_runs_on_and_nobody_is_asked(
             "web1: the protection could not begin: QEMU refuses migrate: there is a blocker",
             "web1: UNPROTECTED: the VM runs here alone (grant 0)",
         ]
-        assert not (folder.path / "grant").exists()
+        assert not (folder.path / "arbiter").exists()
 
     play(scene)
 
@@ -268,7 +270,7 @@ def test_a_dead_vms_grant_is_left_to_the_host_that_may_have_its_copy(
         ended.set_result(await s.node._conclude(End.DIED))
         monkeypatch.setattr(s.node, "_protect", lambda: ended)
         assert await s.node._serve() == 1
-        assert s.arbiter.current() == Grant(1, "a" if contested else "")
+        assert s.arbiter.current().grant == Grant(1, "a" if contested else "")
         assert said == [Word(WordKind.DEAD, {"grant": 2})]
 
     play(scene)
@@ -283,7 +285,7 @@ def test_a_protection_that_does_not_begin_says_so_in_the_status(folder: StateFol
             await s.node.run()
         status = json.loads(folder.status.read_text())
         assert (status["state"], status["error"]) == ("REFUSED", str(caught.value))
-        assert s.arbiter.current() == Grant(1, "elsewhere/7/7")
+        assert s.arbiter.current().grant == Grant(1, "elsewhere/7/7")
 
     play(scene)
 
@@ -306,7 +308,7 @@ def test_a_protection_that_can_never_be_leaves_the_vm_and_says_why(folder: State
             await s.node.run()
         status = json.loads(folder.status.read_text())
         assert (status["state"], status["error"]) == ("UNPROTECTED", "its VM is web2")
-        assert s.arbiter.current() == Grant(1, "")
+        assert s.arbiter.current().grant == Grant(1, "")
 
     play(scene)
 

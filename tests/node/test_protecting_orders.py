@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from colo.arbiters.arbiter import make_arbiter
+from colo.arbiters.manual import ManualArbiter
 from colo.config import VmConfig
 from colo.errors import ColoError
 from colo.inspection.source import load_source
@@ -41,7 +41,7 @@ def test_whoever_asks_the_primary_for_a_checkpoint_is_told_where_it_is(tmp_path:
             NoQemu(),
             Address(host="b", port=9000),
             folder,
-            make_arbiter("manual"),
+            ManualArbiter(),
             lambda line: None,
         )
         async with await serve_orders(folder.control, node._obey):

@@ -117,6 +117,11 @@ def test_how_far_a_first_copy_is() -> None:
     assert "first copy" not in shown(state="COPYING", bytes_total=None)
 
 
+def test_what_a_takeover_waits_for() -> None:
+    assert "  waits        no grant yet: x\n" in shown(waits_for="no grant yet: x")
+    assert "waits" not in shown(waits_for=None)
+
+
 def test_a_secondary_that_hands_nothing_on_says_nothing_of_it() -> None:
     assert "handed on" not in shown(forward=None)
 

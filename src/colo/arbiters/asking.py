@@ -2,10 +2,11 @@
 
 A call that hangs cannot be stopped; it is given up.  Whoever gave it up acts as if it had never
 been made: the VM ends, or another host is told that it may go on.  So a call that comes to life
-again later must not change anything, and there is one moment at which that is settled: an arbiter
-says ``about_to_write`` when it knows what to write and nobody else can write, and goes no further
-where the asker was faster.  Where the asker was slower, the answer that it does not get may be a
-grant: it is told so, and asking again is answered with that grant.
+again later must not change anything, and there is one moment at which that is settled: a register
+says ``about_to_write`` right before it asks for the change, and goes no further where the asker was
+faster.  Where the asker was slower, the change may be made, or may still be made later, as long as
+nothing else has been written meanwhile.  The answer that it does not get may be a grant: it is told
+so, and asking again is answered with that grant.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from colo.errors import LocalError, NoAnswer
 __all__ = ["about_to_write", "reach"]
 
 _ANSWER_S: Final = 3.0
+_NO_ANSWER: Final = (
+    "the arbiter did not answer in {:.0f} s: see whether it can be reached from here; a file on a "
+    "dead network mount hangs"
+)
 _CALLS_MAX: Final = 4
 _calls: list[threading.Thread] = []
 
@@ -55,7 +60,7 @@ _current: ContextVar[_Call | None] = ContextVar("call", default=None)
 
 
 def about_to_write() -> None:
-    """Say, as an arbiter, that it is about to change who has the grant, which nobody else can now.
+    """Say, as a register, that the change is about to be asked for.
 
     Raises LocalError where whoever asked has given up: then nothing may change.
     """
@@ -104,6 +109,6 @@ async def reach(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         async with asyncio.timeout(_ANSWER_S):  # wait_for may lose a cancellation
             return await answer
     except TimeoutError:
-        raise NoAnswer(_ANSWER_S, this.give_up()) from None
+        raise NoAnswer(_NO_ANSWER.format(_ANSWER_S), this.give_up()) from None
     finally:
         this.give_up()

@@ -59,7 +59,7 @@ def secondary(
     trace: bool,
 ) -> int:
     """Keep the last checkpoint of a VM, and run the VM when its primary is lost."""
-    from colo.arbiters.arbiter import make_arbiter
+    from colo.arbiters.named import check_failover, make_arbiter
     from colo.config import load
     from colo.membership.decision import OnLoss
     from colo.node.keeping import SecondaryNode
@@ -68,14 +68,14 @@ def secondary(
     from colo.transport.address import parse_address
     from colo.transport.tls import make_tls
 
-    config = load(vm_file, make_arbiter)
+    config = load(vm_file, check_failover)
     tls = make_tls(config)
     address = parse_address(listen, tls)
     destination = None
     if forward is not None:
         return_path = None if forward_as == "same" else forward_as == "11"
         destination = Destination(parse_address(forward, tls), return_path)
-    arbiter = make_arbiter(config.failover.arbiter)
+    arbiter = make_arbiter(config)
 
     async def run(folder: StateFolder) -> int:
         node = SecondaryNode(
@@ -170,7 +170,7 @@ def node(vm_file: Path, host: str | None, qmp: str | None, trace: bool, state_di
     """
     import socket
 
-    from colo.arbiters.arbiter import make_arbiter
+    from colo.arbiters.named import check_failover, make_arbiter
     from colo.config import load
     from colo.node.daemon import Daemon
     from colo.qemu.process import plan
@@ -179,10 +179,10 @@ def node(vm_file: Path, host: str | None, qmp: str | None, trace: bool, state_di
     from colo.transport.tls import make_tls
 
     us = host or socket.gethostname()
-    config = load(vm_file, make_arbiter).seen_from(us)
+    config = load(vm_file, check_failover).seen_from(us)
     tls = make_tls(config)
     addresses = {name: parse_address(text, tls) for name, text in config.hosts.items()}
-    arbiter = make_arbiter(config.failover.arbiter)
+    arbiter = make_arbiter(config)
 
     async def run(folder: StateFolder) -> int:
         adopted = _qmp_path(qmp) if qmp is not None else None
@@ -208,17 +208,17 @@ def _protect(
     get_qemu: Callable[[VmConfig, StateFolder], Awaitable[tuple[Monitor, Start | None]]],
     options: dict[str, Any],
 ) -> int:
-    from colo.arbiters.arbiter import make_arbiter
+    from colo.arbiters.named import check_failover, make_arbiter
     from colo.config import load
     from colo.node.protecting import PrimaryNode
     from colo.transport.address import parse_address
     from colo.transport.tls import make_tls
 
-    config = load(vm_file, make_arbiter)
+    config = load(vm_file, check_failover)
     to = parse_address(options["to"], make_tls(config))
     if options["stock"] and to.tls is not None:
         raise UsageError("--stock and [tls]: a stock QEMU has a TLS of its own: take [tls] out")
-    arbiter = make_arbiter(config.failover.arbiter)
+    arbiter = make_arbiter(config)
 
     async def protect(folder: StateFolder) -> int:
         qemu, start = await get_qemu(config, folder)

@@ -16,10 +16,18 @@
     other_memory_mib = 64                    # for blocks besides -m: ROMs, graphics memory
     device_state_mib = 64                    # what a checkpoint's devices may take
     [failover]
-    arbiter = "file:/shared/web1.grant"      # or manual, or none
+    arbiter = "etcd:http://e1:2379"          # or file:PATH, exec:COMMAND, manual, none
+    fence = "exec:/usr/sbin/host-off"        # not needed: run before a takeover
     heartbeat_s = 0.1                        # how often each host says that it is there
     heartbeat_limit_s = 0.8                  # and after how long a silence it counts as lost
     silence_s = 10.0                         # a primary silent within a checkpoint is lost
+    [failover.etcd]                          # not needed: how the arbiter in etcd is reached
+    prefix = "colo/"                         # the key is this and the VM's name
+    ca = "/etc/colo/etcd-ca.crt"             # who signed the members' certificates
+    certificate = "/etc/colo/etcd.crt"       # this host's, and
+    key = "/etc/colo/etcd.key"               # its key
+    user = "colo"                            # where etcd asks for a user
+    password = "..."
     [hosts]                                  # for colo node: how each host reaches the other
     a = "tcp:10.0.0.1:9000"
     b = "tcp:10.0.0.2:9000"
@@ -58,6 +66,7 @@ from colo.qemu.command_line import Backend, main_memory
 
 __all__ = [
     "Checkpoints",
+    "EtcdAccess",
     "Failover",
     "Network",
     "OneHost",
@@ -118,13 +127,27 @@ class StoreRoom:
 
 
 @dataclass(frozen=True)
+class EtcdAccess:
+    """``[failover.etcd]``: how an arbiter in etcd is reached, and where in it the grant is."""
+
+    prefix: str = "colo/"
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    user: str | None = None
+    password: str | None = None
+
+
+@dataclass(frozen=True)
 class Failover:
     """``[failover]``: when the other host is lost, and who may go on then.
 
-    ``arbiter`` is a text here: it is made, and so checked, in ``colo.arbiters``.
+    ``arbiter`` and ``fence`` are texts here: they are made, and so checked, in ``colo.arbiters``.
     """
 
     arbiter: str = "none"
+    fence: str | None = None
+    etcd: EtcdAccess | None = None
     heartbeat_s: float = 0.1
     heartbeat_limit_s: float = 0.8
     silence_s: float = 10.0
@@ -222,11 +245,10 @@ class VmConfig:
         )
 
 
-def load(path: Path, check_arbiter: Callable[[str], object] = str) -> VmConfig:
+def load(path: Path, check: Callable[[VmConfig], object] | None = None) -> VmConfig:
     """Read and check a VM file.
 
-    Raises UsageError with the file's and the key's name; also where ``check_arbiter`` raises it,
-    which is given the arbiter's text.
+    Raises UsageError with the file's and the key's name; also where ``check`` raises it.
     """
     try:
         table = tomllib.loads(path.read_text())
@@ -237,7 +259,8 @@ def load(path: Path, check_arbiter: Callable[[str], object] = str) -> VmConfig:
     try:
         config = read_table(VmConfig, table)
         _check(config)
-        check_arbiter(config.failover.arbiter)
+        if check is not None:
+            check(config)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error.__cause__
     return config
@@ -264,6 +287,10 @@ def _check(config: VmConfig) -> None:
             f"stopped_share_max = {config.checkpoints.stopped_share_max}: a share, more than 0 and "
             "less than 1"
         )
+    etcd = failover.etcd or EtcdAccess()
+    for one, other in (("certificate", "key"), ("user", "password")):
+        if (getattr(etcd, one) is None) != (getattr(etcd, other) is None):
+            raise UsageError(f"[failover.etcd] {one} and {other}: both, or none of them")
     if latency_us is not None and not 0 <= latency_us <= _LATENCY_MAX_US:
         raise UsageError(f"cpu_latency_us = {latency_us}: microseconds, 0 to {_LATENCY_MAX_US}")
     for host in config.hosts:

@@ -371,7 +371,7 @@ def clock(options: Options, count: int, pause_ms: float, rest_s: float) -> None:
     def talk(session: Session) -> None:
         while not session.over() and judge.answers < count:
             judge.asked(time.monotonic_ns())
-            session.send(b"?")
+            session.send(b"\n")
             line = session.line()
             if not line.endswith(b"\n"):
                 return

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from colo.arbiters.arbiter import Grant
+from colo.membership.grant import Grant
 from colo.membership.words import Word, WordKind
 
 __all__ = ["Decision", "Heard", "LinkState", "OnLoss", "decide_secondary"]

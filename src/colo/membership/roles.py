@@ -3,13 +3,15 @@
 The arbiter's record says who had the right last: nobody, where the VM has never run or was shut
 down in good order; else a process of one of the two hosts, by its name.  A host that ran it last
 and finds that process dead may be behind the other one, which may hold a checkpoint of that very
-VM; so it asks first.  A host that did not run it last has an older state, and never starts it by
-itself.
+VM; so it asks first, unless it gave its grant back: then there was no such checkpoint.  A host that
+did not run it last has an older state, and never starts it by itself.
 """
 
 from __future__ import annotations
 
 from enum import Enum
+
+from colo.membership.grant import Record
 
 __all__ = ["Turn", "holder_name", "host_of", "whose_turn"]
 
@@ -33,16 +35,17 @@ def host_of(holder: str) -> str:
     return holder.rsplit("/", 2)[0] if holder.count("/") >= 2 else holder
 
 
-def whose_turn(holder: str, host: str, lives: bool, automatic: bool, is_first: bool) -> Turn:
+def whose_turn(record: Record, host: str, lives: bool, automatic: bool, is_first: bool) -> Turn:
     """Decide for ``host``, by the arbiter's record of who had the right last.
 
-    ``lives``: a QEMU of this host runs the VM, and it is that holder.  ``automatic``: there is an
-    arbiter that keeps a record; else the ``is_first`` of the two hosts asks, and the other follows.
+    ``lives``: a QEMU of this host runs the VM, and nobody else has the right.  ``automatic``: there
+    is an arbiter that keeps a record; else the ``is_first`` of the two hosts asks, and the other
+    follows.
     """
     if lives:
         return Turn.ADOPT
     if not automatic:
         return Turn.ASK if is_first else Turn.FOLLOW
-    if not holder:
-        return Turn.START
-    return Turn.ASK if host_of(holder) == host else Turn.FOLLOW
+    if record.left_by and host_of(record.left_by) != host:
+        return Turn.FOLLOW
+    return Turn.ASK if record.holder else Turn.START

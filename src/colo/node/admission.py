@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from colo.arbiters.arbiter import Arbiter, Grant
+from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.asking import reach
 from colo.config import VmConfig
 from colo.errors import LocalError, PeerError
+from colo.membership.grant import Grant
 from colo.membership.words import Hello, Word, WordKind
 from colo.transport.control_link import Link
 

@@ -15,11 +15,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from colo.arbiters.arbiter import Arbiter, Grant
+from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.asking import reach
 from colo.config import VmConfig
 from colo.errors import ChannelLost, GuestError, LocalError, Refused, UsageError
 from colo.membership.decision import OnLoss
+from colo.membership.grant import Grant, Record
 from colo.membership.roles import Turn, host_of, whose_turn
 from colo.membership.words import Hello
 from colo.node.first_start import Start
@@ -140,7 +141,7 @@ class Daemon:
             self._say(f"a stale copy of the VM is ended here: {record.holder} has the right to it")
             await _end(qemu)
         is_first = next(iter(self._config.hosts)) == self._host
-        turn = whose_turn(record.holder, self._host, lives, self._arbiter.automatic, is_first)
+        turn = whose_turn(record, self._host, lives, self._arbiter.automatic, is_first)
         match turn:
             case Turn.ADOPT:
                 assert qemu is not None
@@ -152,7 +153,7 @@ class Daemon:
             case Turn.FOLLOW:
                 return lambda: self._follow(record)
 
-    async def _record(self) -> Grant:
+    async def _record(self) -> Record:
         """Who has the right to run the VM, by a record that is the one we know.
 
         Only the first host of the VM file makes a record where there is none, and only one that has
@@ -192,7 +193,7 @@ class Daemon:
         await _kill(pid)
         return None
 
-    async def _start(self, record: Grant, by_order: bool = False) -> _Part | None:
+    async def _start(self, record: Record, by_order: bool = False) -> _Part | None:
         """Start the VM from nothing but its disks, by the next grant after ``record``."""
         self._folder.clean_start()
         qemu = Qemu(self._plan.unstarted(), self._folder.path, self._plan.environment)
@@ -204,7 +205,7 @@ class Daemon:
             elif self._arbiter.automatic:
                 grant = await reach(self._arbiter.take, record.number, holder)
             else:
-                grant = record
+                grant = record.grant
         except LocalError as error:
             await qemu.kill()
             return await self._wait(f"no grant to start the VM: {error}")
@@ -214,7 +215,7 @@ class Daemon:
         self._folder.know_grant(grant.number)
         return await self._lead(qemu, Start(qemu))
 
-    async def _ask(self, record: Grant) -> _Part | None:
+    async def _ask(self, record: Record) -> _Part | None:
         """The VM ran here and died: start it, unless the other host has a newer state."""
         ours = Hello.ours(self._config, record.number, record.holder)
         try:
@@ -275,7 +276,7 @@ class Daemon:
         self._crashes.succeeded()
         return self._look
 
-    async def _follow(self, record: Grant) -> _Part | None:
+    async def _follow(self, record: Record) -> _Part | None:
         """Be the VM's secondary, until it runs here or nowhere."""
         following = Following(self._host)
         node = SecondaryNode(
@@ -288,10 +289,10 @@ class Daemon:
             self._tell,
             after=following,
         )
-        if record.holder:
+        if other := host_of(record.left_by):
             self._say(
-                f"the VM is host {host_of(record.holder)}'s (grant {record.number}): following; if "
-                "that host is gone for good, `colo failover` starts the VM here anew"
+                f"the VM is host {other}'s (grant {record.number}): following; if that "
+                "host is gone for good, `colo failover` starts the VM here anew"
             )
         task = asyncio.ensure_future(node.run())
         self._interrupt = task.cancel
@@ -315,7 +316,7 @@ class Daemon:
     # -- waiting --------------------------------------------------------------------------
 
     async def _wait(
-        self, why: str, record: Grant | None = None, after_s: float = RETRY_S
+        self, why: str, record: Record | None = None, after_s: float = RETRY_S
     ) -> _Part | None:
         """Say why nothing is done now, and look again after a while, or by an order.
 

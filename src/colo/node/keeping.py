@@ -15,11 +15,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from colo.arbiters.arbiter import Arbiter, Grant
+from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.asking import reach
+from colo.arbiters.named import make_fence
 from colo.config import VmConfig
 from colo.errors import ColoError, LocalError, Misfit, PeerError
 from colo.membership.decision import Decision, Heard, LinkState, OnLoss, decide_secondary
+from colo.membership.grant import Grant
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.admission import Greeting
 from colo.node.afterwards import Afterwards, Stay
@@ -90,8 +92,8 @@ class SecondaryNode:
             self._forwarding = Forwarding(
                 who, self._store, self._settled, forward, silence_s, self._say
             )
-        holder = partial(self.waiting.instance, after.host)
-        self._takeover = Takeover(arbiter, self._store, self.waiting, holder, self._say)
+        holder, fence = partial(self.waiting.instance, after.host), make_fence(config)
+        self._takeover = Takeover(arbiter, fence, self._store, self.waiting, holder, self._say)
         self._warned: Receiving | None = None
         self._error: str | None = None
         self._facts: dict[str, Any] = {}
@@ -322,9 +324,7 @@ class SecondaryNode:
     def _ask_for_grant(self, session: Receiving) -> None:
         if session is not self._session:
             return
-        self._takeover.ask(
-            self._heard.known, lambda grant: self._answered(session, grant), self._heard.void
-        )
+        self._takeover.ask(self._heard, lambda grant: self._answered(session, grant))
 
     def _answered(self, session: Receiving, grant: Grant | None) -> None:
         """The arbiter has answered: take over, or forget the VM, which then runs elsewhere."""
@@ -439,7 +439,7 @@ class SecondaryNode:
                 )
             again = partial(self._ask_for_grant, session)
             try:
-                grant = await self._takeover.order(self._heard.known, order.force, again)
+                grant = await self._takeover.order(self._heard, order.force, again)
             except LocalError as error:
                 return Answer(False, f"{error}; --force does without it")
             if session is not self._session:
@@ -484,6 +484,7 @@ class SecondaryNode:
             "grant": self._grant(),
             "listen": str(self._listen),
             "link": self._heard.link.name,
+            "waits_for": self._takeover.waits_for,
             "error": self._error or self.waiting.trouble,
             "checkpoint": self._number if self._number >= 0 else None,
             "checkpoint_at": self._committed_at,

@@ -13,9 +13,10 @@ import contextlib
 from collections.abc import Callable
 from typing import Final
 
-from colo.arbiters.arbiter import Arbiter, Grant
+from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.asking import reach
 from colo.errors import ChannelLost, GuestError, LocalError
+from colo.membership.grant import Grant
 from colo.membership.words import WordKind
 from colo.node.orders import Answer
 from colo.node.peer import Peer
@@ -90,7 +91,7 @@ class Planned:
             async with asyncio.timeout(_TAKEN_S):
                 while True:
                     with contextlib.suppress(LocalError):
-                        if (await reach(arbiter.current)) != ours:
+                        if (await reach(arbiter.current)).grant != ours:
                             return
                     await asyncio.sleep(_LOOK_S)
 

@@ -15,10 +15,11 @@ from typing import Any, Final, cast
 
 from qemu.qmp import EventListener
 
-from colo.arbiters.arbiter import Arbiter, Grant, claim, give_back
+from colo.arbiters.arbiter import Arbiter, claim, give_back
 from colo.arbiters.asking import reach
 from colo.config import VmConfig
 from colo.errors import ChannelLost, ColoError, GuestError, LocalError, PeerError, QemuRefusal
+from colo.membership.grant import Ending, Grant
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.ending import LAST, End
 from colo.node.first_start import Start
@@ -176,11 +177,11 @@ class PrimaryNode:
         if self._start is not None:
             await self._start.undo()
             if not self._claim:  # else it may be another's, who is not to be thought dead
-                await self._give_back()
+                await self._give_back(Ending.UNUSED)
             elif self._solo.grant.number:
                 error.add_note(f"grant {self._solo.grant.number}, which --claim took, stays here")
         elif isinstance(error, GuestError | PeerError) and self._session.safe_at is None:
-            await self._give_back()
+            await self._give_back(Ending.LEFT)
 
     async def _prepare(self) -> None:
         """Bring QEMU into a state from which protection can begin.  Raises GuestError."""
@@ -221,7 +222,7 @@ class PrimaryNode:
         self.standing = last.standing
         # What the other host may run is left to it: given back, the grant would be anybody's.
         if end is End.SHUTDOWN or (last.standing is Standing.DEAD and not self._contested):
-            await self._give_back()
+            await self._give_back(Ending.SHUT_DOWN if end is End.SHUTDOWN else Ending.LEFT)
         if last.text:
             self._say(last.text.format(shutdown=self._shutdown))
         return last.code
@@ -359,10 +360,10 @@ class PrimaryNode:
         refused = self._refused.is_set() and not self._was_protected
         return await self._solo.decide(contested=self._relayed and not refused)
 
-    async def _give_back(self) -> None:
+    async def _give_back(self, ending: Ending) -> None:
         """This VM is not run any more, or never was protected: anyone may begin anew."""
         with contextlib.suppress(LocalError):
-            await reach(give_back, self._arbiter, self._solo.grant.holder)
+            await reach(give_back, self._arbiter, self._solo.grant.holder, ending)
 
     def _hello(self) -> Hello:
         return Hello.ours(self._config, self._solo.grant.number, self._solo.grant.holder)

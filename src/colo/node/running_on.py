@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from colo.arbiters.arbiter import Arbiter, Grant
+from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.asking import reach
 from colo.errors import GuestError, LocalError, NoAnswer
+from colo.membership.grant import Grant
 from colo.node.orders import Answer
 from colo.node.retry import RETRY_S
 from colo.node.standing import Standing

@@ -1,21 +1,29 @@
 """A takeover: getting the right to run the VM, and running it.
 
-These are two things.  *Asking* for the grant lasts for as long as the arbiter is out of reach, and
-can be given up at any moment: by an operator who does without it, by a primary that has come
-back, by whoever leaves.  *Starting* the VM is bounded and is never given up half-way.
+These are two things.  *Asking* for the grant lasts for as long as the arbiter is out of reach, or
+the fence cannot say that the other host is off, and can be given up at any moment: by an operator
+who does without it, by a primary that has come back, by whoever leaves.  *Starting* the VM is
+bounded and is never given up half-way.
+
+The fence is asked once the grant is ours, so of two hosts that lost each other only one ever turns
+the other off.  It is not asked where the primary has said itself that its VM does not run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol, TypeVar
 
-from colo.arbiters.arbiter import Arbiter, Grant
+from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.asking import reach
+from colo.arbiters.fence import Fence
 from colo.errors import ColoError, GuestError, LocalError
 from colo.guest.interface import SecondaryGuest
+from colo.membership.decision import Heard
+from colo.membership.grant import Grant
+from colo.membership.roles import host_of
 from colo.node.leaving import to_its_end
 from colo.protocol.tables import SecondaryEvent
 from colo.store.store import Store
@@ -23,7 +31,10 @@ from colo.store.store import Store
 __all__ = ["Session", "Takeover"]
 
 _TRIES: Final = 3
-_ARBITER_S: Final = 1.0
+#: How long after one try to get the grant, or to have the fence say so, the next begins.
+_AGAIN_S: Final = 1.0
+
+T = TypeVar("T")
 
 
 class Session(Protocol):
@@ -40,20 +51,23 @@ class Session(Protocol):
 
 
 class Takeover:
-    """Runs the VM of ``store`` as ``guest``, with a grant of ``arbiter``.
+    """Runs the VM of ``store`` as ``guest``, with a grant of ``arbiter`` and by leave of ``fence``.
 
-    ``holder`` gives our name as the grant's holder.
+    ``holder`` gives our name as the grant's holder.  ``waits_for``: why the VM may not run yet.
     """
 
     def __init__(
         self,
         arbiter: Arbiter,
+        fence: Fence | None,
         store: Store,
         guest: SecondaryGuest,
         holder: Callable[[], str],
         say: Callable[[str], None],
     ) -> None:
         self._arbiter = arbiter
+        self._fence = fence
+        self._fencing = asyncio.Lock()
         self._store = store
         self._guest = guest
         self._holder = holder
@@ -63,39 +77,42 @@ class Takeover:
         self._asking: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
         self.grant: Grant | None = None
+        self.waits_for: str | None = None
 
     # -- the right ------------------------------------------------------------------------
 
     @property
     def is_asking(self) -> bool:
-        """Whether the grant is asked for, and there is no answer yet."""
+        """Whether the grant is asked for, or the fence, and there is no answer yet."""
         return self._asking is not None
 
-    def ask(
-        self, known: int, answered: Callable[[Grant | None], None], void: Grant | None = None
-    ) -> None:
-        """Ask for the grant after ``known``; ``answered`` gets it, or None: another host has it.
+    def ask(self, heard: Heard, answered: Callable[[Grant | None], None]) -> None:
+        """Ask for the grant after the one that was ``heard`` of, and then the fence.
 
-        ``void``: a later one that is in nobody's way.  Waits while the arbiter is out of reach:
-        without a grant nothing may run.
+        ``answered`` gets the grant, or None: another host has it.  Waits while the arbiter is out
+        of reach, and while the fence does not say that the other host is off: until then nothing
+        may run.
         """
         self._decided_at = time.monotonic()
-        self._asking = asyncio.create_task(self._ask(known, self._name(known), void, answered))
+        self._asking = asyncio.create_task(self._ask(heard, self._name(heard.known), answered))
 
     def stop_asking(self) -> bool:
         """Ask no more, whatever the answer would be; return whether there was one to come."""
-        asking, self._asking = self._asking, None
+        asking, self._asking, self.waits_for = self._asking, None, None
         return asking is not None and asking.cancel()
 
-    async def order(self, known: int, force: bool, again: Callable[[], None]) -> Grant:
-        """Take the next grant by an operator's order, after ``known`` too.
+    async def order(self, heard: Heard, force: bool, again: Callable[[], None]) -> Grant:
+        """Take the next grant by an operator's order, after the one that was ``heard`` of too.
 
-        ``force``: also where the arbiter is out of reach.  Raises LocalError; then ``again`` is
-        called where the grant was being asked for.
+        ``force``: also where the arbiter is out of reach, and without the fence.  Raises
+        LocalError; then ``again`` is called where the grant was being asked for.
         """
         asked = self.stop_asking()
         try:
-            return await reach(self._arbiter.order, self._name(known))
+            grant = await reach(self._arbiter.order, self._name(heard.known))
+            if not force:
+                await self._fence_off(heard)
+            return grant
         except LocalError:
             if force:
                 return Grant(0, self._holder())
@@ -110,24 +127,39 @@ class Takeover:
         return self._asked[1]
 
     async def _ask(
-        self,
-        known: int,
-        holder: str,
-        void: Grant | None,
-        answered: Callable[[Grant | None], None],
+        self, heard: Heard, holder: str, answered: Callable[[Grant | None], None]
     ) -> None:
+        grant = await self._until(
+            lambda: reach(self._arbiter.take, heard.known, holder, heard.void), "no grant yet"
+        )
+        if grant is not None:
+            why = f"grant {grant.number} is ours, but the other host may still run"
+            await self._until(lambda: self._fence_off(heard), why)
+        self._asking = None
+        answered(grant)
+
+    async def _until(self, ask: Callable[[], Awaitable[T]], why: str) -> T:
+        """Ask until there is an answer; say once ``why`` nothing runs without it."""
         told = False
         while True:
             try:
-                grant = await reach(self._arbiter.take, known, holder, void)
-                break
+                answer = await ask()
             except LocalError as error:
+                self.waits_for = f"{why}: {error}"
                 if not told:
                     told = True
-                    self._say(f"no grant yet: {error}")
-            await asyncio.sleep(_ARBITER_S)
-        self._asking = None
-        answered(grant)
+                    self._say(self.waits_for)
+            else:
+                self.waits_for = None
+                return answer
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _fence_off(self, heard: Heard) -> None:
+        """Return once the primary's host is off.  Raises LocalError where that is not sure."""
+        if self._fence is None or heard.is_gone:
+            return
+        async with self._fencing:
+            await self._fence.off(host_of(heard.holder))
 
     # -- the VM ---------------------------------------------------------------------------
 

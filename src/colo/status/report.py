@@ -131,6 +131,8 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "arbiter", f"{content['arbiter']}{grant}"
     if content.get("clock"):
         yield "clock", _clock(content["clock"])
+    if content.get("waits_for"):
+        yield "waits", content["waits_for"]
     if "takeover" in content:
         takeover = content["takeover"]
         yield (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from colo.demo.lab import Place
+from colo.membership.grant import Record
 from tests.e2e.basics import qmp
 from tests.e2e.net.stage import Colo, Stage, Vm, at, left_in_qemu
 
@@ -55,17 +55,21 @@ def pause(stage: Stage, qemu: Colo) -> None:
     qmp(qemu.state / "second.sock", "stop")
 
 
+def plug_blocker(stage: Stage, qemu: Colo) -> None:
+    memory = {"qom_type": "memory-backend-ram", "id": "m", "size": 1 << 20, "share": True}
+    execute(qemu.state / "second.sock", "object-add", **memory)
+    execute(qemu.state / "second.sock", "device_add", driver="ivshmem-plain", memdev="m")
+
+
 def set_tls(stage: Stage, qemu: Colo) -> None:
     qmp(qemu.state / "second.sock", "migrate-set-parameters", tls_creds="none")
 
 
 def grant_another(stage: Stage, qemu: Colo) -> None:
-    stage.grant.write_text(json.dumps({"number": 7, "holder": "elsewhere/1/1"}))
+    stage.grant.write_text(Record(7, "elsewhere/1/1").encode())
 
 
 DISK = ("-drive", "if=virtio,driver=null-co,size=1048576,id=d0")
-SHARED = ("-object", "memory-backend-ram,id=m,size=1M,share=on")
-BLOCKER = (*SHARED, "-device", "ivshmem-plain,memdev=m")
 CASES = {
     "another name": Case(1, "its VM is ", other=BARE, other_name="another"),
     "other args": Case(1, "another machine", other=replace(BARE, args=(*ARGS, "-snapshot"))),
@@ -79,7 +83,7 @@ CASES = {
     ),
     "a migration": Case(1, "a migration is active", prepare=migrate),
     "paused": Case(1, "the VM does not run (paused)", prepare=pause, runs=False),
-    "a blocker": Case(1, "QEMU cannot migrate this VM", vm=replace(BARE, args=BLOCKER)),
+    "a blocker": Case(1, "QEMU cannot migrate this VM", prepare=plug_blocker),
     "tls-creds": Case(1, "the migration parameter tls-creds is set", prepare=set_tls),
     "suppress-vmdesc": Case(
         1, "suppress-vmdesc", vm=replace(BARE, args=("-machine", "suppress-vmdesc=on"))
