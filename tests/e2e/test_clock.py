@@ -22,7 +22,7 @@ STOP_S = 1.0
 
 
 def stop_some(primary: PrimaryVm, wire: Wire) -> float:
-    """Have the VM stand still for some seconds, within checkpoints; return at least how long."""
+    """Have the VM stand still for some seconds, within checkpoints; return for how long."""
     stood_s = 0.0
     for _ in range(STOPS):
         primary.console.wait_progress(2)
@@ -53,8 +53,7 @@ def test_time_that_checkpoints_take_is_given_back(scene: Scene) -> None:
     second = primary.console.clock()
     assert lost_at_most(first, second) < stood_s / 2
     given = primary.given_back()
-    assert given is not None
-    assert given.trouble is None
+    assert given is not None and given.trouble is None
     assert given.seconds > stood_s
     assert "CORRUPT" not in primary.console.text()
 

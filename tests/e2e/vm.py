@@ -113,7 +113,7 @@ class PrimaryVm:
         self._do(self._colo.run_alone())
 
     def given_back(self) -> GivenBack | None:
-        """What the library that keeps the guest's clock says; None where there is none."""
+        """What the library that keeps the guest's clock says; None without it."""
         assert self._qemu is not None
         return given_back(self._qemu.pid)
 
