@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from colo.qemu.guest_clock import GivenBack, given_back, tell_own_stop, tell_stood_since
+from colo.qemu.guest_clock import GivenBack, given_back, tell_own_stop, tell_since
 from colo.qemu.preload import CLOCK_LIBRARY
 
-FIELDS = struct.Struct("=8q")
+FIELDS = struct.Struct("=9q")
 MAGIC = int.from_bytes(b"COLOCLK1", "little")
 
 
@@ -34,7 +34,7 @@ def shared() -> Iterator[Callable[..., int]]:
 
 def test_a_process_without_the_library() -> None:
     assert given_back(os.getpid()) is None
-    tell_stood_since(os.getpid(), 1.0)
+    tell_since(os.getpid(), 1.0, 2.0)
 
 
 def test_a_process_that_is_gone() -> None:
@@ -44,37 +44,37 @@ def test_a_process_that_is_gone() -> None:
 
 
 def test_what_was_given_back(shared: Callable[..., int]) -> None:
-    shared(MAGIC, 0, 7, 2_500_000_000, 250_000_000, 6, 0, 0)
+    shared(MAGIC, 0, 7, 2_500_000_000, 250_000_000, 6, 0, 0, 0)
     assert given_back(os.getpid()) == GivenBack(None, 7, 2.5, 0.25, 6)
 
 
 @pytest.mark.parametrize("trouble", [1, 2, 3, 4, 99])
 def test_each_trouble_is_said(shared: Callable[..., int], trouble: int) -> None:
-    shared(MAGIC, trouble, 0, 0, 0, 0, 0, 0)
+    shared(MAGIC, trouble, 0, 0, 0, 0, 0, 0, 0)
     given = given_back(os.getpid())
     assert given is not None
     assert given.trouble
 
 
-@pytest.mark.parametrize("fields", [(MAGIC + 1, 0, 0, 0, 0, 0, 0, 0)])
+@pytest.mark.parametrize("fields", [(MAGIC + 1, 0, 0, 0, 0, 0, 0, 0, 0)])
 def test_what_is_not_the_library_s_is_not_taken_for_it(
     shared: Callable[..., int], fields: tuple[int, ...]
 ) -> None:
-    os.ftruncate(shared(MAGIC, 0, 0, 0, 0, 0, 0, 0), 8)
+    os.ftruncate(shared(MAGIC, 0, 0, 0, 0, 0, 0, 0, 0), 8)
     shared(*fields)
     assert given_back(os.getpid()) is None
 
 
 def test_since_when_the_vm_stood_still(shared: Callable[..., int]) -> None:
-    file = shared(MAGIC, 0, 0, 0, 0, 0, 0, 0)
-    tell_stood_since(os.getpid(), 12.5)
-    assert FIELDS.unpack(os.pread(file, FIELDS.size, 0))[-2:] == (12_500_000_000, 0)
+    file = shared(MAGIC, 0, 0, 0, 0, 0, 0, 0, 0)
+    tell_since(os.getpid(), 12.5, 13.0)
+    assert FIELDS.unpack(os.pread(file, FIELDS.size, 0))[-3:] == (12_500_000_000, 13_000_000_000, 0)
 
 
 def test_whose_stop_it_is(shared: Callable[..., int]) -> None:
-    file = shared(MAGIC, 0, 0, 0, 0, 0, 0, 0)
+    file = shared(MAGIC, 0, 0, 0, 0, 0, 0, 0, 0)
     tell_own_stop(os.getpid())
-    assert FIELDS.unpack(os.pread(file, FIELDS.size, 0))[-2:] == (0, 1)
+    assert FIELDS.unpack(os.pread(file, FIELDS.size, 0))[-3:] == (0, 0, 1)
 
 
 def test_a_program_that_is_no_qemu_runs_with_the_library_and_says_why_not() -> None:

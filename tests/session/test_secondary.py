@@ -26,7 +26,7 @@ from colo.protocol.tables import Do, SecondaryEvent, SecondaryState
 from colo.session.secondary import Checks, Incoming
 from colo.status.figures import Figures
 from colo.store.export import migration_stream
-from colo.store.store import Store
+from colo.store.store import Since, Store
 from tests.streams import (
     QEMU_11,
     QEMU_72,
@@ -236,14 +236,16 @@ def test_a_checkpoint_knows_since_when_the_vm_stood_still(session: Session) -> N
     session.feed(request)
     session.feed(one[:4])
     assert session.store.checkpoint is not None
-    assert session.store.checkpoint.stood_since == 1.0
+    assert session.store.checkpoint.since == Since(stood=1.0, saved=1.0)
     session.now = 3.0
-    session.feed(one[4:])
-    assert session.store.checkpoint.stood_since == 2.0
+    session.feed(one[4:-1])
     session.now = 4.0
+    session.feed(one[-1:])
+    assert session.store.checkpoint.since == Since(stood=2.0, saved=3.0)
+    session.now = 5.0
     session.feed(again)
     session.feed(two[:-1])
-    assert session.store.checkpoint.stood_since == 2.0
+    assert session.store.checkpoint.since == Since(stood=2.0, saved=3.0)
 
 
 @pytest.mark.parametrize("size", range(1, 200))

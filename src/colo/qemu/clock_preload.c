@@ -9,11 +9,14 @@
  * - Virtual clock (all that QEMU itself emulates: HPET, ACPI timer, PIT, the TSC under TCG).  While it
  *   runs, it is the host's clock plus an offset.  A stop that COLO made or ended has that offset put
  *   back to what it was before: exact, whatever the stop took.  The same for the ticks.
- * - kvm-clock.  QEMU reads it when the VM stops (KVM_GET_CLOCK) and writes that when it goes on
- *   (KVM_SET_CLOCK): the time between the two is added.  The TSC runs on by itself under KVM.
+ * - kvm-clock.  QEMU reads it when the VM stops, and again when it saves the VM's state
+ *   (KVM_GET_CLOCK), and writes that when the VM goes on (KVM_SET_CLOCK): the time since the last
+ *   reading is added.  The TSC runs on by itself under KVM.
  * - A takeover.  Here the clocks are loaded.  colo says since when, by this host's own clock, it knew
- *   the VM to stand still for that checkpoint; what passed since is added, to the TSC as well, which
- *   is loaded by KVM_SET_MSRS: the same for each vCPU.
+ *   the VM to stand still for that checkpoint, and its state to be saved; what passed since is added,
+ *   to the TSC as well, which is loaded by KVM_SET_MSRS: the same for each vCPU.  Whatever had left
+ *   the VM before was covered by that checkpoint or an older one, and so was said by clocks that had
+ *   not got further than the loaded ones: to nobody outside do they go back.
  *
  * What is not given back: a stop that a user both made and ended, anything with -icount, and more than
  * GIVE_MOST_NS at once.  COLO stops and starts its VM in a thread of its own, a user's commands come in
@@ -62,6 +65,7 @@ struct shared {
     int64_t last_ns;
     int64_t kvm_clocks;
     int64_t stood_since_ns; /* colo: what is loaded stands still since then; 0: no takeover */
+    int64_t saved_since_ns; /* colo: and its state is saved since then */
     int64_t stop_is_ours; /* colo: the next stop is for the first copy */
 };
 
@@ -138,7 +142,7 @@ static void goes_on(bool by_colo)
         int64_t ns = within(now_ns() - since);
 
         give(ns, in_ticks(ns));
-        kvm_since_ns = since;
+        kvm_since_ns = shared->saved_since_ns;
         shared->stood_since_ns = 0;
     } else if (by_colo && has_run) {
         int64_t stood = clock_ran - *clock_offset, ns = within(stood);

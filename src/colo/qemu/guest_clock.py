@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["GivenBack", "given_back", "tell_own_stop", "tell_stood_since"]
+__all__ = ["GivenBack", "given_back", "tell_own_stop", "tell_since"]
 
 #: Both as in clock_preload.c.
 _MEMFD: Final = "/memfd:colo-guest-clock"
@@ -21,7 +21,8 @@ _SHARED: Final = struct.Struct("=6q")
 _MAGIC: Final = int.from_bytes(b"COLOCLK1", "little")
 _TOLD: Final = struct.Struct("=q")
 _STOOD_SINCE: Final = _SHARED.size
-_OWN_STOP: Final = _STOOD_SINCE + _TOLD.size
+_SAVED_SINCE: Final = _STOOD_SINCE + _TOLD.size
+_OWN_STOP: Final = _SAVED_SINCE + _TOLD.size
 
 #: Why the library cannot keep the clock, by its number for that; see clock_preload.c.
 _TROUBLES: Final = {
@@ -61,9 +62,13 @@ def given_back(pid: int) -> GivenBack | None:
     return None
 
 
-def tell_stood_since(pid: int, since_s: float) -> None:
-    """Tell the library since when, by ``time.monotonic``, the VM to be loaded stood still."""
-    _tell(pid, _STOOD_SINCE, int(since_s * 1e9))
+def tell_since(pid: int, stood_s: float, saved_s: float) -> None:
+    """Tell the library since when, by ``time.monotonic``, the VM to be loaded stood still.
+
+    ``saved_s``: and since when its devices' state was saved.
+    """
+    _tell(pid, _SAVED_SINCE, int(saved_s * 1e9))
+    _tell(pid, _STOOD_SINCE, int(stood_s * 1e9))
 
 
 def tell_own_stop(pid: int) -> None:

@@ -19,7 +19,7 @@ from colo.migration.fitting import Machine, check_blocks, check_devices
 from colo.migration.format import IGNORE_SHARED
 from colo.migration.ram import RamBlock
 from colo.migration.reader import Header, Migration
-from colo.qemu.guest_clock import given_back, tell_stood_since
+from colo.qemu.guest_clock import given_back, tell_since
 from colo.qemu.hardware import ask_machine
 from colo.qemu.identity import instance
 from colo.qemu.process import LaunchPlan, Qemu
@@ -108,8 +108,9 @@ class WaitingQemu:
         mapped = {each.block.name: each.address for each in backends}
         async with self._taking() as qemu:
             assert store.checkpoint is not None
-            if store.checkpoint.stood_since is not None:
-                tell_stood_since(qemu.pid, store.checkpoint.stood_since)
+            since = store.checkpoint.since
+            if since is not None:
+                tell_since(qemu.pid, since.stood, since.saved)
             await self._load(qemu, migration_stream(store, mapped))
 
     async def run(self) -> None:

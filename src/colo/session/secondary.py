@@ -20,7 +20,7 @@ from colo.protocol.messages import Message, encode, parse_message
 from colo.protocol.secondary import Secondary
 from colo.protocol.tables import Do, Effect, SecondaryEvent, SecondaryState
 from colo.status.figures import Figures
-from colo.store.store import Store
+from colo.store.store import Since, Store
 
 __all__ = ["Checks", "Incoming"]
 
@@ -75,7 +75,7 @@ class Incoming:
         self._buffer.start = self._buffer.end = 0
         self._out = bytearray()
         self._device_size = 0
-        self._asked = self._sent = self._ram_done = 0.0
+        self._asked = self._sent = self._ram_done = self._saved = 0.0
         self._began = 0
         self._first = MigrationReader(
             self._buffer,
@@ -230,13 +230,15 @@ class Incoming:
         if size > self._store.limits.device_bytes:
             raise LimitExceeded("device state", size, self._store.limits.device_bytes)
         self._device_size = size
+        self._saved = self._clock()
 
     def _commit(self) -> None:
         if self._first.migration is not None and self._live is None:
-            self._store.commit_migration(self._first.migration, self._clock())
+            now = self._clock()
+            self._store.commit_migration(self._first.migration, Since(now, now))
             return
         state = bytes(self._buffer.take(self._device_size))
-        self._store.commit(self.machine.number, state, self._sent)
+        self._store.commit(self.machine.number, state, Since(self._sent, self._saved))
 
     def _on_blocks(self, header: Header, blocks: tuple[RamBlock, ...]) -> None:
         if self._checks is not None:

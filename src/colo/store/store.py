@@ -23,7 +23,18 @@ from colo.migration.reader import Header, Migration
 from colo.store.image import Image, mib, require_room
 from colo.store.staging import StagingArea
 
-__all__ = ["Checkpoint", "Store"]
+__all__ = ["Checkpoint", "Since", "Store"]
+
+
+@dataclass(frozen=True)
+class Since:
+    """Since when something is known here of a VM, by this host's clock that never goes back.
+
+    ``stood``: it stands still for its checkpoint; ``saved``: its devices' state is saved.
+    """
+
+    stood: float
+    saved: float
 
 
 @dataclass(frozen=True)
@@ -32,8 +43,7 @@ class Checkpoint:
 
     ``device_state``: the device sections and their EOF byte.  ``description``: the first
     migration's, by which they can be read: subsections come and go.
-    ``return_path``: see Migration.  ``stood_since``: since when the VM is known to have stood
-    still for it, by this host's clock that never goes back.
+    ``return_path``: see Migration.  ``since``: where it is known.
     """
 
     number: int
@@ -43,7 +53,7 @@ class Checkpoint:
     device_state: bytes
     description: dict[str, Any] = field(default_factory=dict, repr=False)
     return_path: bool = False
-    stood_since: float | None = None
+    since: Since | None = None
 
 
 class Store:
@@ -125,7 +135,7 @@ class Store:
         """Stage pages of the checkpoint under way."""
         self.staging.runs.append(run)
 
-    def commit_migration(self, migration: Migration, stood_since: float | None = None) -> None:
+    def commit_migration(self, migration: Migration, since: Since | None = None) -> None:
         """Make a whole first migration checkpoint 0."""
         self.checkpoint = Checkpoint(
             0,
@@ -135,10 +145,10 @@ class Store:
             migration.device_state,
             migration.description,
             migration.return_path,
-            stood_since,
+            since,
         )
 
-    def commit(self, number: int, device_state: bytes, stood_since: float | None = None) -> None:
+    def commit(self, number: int, device_state: bytes, since: Since | None = None) -> None:
         """Make the staged pages and ``device_state`` the state of the store.
 
         Raises InvariantBroken where the checkpoint before has not been applied.
@@ -148,7 +158,7 @@ class Store:
                 f"store: checkpoint {number} before the one it rests on is in the images"
             )
         self.checkpoint = replace(
-            self.checkpoint, number=number, device_state=device_state, stood_since=stood_since
+            self.checkpoint, number=number, device_state=device_state, since=since
         )
         self._committed, self.staging.runs = self.staging.runs, []
 

@@ -143,15 +143,15 @@ def test_first_copy_is_refused(stage: Stage, other: Vm, reason: str, arbiter: st
 def test_another_size_of_memory_is_refused_before_anything_is_sent(stage: Stage) -> None:
     stage.vm = replace(BARE, memory_mib=48)
     by_hand = stage.qemu("q")
-    qmp = by_hand.state / "second.sock"
+    second = by_hand.state / "second.sock"
     stage.vm = BARE
     secondary = stage.secondary()
     primary = stage.protect("a", Place.HOST_A, by_hand.state / "qmp.sock")
     assert primary.wait_exit() == 1
     (line,) = primary.text().splitlines()
     assert "no backend pc.ram of 33554432 bytes (its backends: pc.ram of 50331648)" in line
-    assert execute(qmp, "query-status")["running"]
-    assert (left_in_qemu(qmp), switched_on(qmp)) == ([], set())
+    assert qmp(second, "query-status")["running"]
+    assert (left_in_qemu(second), switched_on(second)) == ([], set())
     assert secondary.state_name() == "LISTENING"
     assert not secondary.said("connected")
 

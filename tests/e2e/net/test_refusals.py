@@ -57,8 +57,8 @@ def pause(stage: Stage, qemu: Colo) -> None:
 
 def plug_blocker(stage: Stage, qemu: Colo) -> None:
     memory = {"qom_type": "memory-backend-ram", "id": "m", "size": 1 << 20, "share": True}
-    execute(qemu.state / "second.sock", "object-add", **memory)
-    execute(qemu.state / "second.sock", "device_add", driver="ivshmem-plain", memdev="m")
+    qmp(qemu.state / "second.sock", "object-add", **memory)
+    qmp(qemu.state / "second.sock", "device_add", driver="ivshmem-plain", memdev="m")
 
 
 def set_tls(stage: Stage, qemu: Colo) -> None:
