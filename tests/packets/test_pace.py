@@ -74,3 +74,19 @@ def test_a_stop_longer_than_the_window_is_all_of_it() -> None:
     share = StoppedShare()
     share.add(2 * WINDOW_S, 1000.0)
     assert share.at(1000.0) == 1
+
+
+@given(st.lists(st.tuples(st.floats(0.001, 40), st.floats(0, 40)), max_size=30), st.floats(0, 90))
+def test_the_share_is_what_the_stops_in_the_window_sum_up_to(
+    rounds: list[tuple[float, float]], later: float
+) -> None:
+    share, now, stops = StoppedShare(), 1000.0, []
+    for stopped_s, ran_s in rounds:
+        stops.append((now, now + stopped_s))
+        now += stopped_s
+        share.add(stopped_s, now)
+        assert 0 <= share.at(now) <= 1 + 1e-9
+        now += ran_s
+    began = now + later - WINDOW_S
+    stood_s = sum(max(0.0, until - max(since, began)) for since, until in stops)
+    assert share.at(now + later) == pytest.approx(stood_s / WINDOW_S, abs=1e-9)

@@ -56,18 +56,28 @@ def due_at(
 
 
 class StoppedShare:
-    """The share of the last ``WINDOW_S`` seconds that a VM stood still."""
+    """The share of the last ``WINDOW_S`` seconds that a VM stood still.
+
+    It is asked after each of some hundred checkpoints a second: so their sum is kept.
+    """
 
     def __init__(self) -> None:
-        self._stops: deque[tuple[float, float]] = deque()  # from, to
+        self._stops: deque[tuple[float, float]] = deque()  # how long, until when
+        self._sum_s = 0.0
 
     def add(self, stopped_s: float, until: float) -> None:
-        """It has stood still for so long; ``until`` never goes back."""
-        self._stops.append((until - stopped_s, until))
+        """It has stood still for so long; ``until`` never goes back, and stops do not overlap."""
+        self._stops.append((stopped_s, until))
+        self._sum_s += stopped_s
 
     def at(self, now: float) -> float:
         """Return the share, 0 to 1, as of ``now``, which never goes back."""
         began = now - WINDOW_S
         while self._stops and self._stops[0][1] <= began:
-            self._stops.popleft()
-        return sum(until - max(since, began) for since, until in self._stops) / WINDOW_S
+            self._sum_s -= self._stops.popleft()[0]
+        if not self._stops:
+            self._sum_s = 0.0  # and not what rounding has left
+            return 0.0
+        stopped_s, until = self._stops[0]
+        too_old_s = max(0.0, began - (until - stopped_s))
+        return (self._sum_s - too_old_s) / WINDOW_S
