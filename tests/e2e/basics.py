@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import sys
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 __all__ = [
+    "ACCEL",
     "LINE",
     "POLL_S",
     "ROOT",
+    "SLOWNESS",
     "TAIL_LINES",
     "WAIT_S",
     "Console",
@@ -27,7 +30,11 @@ __all__ = [
 ]
 
 ROOT: Final = Path(__file__).parents[2]
-WAIT_S: Final = 60.0
+#: On a machine within a machine everything takes longer.
+SLOWNESS: Final = float(os.environ.get("COLO_E2E_SLOWNESS", "1"))
+#: Under which accelerator guests run.
+ACCEL: Final = os.environ.get("COLO_E2E_ACCEL", "tcg")
+WAIT_S: Final = 60.0 * SLOWNESS
 POLL_S: Final = 0.02
 TAIL_LINES: Final = 12
 LINE: Final = re.compile(r"colo-guest: count=(\d+) updates=(\d+) sweeps=(\d+)\r?\n")

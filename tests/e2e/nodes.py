@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from colo.demo.guest_image import build
-from tests.e2e.basics import ROOT, WAIT_S, Console, colo, wait
+from tests.e2e.basics import ACCEL, ROOT, WAIT_S, Console, colo, wait
 from tests.e2e.vm import KERNEL
 
 __all__ = ["NodeHost", "Nodes"]
@@ -119,7 +119,7 @@ class Nodes:
         ports = _free_ports(2)
         vm_file.write_text(
             f"name = {json.dumps(folder.name)}\n"
-            f'[qemu]\nbinary = {json.dumps(binary)}\naccel = "tcg"\nargs = {json.dumps(args)}\n'
+            f'[qemu]\nbinary = {json.dumps(binary)}\naccel = "{ACCEL}"\nargs = {json.dumps(args)}\n'
             f"[qemu.primary]\nargs = {json.dumps(self.a.console.args)}\n"
             f"[qemu.secondary]\nargs = {json.dumps(self.b.console.args)}\n"
             f'[hosts]\na = "tcp:127.0.0.1:{ports[0]}"\nb = "tcp:127.0.0.1:{ports[1]}"\n'

@@ -16,7 +16,7 @@ from colo.demo.guest_image import KERNEL_WORDS, build
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.guest_clock import GivenBack, given_back
 from colo.qemu.process import Qemu, plan
-from tests.e2e.basics import POLL_S, ROOT, WAIT_S, Console
+from tests.e2e.basics import ACCEL, POLL_S, ROOT, WAIT_S, Console
 from tests.e2e.booted import booted
 
 __all__ = ["KERNEL", "USUAL", "PrimaryVm", "VmFile"]
@@ -47,7 +47,7 @@ class VmFile:
             args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", KERNEL]
         path.write_text(
             f"name = {json.dumps(name)}\n"
-            f'[qemu]\nbinary = {json.dumps(self.binary or binary)}\naccel = "tcg"\n'
+            f'[qemu]\nbinary = {json.dumps(self.binary or binary)}\naccel = "{ACCEL}"\n'
             f"args = {json.dumps(args)}\n"
             f"[qemu.primary]\nargs = {json.dumps(primary.args)}\n"
             f"[qemu.secondary]\nargs = {json.dumps(other.args)}\n"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from colo.errors import UsageError
 from colo.migration.ram import RamBlock
@@ -80,7 +84,7 @@ def test_a_size_is_what_qemu_makes_of_it(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", ".", ".G", "G", "lots", "1.5", "0.1b", "-5", "512MB", "512 ", "1e6", "1.5e2M", "1_0",
-     "0x", "0x10M", "0x1.8", "16E", "18446744073709551616", "1 G", "²"],
+     "٣", "0x", "0x10M", "0x1.8", "16E", "18446744073709551616", "1 G", "²"],
 )  # fmt: skip
 def test_what_is_no_size_for_qemu_is_none(text: str) -> None:
     with pytest.raises(ValueError):
@@ -249,3 +253,35 @@ def test_memory_that_cannot_be_protected_is_told(args: list[str], told: str) -> 
 
 def test_a_comma_in_a_value_is_doubled() -> None:
     assert escape("a,b,,c") == "a,,b,,,,c"
+
+
+OPTIONS = ["-m", "-machine", "-M", "-object", "--object", "-numa", "-device", "-accel"]
+GIVEN = [word for args in (*LIBVIRT, NUMA, *(args for args, _ in WRONG)) for word in args]
+PARTS = r"(node|memory-backend-ram|id=m|memdev=m|size=[0-9.]{0,3}[a-z]?|,|=|){1,5}"
+KEYS = st.sampled_from(["qom-type", "id", "size", "memdev"])
+VALUES = st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists)
+WORDS = st.one_of(
+    st.sampled_from(OPTIONS),
+    st.sampled_from(GIVEN),
+    st.from_regex(PARTS, fullmatch=True),
+    st.builds(json.dumps, st.dictionaries(KEYS, VALUES)),
+    st.text(),
+)
+
+
+@given(st.lists(WORDS))
+@example(["-numa", "node,nodeid=²,memdev=m"])
+@example(["-m", "٣"])
+@example(["-device", '{"memdev": []}'])
+@example(["-object", "[" * 10_000])
+@example(["-object", '{"a":' * 10_000])
+def test_whatever_is_given_is_read_or_told_in_words(args: list[str]) -> None:
+    try:
+        backends = main_memory(args)
+    except UsageError:
+        return
+    assert all(backend.block.length > 0 for backend in backends)
+    changed = with_files(args, {backend.block.name: "/f" for backend in backends})
+    assert main_memory(changed) == backends, "host B has the same memory"
+    named_accelerators(args)
+    largest_first(args)

@@ -48,7 +48,7 @@ _WHOLE_PATH: Final = "x-use-canonical-path-for-ramblock-id"
 _ON: Final = ("on", "yes", "true", "y", True)
 
 _UNITS: Final = {unit: 1 << 10 * power for power, unit in enumerate("bkmgtpe")}
-_SIZE: Final = re.compile(r"\s*\+?(?P<whole>\d*)(?P<part>(?:\.\d*)?)(?P<unit>[bkmgtpe]?)")
+_SIZE: Final = re.compile(r"\s*\+?(?P<whole>\d*)(?P<part>(?:\.\d*)?)(?P<unit>[bkmgtpe]?)", re.ASCII)
 _HEX: Final = re.compile(r"\s*\+?0x([0-9a-f]+)")
 _SIZE_LIMIT: Final = 1 << 64
 
@@ -167,7 +167,7 @@ def _keys(value: str, implied: str) -> dict[str, Any]:
     if value.startswith("{"):
         try:
             found = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         return found if isinstance(found, dict) else {}
     keys: dict[str, Any] = {}
@@ -228,7 +228,7 @@ def _numa_backends(args: Sequence[str]) -> Iterator[tuple[int, str]]:
         number = str(keys.get("nodeid", count))
         count += 1
         if "memdev" in keys:
-            if not number.isdigit():
+            if not (number.isascii() and number.isdigit()):
                 raise UsageError(f"-numa {value}: nodeid has to be a number")
             yield int(number), str(keys["memdev"])
 
@@ -237,7 +237,7 @@ def _refuse_others(args: Sequence[str], objects: Mapping[str, object]) -> None:
     """Refuse devices that bring memory of their own, or share theirs with somebody."""
     for option, value in _options(args):
         keys = _keys(value, "driver") if option == "device" else {}
-        if keys.get("memdev") in objects:
+        if str(keys.get("memdev")) in objects:
             raise UsageError(
                 f"[qemu] args: take out the device {keys.get('driver')} with memdev="
                 f"{keys['memdev']}: memory that is plugged in, shared or a file's is not protected"

@@ -27,12 +27,12 @@ from colo.config import load
 from colo.demo.guest_image import KERNEL_WORDS, build
 from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
 from colo.qemu.process import plan
-from tests.e2e.basics import ROOT, TAIL_LINES, Console, qmp, wait
+from tests.e2e.basics import ACCEL, ROOT, SLOWNESS, TAIL_LINES, Console, qmp, wait
 
 __all__ = ["OTHER", "Client", "Colo", "Ears", "Stage", "Vm", "alive", "kill"]
 
 #: Everything here shares two busy cores with whatever else runs on them.
-WAIT_S: Final = 90.0
+WAIT_S: Final = 90.0 * SLOWNESS
 END_S: Final = 30.0
 SILENCE_S: Final = 40.0
 PORT: Final = 9000
@@ -263,7 +263,7 @@ class Stage:
         vm = vm or self.vm
         made.file.write_text(
             f"name = {json.dumps(vm_name or self.folder.name)}\n"
-            f'[qemu]\nbinary = {json.dumps(self._binary)}\naccel = "tcg"\n'
+            f'[qemu]\nbinary = {json.dumps(self._binary)}\naccel = "{ACCEL}"\n'
             f"args = {json.dumps(self.args(vm))}\n"
             f"[qemu.primary]\nargs = {json.dumps(made.console.args)}\n"
             f"[qemu.secondary]\nargs = {json.dumps(made.console.args)}\n"
