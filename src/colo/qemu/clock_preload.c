@@ -293,6 +293,7 @@ int ioctl(int file, unsigned long request, ...)
     struct kvm_msr_entry *tsc = NULL;
     va_list rest;
     void *argument;
+    unsigned int what = (unsigned int)request; /* QEMU has it as an int, which may be negative */
     int result, khz;
 
     va_start(rest, request);
@@ -301,9 +302,9 @@ int ioctl(int file, unsigned long request, ...)
     if (!real) {
         real = (int (*)(int, unsigned long, ...))dlsym(RTLD_NEXT, "ioctl");
     }
-    if (request == KVM_SET_CLOCK) {
+    if (what == KVM_SET_CLOCK) {
         add_to_kvm_clock(argument);
-    } else if (request == KVM_SET_MSRS && (tsc = loaded_tsc(file, argument)) != NULL) {
+    } else if (what == KVM_SET_MSRS && (tsc = loaded_tsc(file, argument)) != NULL) {
         if (!loaded_ns) {
             loaded_ns = within(now_ns() - shared->stood_since_ns);
         }
@@ -311,7 +312,7 @@ int ioctl(int file, unsigned long request, ...)
         tsc->data += khz > 0 ? (uint64_t)((unsigned __int128)loaded_ns * khz / 1000000) : 0;
     }
     result = real(file, request, argument);
-    if (request == KVM_GET_CLOCK) {
+    if (what == KVM_GET_CLOCK) {
         kvm_read_ns = now_ns();
     }
     return result;
