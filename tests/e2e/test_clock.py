@@ -10,7 +10,7 @@ import pytest
 
 from colo.errors import GuestError
 from colo.qemu.preload import CLOCK_LIBRARY, Library
-from tests.e2e.basics import Moment
+from tests.e2e.basics import ACCEL, Moment
 from tests.e2e.harness import Scene
 from tests.e2e.vm import USUAL, PrimaryVm
 from tests.e2e.wire import Phase, Wire
@@ -51,10 +51,12 @@ def test_time_that_checkpoints_take_is_given_back(scene: Scene) -> None:
     first = primary.console.clock()
     stood_s = stop_some(primary, wire)
     second = primary.console.clock()
+    assert lost_at_least(first, second) < stood_s / 10
     assert lost_at_most(first, second) < stood_s / 2
     given = primary.given_back()
     assert given is not None and given.trouble is None
     assert given.seconds > stood_s
+    assert (given.kvm_clocks > 0) == (ACCEL == "kvm")
     assert "CORRUPT" not in primary.console.text()
 
 
