@@ -11,7 +11,7 @@ ROUNDS ?= 20
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test qemu11 demo test check lint types soak pairs bench docs clean
+.PHONY: help setup setup-test qemu11 demo test check lint types soak pairs kvm bench docs clean
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,7 @@ demo: ## show the whole story on this machine; without QEMU where there can be n
 	@scripts/demo
 
 test: qemu11 ## run every test; one on real QEMU that is skipped counts as failed
+	@scripts/kvm-lab build
 	$(PYTEST) --e2e=require $(ARGS)
 
 lint: setup-test ## check style and formatting
@@ -45,6 +46,10 @@ soak: qemu11 ## every kind of death at random moments, ROUNDS times each (20); A
 
 pairs: qemu11 ## have all pairs of QEMU and colo play, and write docs/compatibility.md
 	COLO_WRITE_PAIRS=1 $(PYTEST) --e2e=require tests/e2e/test_pairs.py
+
+kvm: qemu11 ## play the scenarios under KVM, in a machine whose KVM works, and write their table
+	@scripts/kvm-lab build
+	COLO_KVM=all $(PYTEST) --e2e=require tests/e2e/kvm $(ARGS)
 
 bench: setup ## measure on this machine, into build/bench.json
 	@mkdir -p build

@@ -1,0 +1,118 @@
+"""A machine whose KVM works, and the end-to-end tests run in it: see scripts/kvm-lab.
+
+The tests are those that run under TCG everywhere else, with guests under KVM.  They run in the
+machine, by the machine's Python; what came of each comes home as a file.  The machine's kernel may
+die, as TCG's emulation of the virtualization that it uses is not perfect: then the same is tried
+again, and what had run by then counts for nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from xml.etree import ElementTree
+
+from tests.e2e.basics import ROOT
+
+__all__ = ["Outcome", "run"]
+
+BOOTS: Final = 3
+BOOT_S: Final = 420
+#: scripts/kvm-lab's exit code where the machine's kernel died.
+PANICKED: Final = 70
+#: What the tests need of this checkout, and what of its environment they do not.
+PARTS: Final = ("src", "tests", "pyproject.toml")
+NEEDLESS: Final = ("mypy*", "ruff*", "*colo*", "pip*", "hatch*", "setuptools*", "__pycache__")
+QEMU11: Final = (
+    "bin/qemu-system-x86_64",
+    "lib/x86_64-linux-gnu",
+    "lib/ipxe",
+    "share/qemu",
+    "share/seabios",
+)
+JOB: Final = """\
+set -e
+cp -a /job/tree /tmp/tree
+cd /tmp/tree
+if [ -e /job/qemu11 ]; then ln -s /job/qemu11 build/qemu11; fi
+printf '#!/bin/sh\\nexec python3 -m colo "$@"\\n' >/usr/bin/colo
+chmod 755 /usr/bin/colo
+export PYTHONPATH=/tmp/tree/src:/job/site PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8
+export COLO_E2E_ACCEL=kvm COLO_E2E_SLOWNESS=4
+mapfile -t tests </job/tests
+python3 -m pytest --e2e=require -q -p no:cacheprovider --timeout 400 \\
+    --junitxml=/out/result.xml "${tests[@]}" >/out/log 2>&1
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the tests: by name, None where one has passed, else what it says."""
+
+    results: dict[str, str | None]
+    log: str
+
+
+def run(folder: Path, tests: list[str]) -> Outcome:
+    """Run these tests in the machine; ``folder`` is for what goes in and comes out.
+
+    Raises AssertionError where the machine does not bring the outcome of each home.
+    """
+    job = folder / "job"
+    _pack(job, tests)
+    for _ in range(BOOTS):
+        done = subprocess.run(
+            [ROOT / "scripts" / "kvm-lab", "boot", job, str(BOOT_S)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if done.returncode != PANICKED:
+            break
+    result, log = folder / "job.out" / "result.xml", folder / "job.out" / "log"
+    assert result.exists(), (
+        f"the machine brought nothing home ({done.returncode}): "
+        + (done.stdout + done.stderr)[-2000:]
+    )
+    outcome = Outcome(_read(result), log.read_text(errors="replace"))
+    assert len(outcome.results) == len(tests), f"{sorted(outcome.results)} of {tests}"
+    return outcome
+
+
+def _pack(job: Path, tests: list[str]) -> None:
+    tree, build = job / "tree", ROOT / "build"
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tree / part)
+    shutil.copytree(build / "guest", tree / "build" / "guest")
+    site = Path(sysconfig.get_path("purelib"))
+    shutil.copytree(site, job / "site", ignore=shutil.ignore_patterns(*NEEDLESS))
+    if any("11.1" in test for test in tests):
+        qemu = (build / "qemu11").resolve()
+        for part in QEMU11:
+            source, target = qemu / "root" / "usr" / part, job / "qemu11" / "root" / "usr" / part
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, target)
+        shutil.copy(qemu / "qemu-system-x86_64", job / "qemu11")
+    (job / "tests").write_text("".join(f"{test}\n" for test in tests))
+    (job / "job.sh").write_text(JOB)
+
+
+def _read(result: Path) -> dict[str, str | None]:
+    """Each test's outcome; a skipped one has not passed."""
+    found: dict[str, str | None] = {}
+    for case in ElementTree.parse(result).getroot().iter("testcase"):
+        name = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
+        trouble = [each for each in case if each.tag in ("failure", "error", "skipped")]
+        found[name] = (trouble[0].get("message") or trouble[0].tag) if trouble else None
+    return found

@@ -1,0 +1,90 @@
+"""Under KVM: the very scenarios that run under TCG elsewhere, in a machine whose KVM works.
+
+A short part of them always runs; ``make kvm`` has all, and writes the table in
+docs/compatibility.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.e2e.basics import ROOT
+from tests.e2e.kvm.lab import run
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+#: What is shown, and by which tests; «V» stands for QEMU's version.
+SCENARIOS: Final[dict[str, tuple[str, ...]]] = {
+    "killed within a checkpoint, it goes on": (
+        "tests/e2e/test_kill.py::test_primary_killed_in_a_checkpoint[V-RAM]",
+    ),
+    "the guest's clock goes on": (
+        "tests/e2e/test_clock.py::test_time_that_checkpoints_take_is_given_back[V]",
+    ),
+    "killed at every other step": (
+        "tests/e2e/test_kill.py::test_primary_killed_in_a_checkpoint[V-REQUEST]",
+        "tests/e2e/test_kill.py::test_primary_killed_in_a_checkpoint[V-DEVICES]",
+    ),
+    "memory is equal page by page at twenty checkpoints": (
+        "tests/e2e/test_memory.py::test_memory_is_equal_at_twenty_checkpoints[V]",
+    ),
+    "the clock over a takeover": (
+        "tests/e2e/test_clock.py::test_after_a_takeover_the_clock_has_gone_on_and_not_back[V]",
+    ),
+    "a client's connection; hosts come and go": (
+        "tests/e2e/net/test_deaths.py::test_hosts_come_and_go[V]",
+    ),
+    "the guest reboots": ("tests/e2e/net/test_deaths.py::test_guest_reboots[V-rebooting]",),
+    "the guest shuts down": ("tests/e2e/net/test_deaths.py::test_guest_shuts_down[V]",),
+}
+#: One boot each: the scenarios, and the version.
+SHORT: Final = (tuple(SCENARIOS)[:2], "7.2")
+LONG: Final = [
+    SHORT,
+    (SHORT[0], "11.1"),
+    *(((name,), version) for name in tuple(SCENARIOS)[2:] for version in ("7.2", "11.1")),
+]
+ALL: Final = os.environ.get("COLO_KVM") == "all"
+BEGIN, END = "<!-- kvm: begin -->\n", "<!-- kvm: end -->"
+shown: dict[str, dict[str, str]] = defaultdict(dict)
+
+
+@pytest.mark.parametrize(
+    ("names", "version"),
+    LONG if ALL else [SHORT],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_under_kvm(names: tuple[str, ...], version: str, tmp_path: Path) -> None:
+    tests = {
+        name: [test.replace("[V", f"[{version}") for test in SCENARIOS[name]] for name in names
+    }
+    outcome = run(tmp_path, [test for each in tests.values() for test in each])
+    for name, those in tests.items():
+        passed = all(outcome.results.get(test, "it is missing") is None for test in those)
+        shown[name][version] = "yes" if passed else "no"
+    assert {test: why for test, why in outcome.results.items() if why} == {}, outcome.log[-4000:]
+
+
+def test_the_table_says_what_was_seen() -> None:
+    """What the short part shows has to stand in the table as it is; `make kvm` writes it anew."""
+    path = ROOT / "docs" / "compatibility.md"
+    text = path.read_text()
+    head, _, rest = text.partition(BEGIN)
+    table, _, tail = rest.partition(END)
+    if ALL:
+        rows = [
+            f"| {name} | {shown[name].get('7.2', '–')} | {shown[name].get('11.1', '–')} |\n"
+            for name in SCENARIOS
+        ]
+        table = "| under KVM | QEMU 7.2 | QEMU 11.1 |\n|---|---|---|\n" + "".join(rows)
+        path.write_text(head + BEGIN + table + END + tail)
+    for name, versions in shown.items():
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
+        for column, version in enumerate(("7.2", "11.1"), 2):
+            if version in versions:
+                assert row.split("|")[column].strip() == versions[version], row
