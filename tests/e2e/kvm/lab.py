@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
 
+from colo.demo.guest_image import build as build_guest
 from tests.e2e.basics import ROOT
 
 __all__ = ["Outcome", "run"]
@@ -93,7 +94,8 @@ def _pack(job: Path, tests: list[str]) -> None:
             shutil.copytree(source, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, tree / part)
-    shutil.copytree(build / "guest", tree / "build" / "guest")
+    guest = build_guest(build / "guest", lambda line: None).kernel.parent
+    shutil.copytree(guest, tree / "build" / "guest" / guest.name)
     site = Path(sysconfig.get_path("purelib"))
     shutil.copytree(site, job / "site", ignore=shutil.ignore_patterns(*NEEDLESS))
     if any("11.1" in test for test in tests):
