@@ -25,9 +25,9 @@ BOOTS: Final = 3
 BOOT_S: Final = 420
 #: scripts/kvm-lab's exit code where the machine's kernel died.
 PANICKED: Final = 70
-#: What the tests need of this checkout, and what of its environment they do not.
+#: What the tests need of this checkout, and how what they do not need of its environment begins.
 PARTS: Final = ("src", "tests", "pyproject.toml")
-NEEDLESS: Final = ("mypy*", "ruff*", "*colo*", "pip*", "hatch*", "setuptools*", "__pycache__")
+NEEDLESS: Final = ("mypy", "ruff", "colo-", "_colo", "pip", "hatch", "setuptools", "__pycache__")
 QEMU11: Final = (
     "bin/qemu-system-x86_64",
     "lib/x86_64-linux-gnu",
@@ -97,7 +97,12 @@ def _pack(job: Path, tests: list[str]) -> None:
     guest = build_guest(build / "guest", lambda line: None).kernel.parent
     shutil.copytree(guest, tree / "build" / "guest" / guest.name)
     site = Path(sysconfig.get_path("purelib"))
-    shutil.copytree(site, job / "site", ignore=shutil.ignore_patterns(*NEEDLESS))
+    (job / "site").mkdir()
+    for each in site.iterdir():
+        if each.is_dir() and not each.name.startswith(NEEDLESS):
+            shutil.copytree(each, job / "site" / each.name)
+        elif each.suffix == ".py":
+            shutil.copy(each, job / "site")
     if any("11.1" in test for test in tests):
         qemu = (build / "qemu11").resolve()
         for part in QEMU11:
