@@ -77,6 +77,17 @@ class NodeHost:
             return None
         return pid if os.fsencode(self.state) in command else None
 
+    def belongings(self) -> tuple[frozenset[str], int, int]:
+        """What there is of this host: its files, in shared memory too, and what its colo has open.
+
+        Sockets of orders come and go; the console is the test's own.
+        """
+        assert self.process is not None
+        files = {path.name for path in self.state.iterdir()}
+        shm = sum(self._vm_file.parent.name in name for name in os.listdir("/dev/shm"))
+        opened = os.listdir(f"/proc/{self.process.pid}/fd")
+        return frozenset(files), shm, len(opened)
+
     def end(self, number: int = signal.SIGTERM) -> int:
         """End the daemon and return its exit code; its VM, if it runs there, goes on."""
         assert self.process is not None

@@ -35,6 +35,14 @@ def goes_on(host: NodeHost, after: int) -> None:
     host.console.wait_count(after + 5)
 
 
+def wait_leads(host: NodeHost) -> None:
+    """Wait until that host runs the VM, protected or not yet."""
+    wait(
+        lambda: host.is_in("primary", "UNPROTECTED", "COPYING", "PROTECTED"),
+        f"host {host.name} to run the VM",
+    )
+
+
 def test_the_vm_lives_on_whoever_dies_comes_back_or_is_told_to_go(nodes: Nodes) -> None:
     a, b = nodes.a, nodes.b
     b.start()  # in any order: it is the first host's turn
@@ -43,7 +51,7 @@ def test_the_vm_lives_on_whoever_dies_comes_back_or_is_told_to_go(nodes: Nodes) 
     a.console.wait_progress()
 
     a.die()
-    wait(lambda: b.is_in("primary", "UNPROTECTED", "COPYING"), "host b to run the VM")
+    wait_leads(b)
     b.console.wait_progress()
     a.start()  # it comes back, and follows by itself
     nodes.wait_protected(b)
@@ -86,7 +94,7 @@ def test_colo_is_killed_on_either_host_and_the_vm_lives_on(nodes: Nodes) -> None
 
     a.console.wait_progress()
     a.end(signal.SIGKILL)  # its VM is mute from then on
-    wait(lambda: b.is_in("primary", "UNPROTECTED", "COPYING"), "host b to run the VM")
+    wait_leads(b)
     b.console.wait_progress()
     stale = a.qemu_pid()
     assert stale is not None
@@ -124,3 +132,27 @@ def test_a_vm_that_died_with_its_host_is_started_anew_where_the_other_one_has_no
     b.start()
     nodes.wait_protected(a)
     assert "host b has nothing of it: starting it anew" in a.text()
+
+
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
+def test_round_after_round_leaves_nothing_behind(
+    nodes: Nodes, request: pytest.FixtureRequest
+) -> None:
+    """Each host dies in turn and comes back; what is there afterwards is there after the first."""
+    rounds = 3 + int(request.config.getoption("--rounds"))
+    primary = nodes.a
+    primary.start()
+    nodes.b.start()
+    nodes.wait_protected(primary)
+    seen = []
+    for _ in range(rounds):
+        primary.console.wait_progress()
+        secondary = nodes.other(primary)
+        primary.die()
+        wait_leads(secondary)
+        primary.start()
+        nodes.wait_protected(secondary)
+        seen.append((secondary.belongings(), primary.belongings()))
+        primary = secondary
+    primary.console.verify()
+    assert [each for each in seen[1:] if each != seen[0]] == []

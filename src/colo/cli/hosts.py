@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -155,8 +156,25 @@ def run_command(vm_file: Path, **options: Any) -> int:
     return _protect(vm_file, start, options)
 
 
+def _print_unit(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print the unit, and do no more."""
+    if wanted and not ctx.resilient_parsing:
+        from colo.service.unit import unit
+
+        click.echo(unit(Path(sys.argv[0]).absolute()), nl=False)
+        ctx.exit()
+
+
 @main.command()
 @click.argument("vm_file", type=click.Path(path_type=Path))
+@click.option(
+    "--print-unit",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_unit,
+    help="Print a systemd unit, colo@.service, and exit.",
+)
 @click.option("--host", metavar="NAME", help="This host's name in [hosts]; else its own name.")
 @click.option("--qmp", metavar="unix:PATH", help="A QMP socket of a QEMU that runs the VM already.")
 @trace_option

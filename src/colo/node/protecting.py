@@ -355,10 +355,11 @@ class PrimaryNode:
         elif self._final is None:  # else it is said at the end
             self._say(f"{what}: {self._error}")
         self._write_status()
-        if self._planned.is_going_over:
+        planned = self._planned.is_going_over
+        if planned:
             await self._planned.taken(self._arbiter, self._solo.grant)
         refused = self._refused.is_set() and not self._was_protected
-        return await self._solo.decide(contested=self._relayed and not refused)
+        return await self._solo.decide(self._relayed and not refused, planned)
 
     async def _give_back(self, ending: Ending) -> None:
         """This VM is not run any more, or never was protected: anyone may begin anew."""

@@ -127,11 +127,12 @@ class Solo:
 
     # -- the decisions --------------------------------------------------------------------
 
-    async def decide(self, contested: bool = True) -> Verdict:
+    async def decide(self, contested: bool = True, planned: bool = False) -> Verdict:
         """The secondary is lost: ask until somebody answers, then run the VM or silence it.
 
-        Where it is not ``contested`` the secondary has nothing to run: nobody is asked.  Raises
-        GuestError where the VM does not run.
+        Where it is not ``contested`` the secondary has nothing to run: nobody is asked.  Where it
+        is ``planned``, the other host was told to take over.  Raises GuestError where the VM does
+        not run.
         """
         self._asking, self._order, self._interrupts = True, None, 0
         self._missing = self._silent_until("")
@@ -140,7 +141,7 @@ class Solo:
             if verdict is Verdict.ALONE:
                 await self.alone()
             elif verdict is Verdict.FENCED:
-                await self._fence()
+                await self._fence(planned)
             elif verdict is Verdict.HUNG:
                 self._gate.shut()
             self._answer(verdict is Verdict.ALONE, verdict.value)
@@ -247,7 +248,7 @@ class Solo:
         for each in waits:
             each.cancel()
 
-    async def _fence(self) -> None:
+    async def _fence(self, planned: bool = False) -> None:
         """The other host has the right to run the VM: this one may not be heard any more."""
         self._gate.shut()
         self._stand(Standing.FENCED)
@@ -259,7 +260,10 @@ class Solo:
             who = f"{owner.holder} has the right to run this VM (grant {owner.number})"
         except LocalError:
             who = "another host has the right to run this VM"
-        self._say(f"FENCED: {who}; the copy here is stopped and silent: end its QEMU")
+        if planned:
+            self._say(f"the VM has gone over: {who}")
+        else:
+            self._say(f"FENCED: {who}; the copy here is stopped and silent: end its QEMU")
 
     async def _perform(self, effect: Effect) -> None:
         if effect.do is Do.CLOSE:
