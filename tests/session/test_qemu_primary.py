@@ -322,3 +322,34 @@ def test_a_step_that_breaks_an_invariant_ends_the_session(monkeypatch: pytest.Mo
         assert "release" not in s.gate.told
 
     play(scene, VmConfig(name="web1", checkpoints=Checkpoints(age_max_ms=10)))
+
+
+def test_a_checkpoint_that_is_wanted_is_taken_at_once_and_told_when_its_output_may_leave() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        wanted = asyncio.ensure_future(s.session.fresh())
+        await until(lambda: s.passed[-1] is COLOMessage.CHECKPOINT_REPLY)
+        s.hear(COLOMessage.VMSTATE_RECEIVED)
+        await asyncio.sleep(0)
+        assert not wanted.done(), "its VM does not go on yet"
+        s.hear(COLOMessage.VMSTATE_LOADED)
+        await wanted
+        assert s.gate.told[-2:] == ["release", "flush"]
+
+    play(scene)
+
+
+def test_a_checkpoint_that_was_under_way_when_one_was_wanted_is_not_that_one() -> None:
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        s.gate.holds()
+        await until(lambda: s.vm == "stop")
+        wanted = asyncio.ensure_future(s.session.fresh())
+        await asyncio.sleep(0)
+        s.hear(COLOMessage.VMSTATE_RECEIVED, COLOMessage.VMSTATE_LOADED)
+        await asyncio.sleep(0.01)
+        assert not wanted.done()
+        s.hear(*ROUND)
+        await wanted
+
+    play(scene)
