@@ -12,7 +12,7 @@ from tests.e2e.net.stage import Colo, Stage, Vm
 pytestmark = pytest.mark.e2e
 
 LIMIT = 256 << 10
-FACTOR = 10  # the least that the guest sends beyond what checkpoints can cover
+FACTOR = 10  # so many times what the gate holds is dropped at the least, however slow the guest is
 SIZE = 1400
 PACKETS = 50_000  # of SIZE bytes
 #: Nothing but the time asks for a checkpoint, and what the guest sends in it fills the gate often.
@@ -35,8 +35,7 @@ def test_flood(stage: Stage, vm: Vm) -> None:
     card = primary.status()["network"]["n0"]
     print(verdict, card, f"RSS {memory} then {most_memory(primary)}")
     assert card["held_max_bytes"] <= LIMIT
-    assert card["dropped"] > 0
-    assert FACTOR * verdict["received"] < PACKETS, "this was no flood"
+    assert card["dropped"] * SIZE > FACTOR * LIMIT, "this was no flood"
     assert verdict["received"] * SIZE > 2 * LIMIT, "one checkpoint has covered all there was"
     assert most_memory(primary) - memory < GROWTH_MAX
     assert primary.checkpoint() > before
