@@ -123,8 +123,11 @@ def test_a_takeover_waits_for_the_fence(stage: Stage) -> None:
     stage.kill(primary)
 
     secondary.wait_said("grant 2 is ours, but the other host may still run: the fence")
+    wait(
+        lambda: "exit 2: ls: cannot access" in (secondary.status()["waits_for"] or ""),
+        "the status to say what the takeover waits for",
+    )
     assert secondary.status()["state"] == "LOST"
-    assert "exit 2: ls: cannot access" in secondary.status()["waits_for"]
     off.touch()
     secondary.wait_state("RUNNING")
     asked = (stage.folder / "asked").read_text().splitlines()
