@@ -263,6 +263,21 @@ def test_a_stale_copy_is_ended_and_the_other_host_followed(world: World) -> None
     assert world.did == ["ends its QEMU (found)", "follows"]
 
 
+def test_a_copy_is_stale_too_where_the_other_host_has_given_its_grant_back(world: World) -> None:
+    """Its VM runs on there without protection, or died: either way it is newer than this one."""
+    world.record(THEIRS)
+    world.arbiter.give_back(THEIRS, Ending.LEFT)
+    world.left, world.follows = os.getpid(), [Next.END]
+
+    async def gone(world: World) -> None:
+        while "ends its QEMU (found)" not in world.did:
+            await asyncio.sleep(0)
+        world.left = None
+
+    assert world.play(also=gone) == 0
+    assert world.did == ["ends its QEMU (found)", "follows"]
+
+
 @pytest.mark.parametrize("what", ["silent", "prelaunch", "inmigrate"])
 def test_what_was_left_and_runs_nothing_is_killed(world: World, what: str) -> None:
     world.record(THEIRS)

@@ -129,16 +129,16 @@ class Daemon:
         except LocalError as error:
             return await self._wait(f"nobody can say who may run the VM: {error}")
         qemu = await self._find()
-        lives = qemu is not None and record.holder in ("", instance(qemu.pid, self._host))
+        lives = qemu is not None and record.left_by in ("", instance(qemu.pid, self._host))
         if not self._arbiter.automatic:
             lives = qemu is not None
         if qemu is not None and not lives:
             if self._adopted is not None:
                 raise UsageError(
-                    f"the right to run {self._config.name} belongs to {record.holder} (grant "
+                    f"the right to run {self._config.name} belongs to {record.left_by} (grant "
                     f"{record.number}), and not to the QEMU at {self._adopted}: end that QEMU"
                 )
-            self._say(f"a stale copy of the VM is ended here: {record.holder} has the right to it")
+            self._say(f"a stale copy of the VM is ended here: {record.left_by} has run it since")
             await _end(qemu)
         is_first = next(iter(self._config.hosts)) == self._host
         turn = whose_turn(record, self._host, lives, self._arbiter.automatic, is_first)
