@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import cast, get_args, get_type_hints
 
+from colo.cli import main
 from colo.config import TlsFiles, VmConfig, load
 from colo.transport.tls import Tls
 
@@ -72,3 +74,15 @@ def test_the_guest_of_the_manual_does_what_it_says() -> None:
     command = [sys.executable, "-W", "error", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stderr, done.stdout) == ("", text.split("```text\n")[1].split("```")[0])
+
+
+def test_the_page_on_two_hosts_names_a_vm_file_and_commands_that_there_are(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "two-hosts.md").read_text()
+    file = tmp_path / "web1.toml"
+    file.write_text(textwrap.dedent(text.split("```toml\n")[1].split("```")[0]))
+    config = load(file)
+    assert config.other_host("a") == "b"
+    assert config.seen_from("b").qemu.primary == config.qemu.secondary
+    commands = {line.split()[1] for line in text.splitlines() if line.strip().startswith("colo ")}
+    assert commands == {"node", "status", "switchover"}
+    assert commands <= set(main.commands)
