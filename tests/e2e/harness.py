@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from colo.config import load
+from colo.qemu.command_line import Backend
 from tests.e2e.basics import POLL_S, TAIL_LINES, WAIT_S, Console, colo, counts, wait
 from tests.e2e.vm import USUAL, PrimaryVm, VmFile
 from tests.e2e.wire import Wire
@@ -37,8 +38,12 @@ class Host:
         self.listen = f"unix:{self.socket}"
         self.log = folder / f"{name}.log"
         self._vm_file = vm_file
-        self.backends = load(vm_file).backends
         self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """The blocks of the VM's main memory."""
+        return load(self._vm_file).backends
 
     def start(self, *options: str, ready: bool = True) -> None:
         """Start it; with ``ready``, wait until a primary may come."""
