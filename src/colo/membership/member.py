@@ -334,6 +334,8 @@ class Member:
             facts = self._done(facts, do)
         if event is Event.INTERRUPT and row.to is State.PARTING:
             facts = replace(facts, by_order=True)
+        if Do.WARN in row.do and row.to is State.ORPHANED:
+            facts = replace(facts, ends=False)
         taken_in = Do.REFUSE not in row.do and grant is not None
         if taken_in and (event is Event.LINK_UP or (row.do and row.do[0] is Do.RECEIVE)):
             assert grant is not None
@@ -366,7 +368,7 @@ class Member:
                 known = facts.known
                 return replace(Facts(), known=known, grant=facts.grant, ends=facts.ends)
             case Do.WARN:
-                return replace(facts, warned=True, ends=False)
+                return replace(facts, warned=True)
             case Do.AGREE | Do.DECLINE:
                 return replace(facts, ordered=False, forced=False)
             case Do.COPY | Do.PAUSE:
