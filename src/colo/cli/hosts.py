@@ -62,7 +62,7 @@ def secondary(
     """Keep the last checkpoint of a VM, and run the VM when its primary is lost."""
     from colo.arbiters.named import check_failover, make_arbiter
     from colo.config import load
-    from colo.membership.decision import OnLoss
+    from colo.membership.member import OnLoss
     from colo.node.keeping import SecondaryNode
     from colo.qemu.process import plan
     from colo.session.chain import Destination
@@ -82,12 +82,8 @@ def secondary(
         node = SecondaryNode(
             config, plan(config, say), address, folder, arbiter, OnLoss(on_loss), say, destination
         )
-        task = asyncio.ensure_future(node.run())
-        on_signal(task.cancel)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            return 0
+        on_signal(node.stop)
+        return await node.run()
 
     return in_folder(state_dir, trace, run)
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Final
 
 from colo.errors import InvariantBroken, LocalProtocolError
@@ -28,7 +29,7 @@ from colo.membership.roles import Turn
 from colo.membership.table import FINAL, OUTCOMES, TABLE, Do, Event, Row, State, When
 from colo.membership.words import WordKind
 
-__all__ = ["Facts", "Means", "Member"]
+__all__ = ["Facts", "Means", "Member", "OnLoss"]
 
 _trace = logging.getLogger("colo.trace")
 
@@ -51,7 +52,15 @@ _ELSEWHERE: Final = frozenset(
     {Event.LETS_GO, Event.SAYS_SHUTDOWN, Event.DENIED, Event.LINK_UP, Event.INTERRUPT}
 )
 _UNDECIDED: Final = frozenset({State.LOST, State.PARTING, State.ORPHANED})
+_NOBODY: Final = Grant(0, "")
 _ASKED: Final = frozenset({Do.ASK, Do.ASK_BY_ORDER})
+
+
+class OnLoss(Enum):
+    """Whether a secondary asks for the right to run the VM, or leaves that to an operator."""
+
+    TAKEOVER = "takeover"
+    HOLD = "hold"
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Facts:
     """What a host knows; replaced as a whole at every step."""
 
     #: The last grant of this host; its number is 0 where there is none.
-    grant: Grant = Grant(0, "")
+    grant: Grant = _NOBODY
     #: The number of a grant that may be ours without our having heard of it.
     unheard: int = 0
     #: A grant, an operator's word, or that nobody else has anything, lets the VM run here.
@@ -85,7 +94,7 @@ class Facts:
     #: As a primary: the VM does not run yet.
     starts: bool = False
     #: The other host's grant, as the primary's hello or the arbiter's record tells it.
-    known: Grant = Grant(0, "")
+    known: Grant = _NOBODY
     #: The primary's last word on its VM; with DEAD, of which grant.
     word: WordKind | None = None
     dead: int | None = None

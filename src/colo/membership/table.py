@@ -209,9 +209,7 @@ _W: Final = When
 _D: Final = Do
 
 #: States that nothing follows, but GO_ON.
-FINAL: Final = frozenset(
-    {_S.REFUSED, _S.FENCED, _S.DEAD, _S.SHUTDOWN, _S.ENDED, _S.LEFT, _S.GONE}
-)
+FINAL: Final = frozenset({_S.REFUSED, _S.FENCED, _S.DEAD, _S.SHUTDOWN, _S.ENDED, _S.LEFT, _S.GONE})
 
 
 def _to(to: State, *do: Do, when: When | tuple[When, ...] = ()) -> Row:
@@ -229,9 +227,7 @@ def _all(
     }
 
 
-def _ignore(
-    states: Iterable[State], *events: Event
-) -> dict[tuple[State, Event], tuple[Row, ...]]:
+def _ignore(states: Iterable[State], *events: Event) -> dict[tuple[State, Event], tuple[Row, ...]]:
     """Late reports, and what changes nothing."""
     return {(state, event): (Row(state),) for state in states for event in events}
 
@@ -299,12 +295,16 @@ _SILENCED: Final = _to(_S.FENCED, _D.SHUT, _D.CLOSE, _D.HANG_UP, _D.STOP, _D.DEC
 _HUNG: Final = _to(_S.DEAD, _D.SHUT, _D.CLOSE, _D.SAY_DEAD, _D.HANG_UP, _D.DECLINE)
 #: What the other host may run is left to it: given back, the grant would be anybody's.
 _DIED: Final = (
-    _to(_S.DEAD, _D.STOP_ASKING, _D.CLOSE, _D.SAY_DEAD, _D.HANG_UP, _D.DECLINE,
-        when=_W.CONTESTED),
+    _to(_S.DEAD, _D.STOP_ASKING, _D.CLOSE, _D.SAY_DEAD, _D.HANG_UP, _D.DECLINE, when=_W.CONTESTED),
     _to(_S.DEAD, _D.STOP_ASKING, _D.CLOSE, _D.SAY_DEAD, _D.HANG_UP, _D.DECLINE, _D.GIVE_BACK),
 )
 _SHUT_DOWN: Final = _to(
-    _S.SHUTDOWN, _D.STOP_ASKING, _D.CLOSE, _D.SAY_SHUTDOWN, _D.HANG_UP, _D.DECLINE,
+    _S.SHUTDOWN,
+    _D.STOP_ASKING,
+    _D.CLOSE,
+    _D.SAY_SHUTDOWN,
+    _D.HANG_UP,
+    _D.DECLINE,
     _D.GIVE_BACK_SHUT_DOWN,
 )
 _PART: Final = _to(_S.PARTING, _D.LOOK)

@@ -1,8 +1,9 @@
 """``colo node``: one of two hosts that keep a VM alive, for good, in whichever role its turn is.
 
-The same command runs on both.  A host begins by the arbiter's record (``membership.roles``), is the
-VM's primary or its secondary, and when that part ends goes on with what comes next: who took the
-VM over protects it towards the other host, who was fenced ends its stale copy and follows.
+The same command runs on both.  One machine (``membership.table``) goes through all that a host
+does: it looks by the arbiter's record whose turn it is, is the VM's primary or its secondary, and
+goes on where that part ends: who took the VM over protects it towards the other host, who was
+fenced ends its stale copy and follows.  This shell looks and waits, and has the parts carried out.
 """
 
 from __future__ import annotations
@@ -13,43 +14,43 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.asking import reach
 from colo.config import VmConfig
-from colo.errors import ChannelLost, GuestError, LocalError, Refused, UsageError
-from colo.membership.decision import OnLoss
+from colo.errors import GuestError, LocalError, PeerError, UsageError
 from colo.membership.grant import Grant, Record
-from colo.membership.roles import Turn, host_of, whose_turn
+from colo.membership.member import Means, Member, OnLoss
+from colo.membership.roles import host_of, whose_turn
+from colo.membership.table import Do, Event, State
 from colo.membership.words import Hello
-from colo.node.first_start import Start
-from colo.node.following import Following, Next
+from colo.node.first_start import Start, question
 from colo.node.keeping import SecondaryNode
-from colo.node.orders import Answer, Obey, Order, serve_orders
+from colo.node.orders import Answer, Order, serve_orders
+from colo.node.performer import Outcome, Performer
 from colo.node.protecting import PrimaryNode
 from colo.node.retry import RETRY_S, Retry
-from colo.node.standing import Standing
 from colo.node.state_folder import StateFolder
 from colo.qemu.identity import instance
 from colo.qemu.monitor import AttachedQemu, Monitor
 from colo.qemu.process import LaunchPlan, Qemu
 from colo.service.notify import Notifier
 from colo.transport.address import Address
-from colo.transport.control_link import call
 
 __all__ = ["Daemon"]
 
-_ASK_S: Final = 3.0
 _DYING_S: Final = 5.0
 _MANAGER_S: Final = 1.0
 #: The states in which nothing is kept alive yet.
-_UNREADY: Final = ("WAITING", "STARTING", "REFUSED")
+_UNREADY: Final = ("LOOKING", "WAITING", "STARTING", "REFUSED")
+#: The states in which a part is due, or all is over.
+_DUE: Final = frozenset(
+    {State.STARTING, State.LISTENING, State.ENDED, State.LEFT, State.GONE, State.REFUSED}
+)
 
-_Part: TypeAlias = Callable[[], Awaitable["_Part | None"]]
 
-
-class Daemon:
+class Daemon(Performer):
     """One VM on this host; ``addresses``: how hosts are reached, by their names.
 
     ``adopted``: the QMP socket of a QEMU that somebody else has started.  ``plan`` is how to start
@@ -68,44 +69,71 @@ class Daemon:
         say: Callable[[str], None],
         notifier: Notifier,
     ) -> None:
+        fence = config.failover.fence is not None
+        means = Means(automatic=arbiter.automatic, fence=fence, node=True)
+        super().__init__(Member(config.name, means))
         self._config = config
         self._host = host
+        self._is_first = next(iter(config.hosts)) == host
         self._peer = config.other_host(host)
         self._addresses = addresses
         self._plan = plan
         self._folder = folder
         self._arbiter = arbiter
         self._adopted = adopted
-        self._tell = say
+        self._tell_user = say
         self._notifier = notifier
+        self._why = ""  # nothing is done now
         self._told = ""
-        self._ends = False
         self._code = 0
-        self._wake = asyncio.Event()
+        self._due = asyncio.Event()
+        self._part: PrimaryNode | SecondaryNode | None = None
+        self._qemu: Monitor | None = None
+        self._start: Start | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._order: asyncio.Future[Answer] | None = None
-        self._interrupt: Callable[[], object] = self._wake.set
         self._crashes = Retry()
+        self._pause_s = RETRY_S
 
     def stop(self) -> None:
         """Ask to end: a VM that runs here goes on, and the next colo finds it."""
-        self._ends = True
-        self._interrupt()
+        if self._part is not None:
+            self._part.stop()
+        else:
+            self.tell(Event.INTERRUPT)
 
     async def run(self) -> int:
         """Keep the VM alive until it is shut down, or this is told to end.
 
         Returns the exit code; raises ColoError where nothing can be done here.
         """
-        part: _Part | None = self._look
-        telling = asyncio.create_task(self._tell_manager())
+        self.spawn(self._tell_manager())
         try:
-            while part is not None and not self._ends:
-                self._interrupt = self._wake.set
-                part = await part()
+            self.tell(Event.BEGIN)
+            while part := await self._next_part():
+                await part()
+                self._go_on()
         finally:
-            telling.cancel()
             self._notifier.stopping()
+            await self.close()
         return self._code
+
+    async def _next_part(self) -> Callable[[], Awaitable[None]] | None:
+        """Wait until a part is due; None where all is over.  Raises what ended this."""
+        due = asyncio.create_task(self._due.wait())
+        await asyncio.wait([due, self.over], return_when=asyncio.FIRST_COMPLETED)
+        due.cancel()
+        if self.over.done():
+            self.over.result()
+        self._due.clear()
+        return {State.STARTING: self._lead, State.LISTENING: self._follow}.get(self.state)
+
+    def _go_on(self) -> None:
+        """A part has ended."""
+        if self.state is State.LOOKING:
+            self.perform(Do.ASK_BY_ORDER)  # a secondary was told to start the VM anew
+        else:
+            self.tell(Event.GO_ON)
 
     async def _tell_manager(self) -> None:
         """Feed the service manager's watchdog, and say how the VM stands as soon as it does."""
@@ -120,38 +148,70 @@ class Daemon:
                 self._notifier.ready()
             await asyncio.sleep(every_s)
 
+    # -- what the machine asks for --------------------------------------------------------
+
+    def perform(self, effect: Do) -> None:
+        """Begin what is asked for."""
+        match effect:
+            case Do.READ_RECORD:
+                self.ask(self._look())
+            case Do.ASK:
+                self.ask(self._begin(by_order=False))
+            case Do.ASK_BY_ORDER:
+                self.ask(self._begin(by_order=True))
+            case Do.QUESTION:
+                self.ask(self._question_other())
+            case Do.END_GUEST:
+                self._end_guest()
+            case Do.PAUSE:
+                self.ask(self._wait())
+            case Do.AGREE | Do.DECLINE:
+                self._answer(effect is Do.AGREE)
+            case _:
+                raise AssertionError(f"a daemon cannot {effect.value}")
+
+    def entered(self, before: State, event: Event) -> None:
+        """A pause that follows a crash is longer each time."""
+        if before is State.DEAD and self.state is State.WAITING:
+            self._why = "the VM died while it ran alone"
+            self._pause_s = self._crashes.pause_s()
+            return
+        self._pause_s = RETRY_S
+        if before is State.DEAD:
+            self._crashes.succeeded()
+
+    def performed(self, event: Event) -> None:
+        """A part is due, or all is over."""
+        if self.state in _DUE:
+            self._due.set()
+
     # -- whose turn it is -----------------------------------------------------------------
 
-    async def _look(self) -> _Part | None:
+    async def _look(self) -> Outcome:
         """See by the arbiter's record what this host is to do."""
+        if self._ending is not None:
+            await self._ending
         try:
             record = await self._record()
         except LocalError as error:
-            return await self._wait(f"nobody can say who may run the VM: {error}")
-        qemu = await self._find()
+            self._why = f"nobody can say who may run the VM: {error}"
+            return Event.NO_ANSWER, {}
+        self._qemu = qemu = await self._find()
         lives = qemu is not None and record.left_by in ("", instance(qemu.pid, self._host))
-        if not self._arbiter.automatic:
+        automatic = self._arbiter.automatic
+        if not automatic:
             lives = qemu is not None
-        if qemu is not None and not lives:
-            if self._adopted is not None:
-                raise UsageError(
-                    f"the right to run {self._config.name} belongs to {record.left_by} (grant "
-                    f"{record.number}), and not to the QEMU at {self._adopted}: end that QEMU"
-                )
+        foreign = qemu is not None and not lives
+        if foreign and self._adopted is not None:
+            raise UsageError(
+                f"the right to run {self._config.name} belongs to {record.left_by} (grant "
+                f"{record.number}), and not to the QEMU at {self._adopted}: end that QEMU"
+            )
+        if foreign:
             self._say(f"a stale copy of the VM is ended here: {record.left_by} has run it since")
-            await _end(qemu)
-        is_first = next(iter(self._config.hosts)) == self._host
-        turn = whose_turn(record, self._host, lives, self._arbiter.automatic, is_first)
-        match turn:
-            case Turn.ADOPT:
-                assert qemu is not None
-                return lambda: self._lead(qemu)
-            case Turn.START:
-                return lambda: self._start(record)
-            case Turn.ASK:
-                return lambda: self._ask(record)
-            case Turn.FOLLOW:
-                return lambda: self._follow(record)
+        turn = whose_turn(record, self._host, lives, automatic, self._is_first)
+        known = Grant(record.number, record.left_by)
+        return Event.RECORD, {"grant": known, "turn": turn, "foreign": foreign}
 
     async def _record(self) -> Record:
         """Who has the right to run the VM, by a record that is the one we know.
@@ -160,10 +220,8 @@ class Daemon:
         never seen any: else a mount that is missing would be taken for a VM that never ran.
         """
         known = self._folder.known_grant if self._arbiter.automatic else 0
-        is_first = next(iter(self._config.hosts)) == self._host
-        record = await reach(
-            self._arbiter.begin if is_first and not known else self._arbiter.current
-        )
+        begins = self._is_first and not known
+        record = await reach(self._arbiter.begin if begins else self._arbiter.current)
         if record.number < known:
             raise LocalError(
                 f"the arbiter shows grant {record.number}, and {known} was seen here: is it "
@@ -193,181 +251,177 @@ class Daemon:
         await _kill(pid)
         return None
 
-    async def _start(self, record: Record, by_order: bool = False) -> _Part | None:
-        """Start the VM from nothing but its disks, by the next grant after ``record``."""
+    async def _begin(self, by_order: bool) -> Outcome:
+        """Have a QEMU, in which nothing runs yet, and the grant to start the VM in it."""
+        if self._ending is not None:
+            await self._ending
         self._folder.clean_start()
         qemu = Qemu(self._plan.unstarted(), self._folder.path, self._plan.environment)
         await qemu.start()
-        holder = instance(qemu.pid, self._host)
+        holder, known = instance(qemu.pid, self._host), self.member.facts.known
         try:
             if by_order:
                 grant: Grant | None = await reach(self._arbiter.order, holder)
             elif self._arbiter.automatic:
-                grant = await reach(self._arbiter.take, record.number, holder)
+                grant = await reach(self._arbiter.take, known.number, holder)
             else:
-                grant = record.grant
+                grant = known
+            if grant is not None:
+                self._folder.know_grant(grant.number)
         except LocalError as error:
             await qemu.kill()
-            return await self._wait(f"no grant to start the VM: {error}")
+            self._why = f"no grant to start the VM: {error}"
+            return Event.NO_ANSWER, {}
+        except BaseException:
+            await qemu.kill()
+            raise
         if grant is None:
             await qemu.kill()
-            return self._look
-        self._folder.know_grant(grant.number)
-        return await self._lead(qemu, Start(qemu))
+            return Event.DENIED, {}
+        self._qemu, self._start = qemu, Start(qemu)
+        return Event.GRANTED, {"grant": grant}
 
-    async def _ask(self, record: Record) -> _Part | None:
-        """The VM ran here and died: start it, unless the other host has a newer state."""
-        ours = Hello.ours(self._config, record.number, record.holder)
+    async def _question_other(self) -> Outcome:
+        """The VM ran here and died: ask whether the other host has a newer state."""
+        known = self.member.facts.known
+        ours = Hello.ours(self._config, known.number, known.holder)
         try:
-            sock, _ = await call(self._addresses[self._peer], ours, _ASK_S)
-            sock.close()
-        except Refused as error:
-            return await self._wait(f"the VM died here: {error}")
-        except ChannelLost as error:
-            return await self._wait(
+            event, why = await question(self._addresses[self._peer], ours)
+        except PeerError as error:
+            event, why = Event.OBJECTS, error
+        if event is Event.OBJECTS:
+            self._why = f"the VM died here: {why}"
+        elif event is Event.SILENT:
+            self._why = (
                 f"the VM ran here last and died, and host {self._peer} may have a newer state: "
-                f"{error}; if that host is gone for good, `colo failover` starts the VM here anew",
-                record,
+                f"{why}; if that host is gone for good, `colo failover` starts the VM here anew"
             )
-        self._say(f"the VM died here, and host {self._peer} has nothing of it: starting it anew")
-        return await self._start(record)
+        else:
+            self._say(
+                f"the VM died here, and host {self._peer} has nothing of it: starting it anew"
+            )
+        return event, {}
 
     # -- the two parts --------------------------------------------------------------------
 
-    async def _lead(self, qemu: Monitor, start: Start | None = None) -> _Part | None:
+    async def _lead(self) -> None:
         """Be the VM's primary, until it is not ours any more."""
-        to = self._addresses[self._peer]
-        node = PrimaryNode(
+        qemu, start, self._start = self._qemu, self._start, None
+        assert qemu is not None
+        node = self._part = PrimaryNode(
             self._config,
             qemu,
-            to,
+            self._addresses[self._peer],
             self._folder,
             self._arbiter,
-            self._tell,
+            self._tell_user,
             start=start,
             host=self._host,
+            member=self.member,
         )
-        self._interrupt = node.stop
-        if self._ends:
-            node.stop()
         try:
-            code = await node.run()
+            self._code = await node.run()
         except UsageError as error:
             await qemu.detach()
             if start is None:
                 raise
-            return await self._wait(str(error))
+            self._why = str(error)
         except BaseException:
             await qemu.detach()
             raise
-        match node.standing:
-            case Standing.ENDED | Standing.LOST:  # told to end: the VM stays as it is
-                await qemu.detach()
-                self._code = code
-                return None
-            case Standing.SHUTDOWN:
-                await _end(qemu)
-                return None
-        lived = node.was_protected
-        await _end(qemu)
-        if node.standing is Standing.DEAD and not lived:
-            pause_s = self._crashes.pause_s()
-            return await self._wait("the VM died while it ran alone", after_s=pause_s)
-        self._crashes.succeeded()
-        return self._look
+        finally:
+            self._part = None
+        if self.state in (State.ENDED, State.LEFT):
+            await qemu.detach()
+        else:
+            self._code = 0
 
-    async def _follow(self, record: Record) -> _Part | None:
+    async def _follow(self) -> None:
         """Be the VM's secondary, until it runs here or nowhere."""
-        following = Following(self._host)
-        node = SecondaryNode(
+        node = self._part = SecondaryNode(
             self._config,
             self._plan,
             self._addresses[self._host],
             self._folder,
             self._arbiter,
             OnLoss.TAKEOVER,
-            self._tell,
-            after=following,
+            self._tell_user,
+            host=self._host,
+            member=self.member,
         )
-        if other := host_of(record.left_by):
+        known = self.member.facts.known
+        if other := host_of(known.holder):
             self._say(
-                f"the VM is host {other}'s (grant {record.number}): following; if that "
+                f"the VM is host {other}'s (grant {known.number}): following; if that "
                 "host is gone for good, `colo failover` starts the VM here anew"
             )
-        task = asyncio.ensure_future(node.run())
-        self._interrupt = task.cancel
+        self._qemu = None
         try:
-            await task
-        except asyncio.CancelledError:
-            return None
-        match following.next:
-            case Next.LEAD:
-                qemu = node.waiting.qemu
-                assert qemu is not None
-                return lambda: self._lead(qemu)
-            case Next.START:
-                return lambda: self._start(record, by_order=True)
-            case Next.END:
-                self._say("the guest has shut down: it ends on both hosts")
-                return None
-            case None:
-                return self._look
+            await node.run()
+        finally:
+            self._part = None
+        if self.state is State.RUNNING:
+            self._qemu = node.waiting.qemu
+        elif self.state is State.SHUTDOWN:
+            self._say("the guest has shut down: it ends on both hosts")
+
+    def _end_guest(self) -> None:
+        """End a QEMU whose VM is not ours to run, or has ended."""
+        qemu, self._qemu = self._qemu, None
+        if qemu is not None:
+            self._ending = self.spawn(_end(qemu))
 
     # -- waiting --------------------------------------------------------------------------
 
-    async def _wait(
-        self, why: str, record: Record | None = None, after_s: float = RETRY_S
-    ) -> _Part | None:
-        """Say why nothing is done now, and look again after a while, or by an order.
-
-        ``record``: by an operator's order the VM is started anew, after this grant.
-        """
-        if why != self._told:
-            self._told = why
-            self._say(why)
-        self._write_status(why)
-        self._wake.clear()
-        orders = await serve_orders(self._folder.control, self._obey_waiting(record is not None))
+    async def _wait(self) -> Outcome:
+        """Say why nothing is done now, and look again after a while, or by an order."""
+        if self._ending is not None:
+            await self._ending
+        if self._why != self._told:
+            self._told = self._why
+            self._say(self._why)
+        self._write_status()
+        orders = await serve_orders(self._folder.control, self._obey)
         try:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), after_s)
+            await asyncio.sleep(self._pause_s)
         finally:
             orders.close()
+        return Event.TIME, {}
+
+    async def _obey(self, order: Order) -> Answer:
+        if order.name != "failover":
+            return Answer(False, f"not now: {self._why}")
+        if self._order is None or self._order.done():
+            self._order = asyncio.get_running_loop().create_future()
+        answer = self._order
+        self.tell(Event.ORDER, force=order.force)
+        return await asyncio.shield(answer)
+
+    def _answer(self, ok: bool) -> None:
         order, self._order = self._order, None
-        if order is None or record is None:
-            return self._look
-        order.set_result(Answer(True, "the VM is being started here, anew"))
-        return lambda: self._start(record, by_order=True)
-
-    def _obey_waiting(self, can_start: bool) -> Obey:
-        async def obey(order: Order) -> Answer:
-            if order.name != "failover" or not can_start:
-                return Answer(False, f"not now: {self._told}")
-            self._order = self._order or asyncio.get_running_loop().create_future()
-            self._wake.set()
-            return await self._order
-
-        return obey
+        if order is not None and not order.done():
+            text = "the VM is being started here, anew" if ok else f"not now: {self._why}"
+            order.set_result(Answer(ok, text))
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):
-            self._tell(f"{self._config.name}: {text}")
+            self._tell_user(f"{self._config.name}: {text}")
 
-    def _write_status(self, why: str) -> None:
+    def _write_status(self) -> None:
         with contextlib.suppress(OSError):
-            self._folder.write_status(self._status(why))
+            self._folder.write_status(self._status())
 
-    def _status(self, why: str) -> dict[str, Any]:
+    def _status(self) -> dict[str, Any]:
         return {
             "role": "node",
             "vm": self._config.name,
-            "state": "WAITING",
-            "meaning": "the VM is not started here yet: the last error says why",
+            "state": self.state.name,
+            "meaning": self.state.value,
             "checkpoint": None,
             "checkpoint_at": None,
             "arbiter": self._config.failover.arbiter,
             "grant": self._folder.known_grant or None,
-            "error": why,
+            "error": self._why,
             "qemu": None,
         }
 

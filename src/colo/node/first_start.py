@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from colo.errors import ChannelLost, Refused, UsageError
+from colo.errors import ChannelLost, PeerError, Refused
+from colo.membership.table import Event
 from colo.membership.words import Hello
+from colo.node.performer import Outcome
 from colo.qemu.process import Qemu
 from colo.transport.address import Address
 from colo.transport.control_link import call
 
-__all__ = ["Start"]
+__all__ = ["Start", "question"]
 
 _ASK_S: Final = 3.0
 
@@ -28,31 +30,27 @@ class Start:
     def __init__(self, qemu: Qemu) -> None:
         self._qemu = qemu
 
-    async def begin(self, to: Address, hello: Hello | None, is_decided: bool) -> None:
-        """Have the VM run, unless the secondary at ``to`` speaks against it.
-
-        ``hello``: None for a stock QEMU, which cannot be asked.  ``is_decided``: somebody has said
-        that the VM may run, where the secondary is out of reach.  Raises UsageError where it may
-        not, GuestError where it does not, PeerError where it can never be protected there.
-        """
-        if hello is not None:
-            await self._ask(to, hello, is_decided)
+    async def begin(self) -> Outcome:
+        """Have the VM run.  Raises GuestError where it does not."""
         await self._qemu.execute("cont")
+        return Event.RUNS, {}
 
     async def undo(self) -> None:
         """End the QEMU of a VM that has not started."""
         await self._qemu.kill()
 
-    async def _ask(self, to: Address, hello: Hello, is_decided: bool) -> None:
-        """Say hello to the secondary, and no more."""
-        try:
-            sock, _ = await call(to, hello, _ASK_S)
-            sock.close()
-        except Refused as error:
-            raise UsageError(f"{error}; the VM is not started here") from error
-        except ChannelLost as error:
-            if not is_decided:
-                raise UsageError(
-                    f"{to} is out of reach, so nobody can say whether the VM runs there "
-                    f"({error}); if it certainly does not, say --claim"
-                ) from error
+
+async def question(to: Address, hello: Hello) -> tuple[Event, PeerError | None]:
+    """Ask the secondary at ``to`` whether the VM may start here: say hello, and no more.
+
+    Returns AGREES, or OBJECTS or SILENT and why.  Raises PeerError where it can never be protected
+    there.
+    """
+    try:
+        sock, _ = await call(to, hello, _ASK_S)
+        sock.close()
+    except Refused as error:
+        return Event.OBJECTS, error
+    except ChannelLost as error:
+        return Event.SILENT, error
+    return Event.AGREES, None

@@ -1,8 +1,7 @@
 """``colo secondary``: the shell around a session, a store and a waiting QEMU.
 
-It decides nothing that the state machine, the failover decision, the arbiter or the command
-line has not decided.  It takes one primary in, carries the session's requests out, keeps a
-QEMU waiting, takes over when that is due and granted, and says in ``status.json`` what it does.
+It takes one primary in, carries the session's requests out, keeps a QEMU waiting, and takes over
+when the host's machine says so (``membership.table``); ``status.json`` says what it does.
 """
 
 from __future__ import annotations
@@ -20,16 +19,17 @@ from colo.arbiters.asking import reach
 from colo.arbiters.named import make_fence
 from colo.config import VmConfig
 from colo.errors import ColoError, LocalError, Misfit, PeerError
-from colo.membership.decision import Decision, Heard, LinkState, OnLoss, decide_secondary
 from colo.membership.grant import Grant
+from colo.membership.member import Means, Member, OnLoss
+from colo.membership.table import Do, Event, State
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.admission import Greeting
-from colo.node.afterwards import Afterwards, Stay
-from colo.node.leaving import to_its_end, until_one_ends
+from colo.node.leaving import to_its_end
 from colo.node.orders import Answer, Order, exported, serve_orders
+from colo.node.performer import Performer
 from colo.node.state_folder import StateFolder
 from colo.node.taking_over import Takeover
-from colo.protocol.tables import SecondaryEvent, SecondaryState
+from colo.protocol.tables import SecondaryEvent
 from colo.qemu.process import LaunchPlan
 from colo.qemu.standby import WaitingQemu
 from colo.session.awake import Awake
@@ -47,11 +47,19 @@ _STATUS_S: Final = 0.25
 
 #: The orders that only a VM's own host can carry out.
 _PRIMARYS: Final = ("switchover", "stop")
-_HERE: Final = frozenset({SecondaryState.RUNNING, SecondaryState.TAKEOVER})
+#: How long after one try to get the grant, or to have the fence say so, the next begins.
+_AGAIN_S: Final = 1.0
+_WHOLE: Final = (State.KEEPING, State.CUT_OFF, State.ORPHANED)
+#: A channel may be taken in.
+_OPEN: Final = (State.LISTENING, State.GREETED)
 
 
-class SecondaryNode:
-    """One VM's secondary on this host.  ``say`` tells the user what happens, a line at a time."""
+class SecondaryNode(Performer):
+    """One VM's secondary on this host.  ``say`` tells the user what happens, a line at a time.
+
+    ``host``: what the VM file calls this one, or "".  ``member``: the machine of a colo that goes
+    on after this part.
+    """
 
     def __init__(
         self,
@@ -63,15 +71,19 @@ class SecondaryNode:
         on_loss: OnLoss,
         say: Callable[[str], None],
         forward: Destination | None = None,
-        after: Afterwards | None = None,
+        host: str = "",
+        member: Member | None = None,
     ) -> None:
+        fence = make_fence(config)
+        if member is None:
+            means = Means(arbiter.automatic, on_loss is OnLoss.TAKEOVER, fence is not None)
+            member = Member(config.name, means, State.LISTENING)
+        super().__init__(member)
         self._config = config
         self._listen = listen
         self._folder = folder
         self._arbiter = arbiter
-        self._on_loss = on_loss
-        self._tell = say
-        self._after = after = after or Stay()
+        self._tell_user = say
         self._figures = Figures()
         self._awake = Awake(config, self._say)
         self._refusals = Refusals()
@@ -82,30 +94,41 @@ class SecondaryNode:
         files = {block.name: self._store.images[block.name].path for block in main}
         self.waiting = WaitingQemu(plan, files, folder.path, self._write_status)
         self._session: Receiving | None = None
-        self._last_session: Receiving | None = None
         self._link: Link | None = None
         self._greetings: list[Greeting] = []
-        self._heard = Heard()
+        self._link_was = False
         who, silence_s = config.name, config.failover.silence_s
         self._forwarding: Forwarding | None = None
         if forward is not None:
             self._forwarding = Forwarding(
                 who, self._store, self._settled, forward, silence_s, self._say
             )
-        holder, fence = partial(self.waiting.instance, after.host), make_fence(config)
-        self._takeover = Takeover(arbiter, fence, self._store, self.waiting, holder, self._say)
-        self._warned: Receiving | None = None
+        holder = partial(self.waiting.instance, host)
+        self._takeover = Takeover(
+            self.member, arbiter, fence, self._store, self.waiting, holder, self._say
+        )
+        self._loading: asyncio.Task[None] | None = None
+        self._runs_here = False
+        self._order: asyncio.Future[Answer] | None = None
+        self._why = ""
+        self._final = False
         self._error: str | None = None
         self._facts: dict[str, Any] = {}
         self._committed_at: float | None = None
         self._number = -1
 
+    def stop(self) -> None:
+        """Ask to end: a VM that runs here goes on.
+
+        Where that would give up the only copy of a VM, it takes a second time.
+        """
+        self.tell(Event.INTERRUPT)
+
     async def run(self) -> int:
-        """Serve until the VM that was taken over ends, or this task is cancelled.
+        """Serve until the VM that was taken over ends, or ``stop``.
 
         Returns the exit code.  Raises ColoError where it cannot even start.
         """
-        tasks: list[asyncio.Task[None]] = []
         with contextlib.ExitStack() as stack:
             stack.callback(self._awake.close)
             try:
@@ -118,60 +141,136 @@ class SecondaryNode:
                 )
                 self._write_status()
                 door = Reception(server, self._begin, self._greet, self._strange, self._listen.tls)
-                work = (door.serve(), self._watch(), self._end())
-                tasks = [asyncio.create_task(each) for each in work]
-                if self._forwarding is not None:  # nobody waits for it, nor for its end
-                    tasks.append(asyncio.create_task(self._forwarding.run()))
-                await until_one_ends(tasks[: len(work)], self._stays)
+                self.spawn(door.serve())
+                self.spawn(self._watch())
+                if self._forwarding is not None:
+                    self.spawn(self._forwarding.run())
+                await self.over
                 return 0
             finally:
-                for task in tasks:
-                    task.cancel()
                 leaving = asyncio.create_task(self._leave())
                 await to_its_end(leaving)
                 leaving.result()
 
+    # -- what the machine asks for --------------------------------------------------------
+
+    def perform(self, effect: Do) -> None:
+        """Begin what is asked for."""
+        match effect:
+            case Do.RECEIVE:
+                self._receive()
+            case Do.REJECT:
+                self._reject()
+            case Do.CLOSE:
+                self._close()
+            case Do.SAY_BYE:
+                if self._link is not None:
+                    self._link.say(Word(WordKind.BYE))
+            case Do.FORGET:
+                self._forget()
+            case Do.ASK:
+                self.ask(self._takeover.take())
+            case Do.ASK_BY_ORDER if self.state is not State.LOOKING:
+                self.ask(self._takeover.order())
+            case Do.FENCE:
+                self.ask(self._takeover.fence_off())
+            case Do.PAUSE:
+                self.pause(_AGAIN_S)
+            case Do.LOAD:
+                assert self._session is not None
+                self._loading = self.spawn(self._load(self._session))
+            case Do.WARN:
+                self._say(
+                    f"not ended: checkpoint {self._number} is all that is left of the lost "
+                    f"primary's VM; `colo export --state-dir {self._folder.path} FILE` keeps it, "
+                    "`colo failover` runs it; end colo once more to give it up"
+                )
+            case Do.AGREE | Do.DECLINE:
+                self._answer(effect is Do.AGREE)
+            case Do.REFUSE | Do.ASK_BY_ORDER:
+                pass  # the caller does; the daemon does
+            case _:
+                raise AssertionError(f"a secondary cannot {effect.value}")
+
+    def entered(self, before: State, event: Event) -> None:
+        """Say what a new state means, before its effects take away what it was about."""
+        number = self._number
+        match self.state:
+            case State.KEEPING:
+                self._say("PROTECTED, the first copy is whole")
+            case State.ORPHANED if event is Event.STUCK:
+                self._say(f"NOT RUNNING: {self._takeover.error}; `colo failover` tries again")
+                self._error = str(self._takeover.error)
+            case State.ORPHANED:
+                self._takeover.begin()
+                if event is not Event.ORDER:
+                    self._orphaned()
+            case State.RUNNING | State.GONE if event is Event.RUNS:
+                self._runs()
+            case State.GREETED if before in _WHOLE:
+                self._say("the primary was granted the VM: forgetting the checkpoint held here")
+            case State.LISTENING if before in _WHOLE and event is Event.DENIED:
+                self._say(
+                    f"the other host has the right to run the VM: forgetting checkpoint {number}"
+                )
+            case State.LISTENING | State.SHUTDOWN if before in _WHOLE:
+                self._say(f"{self._why}; forgetting checkpoint {number}")
+            case State.LISTENING if before is State.RECEIVING and event is Event.LOST:
+                self._say(f"no first copy: {self._error}")
+            case State.LOOKING if event is Event.ORDER:
+                self._answer(True, "there is no checkpoint here: the VM is being started anew")
+
+    def performed(self, event: Event) -> None:
+        """Keep others informed; what is not this part's ends it."""
+        if self.state not in (State.ORPHANED, State.TAKING_OVER):
+            self._answer(False, "that checkpoint was forgotten meanwhile")
+        goes_on = self.state is State.RUNNING and self.member.means.node
+        if (goes_on or self.state is State.LOOKING) and not self.over.done():
+            self.over.set_result(None)
+        self._write_status()
+
     # -- the primary's connections --------------------------------------------------------
 
-    @property
-    def _state(self) -> SecondaryState | None:
-        return self._session.state if self._session is not None else None
-
-    @property
-    def _connected(self) -> bool:
-        return self._session is not None and self._session.connected
-
-    def _occupied(self) -> str | None:
-        """Why no other primary can be taken in, or None."""
-        if self._state in _HERE:
-            return "the VM runs here"
-        if self._state is SecondaryState.LOST:
-            return f"checkpoint {self._number} of the primary that was lost waits for a decision"
-        return "this VM has its primary already" if self._session is not None else None
+    def _occupied(self) -> str:
+        """Why no other primary can be taken in."""
+        match self.state:
+            case State.RUNNING | State.TAKING_OVER:
+                return "the VM runs here"
+            case State.ORPHANED | State.CUT_OFF:
+                return (
+                    f"checkpoint {self._number} of the primary that was lost waits for a decision"
+                )
+            case State.GREETED:
+                return "it has a control link already"
+            case _:
+                return "this VM has its primary already"
 
     async def _begin(self, sock: socket.socket, peer: str) -> None:
         """A checkpoint channel has connected: take it in, or close it."""
-        why, link, last, known = self._occupied(), self._link, self._last_session, 0
-        if why is None and last is not None and last.applying is not None:
+        why, link, last, known = None, self._link, self._session, 0
+        if last is not None and last.applying is not None and self.state in _OPEN:
             await asyncio.wait({last.applying})  # it was forgotten: let it end
-        if why is None and link is None:
+        if link is None and self.state in _OPEN:
             try:
                 known = (await reach(self._arbiter.begin)).number
             except LocalError as error:
                 why = str(error)
         if why is None and self._link is not link:
             why = "a control link has come or gone meanwhile"
-        why = why or self._occupied()
-        if why is not None:
-            sock.close()
-            self._strange(peer, why)
-            return
-        if link is None:
-            self._forget_session()
-            self._heard.known = known
+        if why is None:
+            self._incoming = sock, peer
+            if Do.REFUSE not in self.tell(Event.CHANNEL_UP, grant=Grant(known, "")):
+                return
+            why = self._occupied()
+        sock.close()
+        self._strange(peer, why)
+
+    def _receive(self) -> None:
+        """Take in what the connection brings that has come."""
+        sock, peer = self._incoming
         self._error = None
         self._facts = {"primary": peer}
-        self._session = self._last_session = Receiving(
+        self._session = Receiving(
             self._config.name,
             self._store,
             self._figures,
@@ -182,7 +281,6 @@ class SecondaryNode:
             self.waiting,
         )
         self._say(f"a primary has connected from {peer}")
-        self._write_status()
 
     def _greet(self, sock: socket.socket, peer: str) -> None:
         """A control link has connected."""
@@ -200,18 +298,11 @@ class SecondaryNode:
 
     def _welcome(self, link: Link, hello: Hello) -> str | None:
         """Take a primary in by its control link, or return why not."""
-        if self._state is SecondaryState.LOST and hello.grant > self._heard.known:
-            self._say("the primary was granted the VM: forgetting the checkpoint held here")
-            self._forget_session()
-        why = self._occupied()
-        if why is None and self._link is not None:
-            why = "it has a control link already"
-        if why is None:
-            self._forget_session()
-            self._link = link
-            self._heard = Heard(LinkState.UP, hello.grant, hello.holder)
-            self._refusals.clear()
-        return why
+        if Do.REFUSE in self.tell(Event.LINK_UP, grant=Grant(hello.grant, hello.holder)):
+            return self._occupied()
+        self._link, self._link_was = link, True
+        self._refusals.clear()
+        return None
 
     def _strange(self, peer: str, why: str) -> None:
         """A connection was refused; that is said once, however often it comes again."""
@@ -221,26 +312,38 @@ class SecondaryNode:
         self._write_status()
 
     def _hear(self, word: Word) -> None:
-        if self._heard.hear(word):
-            self._decide(f"the primary says: {word.kind.value}")
+        self._why = f"the primary says: {word.kind.value}"
+        match word.kind:
+            case WordKind.DEAD | WordKind.HANDOVER:
+                grant = None if word.grant is None else Grant(word.grant, "")
+                self.tell(Event.SAYS_GONE, word=word.kind, grant=grant)
+            case WordKind.SHUTDOWN:
+                self.tell(Event.SAYS_SHUTDOWN)
+            case WordKind.BYE | WordKind.ALONE:
+                self.tell(Event.LETS_GO)
 
     def _link_lost(self, error: PeerError) -> None:
-        self._link, self._heard.link = None, LinkState.LOST
-        self._decide(str(error))
+        self._link, self._why = None, str(error)
+        self.tell(Event.LINK_LOST)
 
     def _beat(self) -> dict[str, Any]:
-        return {"checkpoint": self._number, "state": self._state.name if self._state else ""}
+        return {"checkpoint": self._number, "state": self.state.name}
 
-    def _forget_session(self) -> None:
+    def _close(self) -> None:
+        """The channel is of no more use."""
+        session = self._session
+        if session is not None and session.connected:
+            session.close()
+            self._facts["lost_in"] = session.state.name
+            session.handle(SecondaryEvent.LOST)
+
+    def _forget(self) -> None:
         """Begin anew: nothing of the last primary counts any more."""
-        self._takeover.stop_asking()
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        self._close()
         if self._link is not None:
             self._link.close()
             self._link = None
-        self._heard = Heard(known=self._heard.known)
+        self._link_was = False
         self._number, self._committed_at, self._facts = -1, None, {}
 
     # -- checkpoints ----------------------------------------------------------------------
@@ -253,13 +356,12 @@ class SecondaryNode:
         if self._forwarding is not None:
             self._forwarding.fresh.set()
         if self._number == 0:
-            self._say("PROTECTED, the first copy is whole")
-            self._write_status()
+            self.tell(Event.WHOLE)
 
     async def _settled(self) -> None:
         """Wait until the store's images equal its last whole checkpoint.  Raises StoreError."""
-        if self._last_session is not None:
-            await self._last_session.applied()
+        if self._session is not None:
+            await self._session.applied()
 
     # -- losses ---------------------------------------------------------------------------
 
@@ -270,74 +372,26 @@ class SecondaryNode:
         self._facts["lost_in"] = session.state.name
         session.handle(SecondaryEvent.LOST)
         cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
-        if session.state is SecondaryState.FAILED:
-            self._error = f"{error}{cause}"
-            self._say(f"no first copy: {self._error}")
-            if self._link is not None:
-                final = isinstance(error, Misfit)
-                self._link.say(Word(WordKind.REFUSED, {"why": self._error, "final": final}))
-            self._forget_session()
-            self._write_status()
+        self._why = f"{error}{cause}"
+        self._final = isinstance(error, Misfit)
+        if self.state is State.RECEIVING:
+            self._error = self._why
+        self.tell(Event.LOST)
+
+    def _reject(self) -> None:
+        if self._link is not None:
+            self._link.say(Word(WordKind.REFUSED, {"why": self._error, "final": self._final}))
+
+    def _orphaned(self) -> None:
+        """Say that the primary is lost, and what happens now."""
+        self._error = self._why
+        if self.member.facts.asking or self.member.facts.busy is not None:
+            self._say(f"the primary is lost: {self._why}")
         else:
-            self._decide(f"{error}{cause}")
-
-    def _decide(self, why: str) -> None:
-        """Something changed: do what the decision says."""
-        if self._state in _HERE:
-            return
-        if self._session is None or self._number < 0:
-            if self._link is None or self._heard.word is not None:
-                self._forget_session()
-            return
-        match decide_secondary(self._connected, self._heard):
-            case Decision.FORGET:
-                self._say(f"{why}; forgetting checkpoint {self._number}")
-                if self._heard.word is WordKind.SHUTDOWN:
-                    self._after.shut_down()
-                self._forget_session()
-            case Decision.ASK:
-                self._error = why
-                self._ask(why)
-            case Decision.WAIT | Decision.GO_ON:
-                pass
-        self._write_status()
-
-    def _ask(self, why: str) -> None:
-        """The primary is lost: ask for the right to take over, or hold."""
-        session = self._session
-        assert session is not None
-        if self._takeover.is_asking:
-            return
-        if session.connected:
-            session.close()
-            self._facts["lost_in"] = session.state.name
-            session.handle(SecondaryEvent.LOST)
-        if self._on_loss is OnLoss.HOLD or not self._arbiter.automatic:
             self._say(
-                f"the primary is lost: {why}; holding checkpoint {self._number}: "
+                f"the primary is lost: {self._why}; holding checkpoint {self._number}: "
                 f"`colo failover --state-dir {self._folder.path}` starts it"
             )
-            return
-        self._say(f"the primary is lost: {why}")
-        self._ask_for_grant(session)
-
-    def _ask_for_grant(self, session: Receiving) -> None:
-        if session is not self._session:
-            return
-        self._takeover.ask(self._heard, lambda grant: self._answered(session, grant))
-
-    def _answered(self, session: Receiving, grant: Grant | None) -> None:
-        """The arbiter has answered: take over, or forget the VM, which then runs elsewhere."""
-        if session is not self._session:
-            return
-        if grant is not None:
-            self._takeover.start(session, grant, self._ended)
-            return
-        self._say(
-            f"the other host has the right to run the VM: forgetting checkpoint {self._number}"
-        )
-        self._forget_session()
-        self._write_status()
 
     async def _watch(self) -> None:
         """Bound the primary's silence, and keep the status file fresh."""
@@ -349,67 +403,45 @@ class SecondaryNode:
 
     # -- the takeover ---------------------------------------------------------------------
 
-    def _ended(self, outcome: dict[str, Any] | ColoError) -> None:
-        """A takeover has ended: with the VM running here, or with an error."""
-        if isinstance(outcome, ColoError):
-            self._error = str(outcome)
-            self._say(f"NOT RUNNING: {outcome}; `colo failover` tries again")
-        else:
-            assert self._takeover.grant is not None
-            self._facts["takeover"] = {**outcome, "grant": self._takeover.grant.number}
-            self._say(
-                f"RUNNING HERE, from checkpoint {self._number}, started in "
-                f"{outcome['total_ms']:.0f} ms (QEMU {self.waiting.pid})"
-            )
-            self._store.remove()  # the running QEMU holds its memory; nobody needs the files
-            self._after.runs_here()
-        self._write_status()
+    async def _load(self, session: Receiving) -> None:
+        outcome = await self._takeover.load(session)
+        assert outcome is not None
+        self.tell(outcome[0])
 
-    def _is_running(self) -> bool:
-        return self._state is SecondaryState.RUNNING
+    def _runs(self) -> None:
+        """The VM was taken over."""
+        facts = self._takeover.facts
+        self._facts["takeover"] = facts
+        self._say(
+            f"RUNNING HERE, from checkpoint {self._number}, started in "
+            f"{facts['total_ms']:.0f} ms (QEMU {self.waiting.pid})"
+        )
+        self._store.remove()  # the running QEMU holds its memory; nobody needs the files
+        self._runs_here = True
+        self.spawn(self._see_end())
 
-    async def _end(self) -> None:
-        """Wait for the end of the VM that was taken over, or of this part."""
-        over = self._after.over
-        while not (over.is_set() or self._is_running()):
-            await asyncio.sleep(_STATUS_S)
-        if over.is_set():
-            return
+    async def _see_end(self) -> None:
         assert self.waiting.qemu is not None
         how = await self.waiting.qemu.wait()
         self._say(f"the VM has ended; QEMU: {how}")
-
-    async def _stays(self) -> bool:
-        """We are told to end: whether that is put off, as it would give up the only copy of a VM.
-
-        It is once for each; whoever says it again means it.
-        """
-        await self._takeover.settled()
-        lives = self._link is not None and not self._heard.is_gone
-        if self._state is not SecondaryState.LOST or lives or self._warned is self._session:
-            return False
-        self._warned = self._session
-        self._say(
-            f"not ended: checkpoint {self._number} is all that is left of the lost primary's VM; "
-            f"`colo export --state-dir {self._folder.path} FILE` keeps it, `colo failover` runs "
-            "it; end colo once more to give it up"
-        )
-        return True
+        self.tell(Event.DIED)
 
     async def _leave(self) -> None:
         """End what is ours; a VM that runs here goes on."""
-        self._takeover.stop_asking()
-        await self._takeover.settled()
+        self.stop_asking()
+        if self._loading is not None:
+            await to_its_end(self._loading)
+        await self.close()
         qemu = self.waiting.qemu
-        if self._is_running() and qemu is not None:
-            if self._after.over.is_set():
-                self._forget_session()
+        if self._runs_here and qemu is not None:
+            if self.member.means.node and self.state is State.RUNNING:
+                self._forget()
                 return
             if not qemu.exited:
                 self._say(f"the VM goes on without colo: QEMU {qemu.pid}, QMP {qemu.qmp_socket}")
             await qemu.detach()
         else:
-            self._forget_session()
+            self._forget()
             await self.waiting.stop()
             self._store.remove()
         self._write_status()
@@ -417,7 +449,8 @@ class SecondaryNode:
     # -- orders and status ----------------------------------------------------------------
 
     async def _obey(self, order: Order) -> Answer:
-        if order.name == "export" and self._state in _HERE:
+        here = self.state in (State.RUNNING, State.TAKING_OVER)
+        if order.name == "export" and here:
             return Answer(False, "the VM runs here: its QEMU can `migrate` to a file")
         if order.name == "export":
             return await exported(self._store, self._settled)
@@ -425,31 +458,35 @@ class SecondaryNode:
             return Answer(False, "the VM runs on the other host: say that there")
         if order.name != "failover":
             return Answer(False, f"there is no order {order.name!r}")
-        if self._is_running():
+        if self.state is State.RUNNING:
             return Answer(True, "the VM runs here already")
-        if not self._takeover.is_starting:
-            session = self._session
-            if session is None or not session.can(SecondaryEvent.FAILOVER):
-                return self._after.without_checkpoint()
-            if self._connected and not order.force:
-                return Answer(
-                    False,
-                    "the primary is connected and its VM runs: two VMs would run; "
-                    "end that one first, or say --force",
-                )
-            again = partial(self._ask_for_grant, session)
-            try:
-                grant = await self._takeover.order(self._heard, order.force, again)
-            except LocalError as error:
-                return Answer(False, f"{error}; --force does without it")
-            if session is not self._session:
-                return Answer(False, "that checkpoint was forgotten meanwhile")
-            if session.can(SecondaryEvent.FAILOVER):  # no other order was faster
-                self._takeover.start(session, grant, self._ended, decided_now=True)
-        await self._takeover.settled()
-        if self._is_running():
-            return Answer(True, f"the VM runs here, from checkpoint {self._number}")
-        return Answer(False, f"the VM could not be started: {self._error}")
+        if self._order is None or self._order.done():
+            self._order = asyncio.get_running_loop().create_future()
+        answer = self._order
+        self.tell(Event.ORDER, force=order.force)
+        return await asyncio.shield(answer)
+
+    def _answer(self, ok: bool, text: str | None = None) -> None:
+        """Answer the operator's order, where one waits."""
+        order, self._order = self._order, None
+        if order is None or order.done():
+            return
+        if text is None and ok:
+            text = f"the VM runs here, from checkpoint {self._number}"
+        elif text is None:
+            match self.state:
+                case State.KEEPING:
+                    text = (
+                        "the primary is connected and its VM runs: two VMs would run; "
+                        "end that one first, or say --force"
+                    )
+                case State.ORPHANED if isinstance(self._takeover.error, LocalError):
+                    text = f"{self._takeover.error}; --force does without it"
+                case State.ORPHANED:
+                    text = f"the VM could not be started: {self._takeover.error}"
+                case _:
+                    text = "there is no whole checkpoint to run the VM from"
+        order.set_result(Answer(ok, text))
 
     def _say(self, text: str) -> None:
         self._refusals.clear()
@@ -458,7 +495,7 @@ class SecondaryNode:
     def _inform(self, text: str) -> None:
         """Tell the user; where nobody can be told any more, nothing changes by that."""
         with contextlib.suppress(OSError):
-            self._tell(f"{self._config.name}: {text}")
+            self._tell_user(f"{self._config.name}: {text}")
 
     def _write_status(self) -> None:
         """Say what we do; a folder that is full or gone decides nothing."""
@@ -467,23 +504,33 @@ class SecondaryNode:
 
     def _grant(self) -> int | None:
         """The number of the grant as far as it is known now: no primary, none."""
-        if self._state in _HERE and self._takeover.grant is not None:
-            return self._takeover.grant.number
-        return None if self._session is None and self._link is None else self._heard.known
+        facts = self.member.facts
+        if self.state in (State.RUNNING, State.TAKING_OVER):
+            return facts.grant.number
+        return None if self.state is State.LISTENING else facts.known.number
+
+    def _phase(self) -> str | None:
+        """Where the checkpoints stand."""
+        has = self._session is not None and self.state not in _OPEN
+        return self._session.state.name if has and self._session is not None else None
+
+    def _link_state(self) -> str:
+        if self._link is not None:
+            return "UP"
+        return "LOST" if self._link_was else "NONE"
 
     def _status(self) -> dict[str, Any]:
-        state = self._state
         return {
             "role": "secondary",
             "vm": self._config.name,
-            "state": state.name if state else "LISTENING",
-            "meaning": state.value if state else "no primary is connected",
-            "mode": "periodic",
-            "on_loss": self._on_loss.value,
+            "state": self.state.name,
+            "meaning": self.state.value,
+            "session": self._phase(),
+            "on_loss": "takeover" if self.member.means.asks else "hold",
             "arbiter": self._config.failover.arbiter,
             "grant": self._grant(),
             "listen": str(self._listen),
-            "link": self._heard.link.name,
+            "link": self._link_state(),
             "waits_for": self._takeover.waits_for,
             "error": self._error or self.waiting.trouble,
             "checkpoint": self._number if self._number >= 0 else None,

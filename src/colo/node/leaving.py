@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
 
-__all__ = ["to_its_end", "until_one_ends"]
+__all__ = ["to_its_end"]
 
 
 async def to_its_end(task: asyncio.Task[None]) -> None:
@@ -14,25 +13,3 @@ async def to_its_end(task: asyncio.Task[None]) -> None:
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait({task})
-
-
-async def until_one_ends(
-    tasks: Sequence[asyncio.Task[None]], stays: Callable[[], Awaitable[bool]]
-) -> None:
-    """Return when one of these has ended, or raise what it raised.
-
-    To be cancelled does not count where ``stays``, which is asked each time, says so.
-    """
-    while True:
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            if not await stays():
-                raise
-            me = asyncio.current_task()
-            assert me is not None
-            me.uncancel()
-        else:
-            for task in done:
-                task.result()
-            return

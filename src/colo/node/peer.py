@@ -38,11 +38,8 @@ class Peer:
         self._beats = config.failover.heartbeat_s, config.failover.heartbeat_limit_s
         self._figures, self._hear, self._lost = figures, hear, lost
         self._link: Link | None = None
-
-    @property
-    def is_linked(self) -> bool:
-        """Whether there is a control link."""
-        return self._link is not None
+        #: Whether the last ``reach`` had a channel.
+        self.was_reached = False
 
     @property
     def figures(self) -> dict[str, Any] | None:
@@ -55,10 +52,13 @@ class Peer:
         Raises ChannelLost, OSError or TimeoutError where it cannot be had now, PeerError where it
         never can.
         """
+        self.was_reached = False
         if not self._stock:
             sock, _ = await call(self.to, ours, _CALL_S)
             self._link = Link(sock, *self._beats, self._figures, self._hear, self._lost)
-        return await asyncio.wait_for(self.to.connect(), _CALL_S)
+        channel = await asyncio.wait_for(self.to.connect(), _CALL_S)
+        self.was_reached = True
+        return channel
 
     def say(self, kind: WordKind, **content: int) -> None:
         """Say a word, where there is a link."""

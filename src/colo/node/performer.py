@@ -86,6 +86,7 @@ class Performer(ABC):
     def entered(self, before: State, event: Event) -> None:
         """The state has changed; its effects come next."""
 
+    @abstractmethod
     def performed(self, event: Event) -> None:
         """An event has been dealt with."""
 

@@ -11,16 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
-from colo.arbiters.arbiter import Arbiter
-from colo.arbiters.asking import reach
-from colo.errors import ChannelLost, GuestError, LocalError
-from colo.membership.grant import Grant
-from colo.membership.words import WordKind
+from colo.errors import GuestError
+from colo.membership.table import Event, State
 from colo.node.orders import Answer
-from colo.node.peer import Peer
-from colo.node.standing import Standing
+from colo.node.performer import Outcome
 from colo.qemu.monitor import Monitor
 from colo.qemu.packet_filters import NetGate
 from colo.session.qemu_primary import Checkpointing
@@ -28,8 +24,6 @@ from colo.session.qemu_primary import Checkpointing
 __all__ = ["Planned"]
 
 _CHECKPOINT_S: Final = 10.0
-_TAKEN_S: Final = 3.0
-_LOOK_S: Final = 0.02
 _QUIT_S: Final = 10.0
 
 
@@ -41,37 +35,44 @@ class Planned:
         qemu: Monitor,
         session: Checkpointing,
         gate: NetGate,
-        peer: Peer,
         gone: asyncio.Event,
         say: Callable[[str], None],
     ) -> None:
         self._qemu = qemu
         self._session = session
         self._gate = gate
-        self._peer = peer
         self._gone = gone
         self._say = say
         self._going: asyncio.Future[Answer] | None = None
+        self._rests = False
 
     @property
     def is_going_over(self) -> bool:
-        """Whether the other host has been told to take over."""
+        """Whether the other host is told to take over, or soon will be."""
         return self._going is not None
 
     async def switch_over(
-        self, standing: Standing, arbiter: Arbiter, lose: Callable[[ChannelLost], None]
+        self, state: State, automatic: bool, tell: Callable[[Event], Any]
     ) -> Answer:
-        """Have the VM go over to the other host, and say whether.  ``lose`` ends the session."""
-        if standing is not Standing.PROTECTED:
-            return Answer(False, f"not now: the VM is {standing.name}: {standing.value}")
-        if not arbiter.automatic:
+        """Have the VM go over to the other host, and say whether."""
+        if self._going is not None:
+            return Answer(False, "the VM is going over already")
+        if state is not State.PROTECTED:
+            return Answer(False, f"not now: the VM is {state.name}: {state.value}")
+        if not automatic:
             return Answer(
                 False,
                 "not with the manual arbiter, as nobody would grant it to the other host: end this "
                 "VM and say `colo failover` there",
             )
-        if self._going is not None:
-            return Answer(False, "the VM is going over already")
+        going: asyncio.Future[Answer]
+        going = self._going = asyncio.get_running_loop().create_future()
+        tell(Event.SWITCHOVER)
+        return await going
+
+    async def rest(self) -> Outcome:
+        """Stop the VM right behind a checkpoint that is safe, when all that it covers has left."""
+        self._rests = True
         try:
             async with asyncio.timeout(_CHECKPOINT_S):
                 await self._session.fresh()
@@ -79,28 +80,22 @@ class Planned:
             await self._qemu.execute("stop")
         except (TimeoutError, GuestError) as error:
             why = str(error) or f"no checkpoint in {_CHECKPOINT_S:.0f} s"
-            return Answer(False, f"the VM stays here: {why}")
-        self._going = asyncio.get_running_loop().create_future()
-        self._peer.say(WordKind.HANDOVER)
-        lose(ChannelLost("the VM goes over to the other host, by order"))
-        return await self._going
-
-    async def taken(self, arbiter: Arbiter, ours: Grant) -> None:
-        """Give the other host the time to get the grant that this one had."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_TAKEN_S):
-                while True:
-                    with contextlib.suppress(LocalError):
-                        if (await reach(arbiter.current)).grant != ours:
-                            return
-                    await asyncio.sleep(_LOOK_S)
+            self._conclude(Answer(False, f"the VM stays here: {why}"))
+            return Event.NOT_AT_REST, {}
+        finally:
+            self._rests = False
+        return Event.AT_REST, {}
 
     def concluded(self, went: bool) -> None:
-        """Answer the order: whether the VM went over, or goes on here."""
+        """Answer the order, if one waits: whether the VM went over, or goes on here."""
+        if not self._rests:
+            where = "runs on the other host" if went else "goes on here: nobody took it"
+            self._conclude(Answer(went, f"the VM {where}"))
+
+    def _conclude(self, answer: Answer) -> None:
         going, self._going = self._going, None
         if going is not None and not going.done():
-            where = "runs on the other host" if went else "goes on here: nobody took it"
-            going.set_result(Answer(went, f"the VM {where}"))
+            going.set_result(answer)
 
     async def power_down(self, grace_s: float) -> Answer:
         """Have the guest shut down; one that does not within ``grace_s`` is ended."""

@@ -17,12 +17,19 @@ from qemu.qmp import EventListener
 
 from colo.arbiters.arbiter import Arbiter
 from colo.config import VmConfig
-from colo.errors import ChannelLost, ColoError, GuestError, PeerError, QemuRefusal
-from colo.membership.grant import Ending, Grant
+from colo.errors import (
+    ChannelLost,
+    ColoError,
+    GuestError,
+    PeerError,
+    QemuRefusal,
+    UsageError,
+)
+from colo.membership.grant import Ending
 from colo.membership.member import Means, Member
 from colo.membership.table import Do, Event, State
 from colo.membership.words import Hello, Word, WordKind
-from colo.node.first_start import Start
+from colo.node.first_start import Start, question
 from colo.node.orders import Answer, Order, serve_orders
 from colo.node.peer import Peer
 from colo.node.performer import Outcome, Performer
@@ -30,7 +37,7 @@ from colo.node.planned import Planned
 from colo.node.retry import RETRY_S, Retry
 from colo.node.right import Right
 from colo.node.state_folder import StateFolder
-from colo.protocol.tables import ObserverEvent, ObserverState
+from colo.protocol.tables import ObserverEvent
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.identity import instance, only_one
 from colo.qemu.monitor import Monitor
@@ -51,6 +58,7 @@ _WHY_S: Final = 0.5
 _QEMU_S: Final = 5.0
 _DYING_S: Final = 0.5
 _FORGOTTEN_S: Final = 3.0
+_ORDER_S: Final = 60.0
 
 #: How a part ends: the exit code, and a line for the user.  ``{shutdown}`` is QEMU's reason.
 _LAST: Final[dict[State, tuple[int, str]]] = {
@@ -123,6 +131,7 @@ class PrimaryNode(Performer):
         self._hung = False
         self._error: str | None = None
         self._told: str | None = None
+        self._objection: UsageError | None = None  # why the VM may not start here
         self._fatal: ColoError | None = None  # what this part ends with
         self._last: list[Do] = []  # what is done once nothing else is
         self._retry = Retry()
@@ -151,26 +160,31 @@ class PrimaryNode(Performer):
                 await self.over
             except BaseException as error:
                 self._error = str(error) or "it was told to end"
-                await self._undo()
+                if self.state is State.STARTING:
+                    self.tell(Event.UNFIT)
+                await self._leave()
                 raise
-            finally:
-                await self.close()
-                self._session.end()
             return await self._ended()
 
-    async def _undo(self) -> None:
-        """Leave no QEMU behind of a VM that was to start."""
-        if self._start is not None and self.member.facts.starts:
-            await self._start.undo()
-
-    async def _ended(self) -> int:
-        """Do what is left to do, say how it ended, and return the exit code."""
+    async def _leave(self) -> None:
+        """Do what is left to do once nothing else is."""
+        await self.close()
+        self._session.end()
         for effect in self._last:
             await self._perform_last(effect)
+
+    async def _ended(self) -> int:
+        """Say how it ended, and return the exit code."""
+        await self._leave()
         code, text = _LAST[self.state]
         if self.state in (State.DEAD, State.SHUTDOWN, State.ENDED):
             await self._remove_gate()
+        if self.state is State.REFUSED:
+            self._fatal = self._fatal or self._objection
         if self._fatal is not None:
+            self._error = str(self._fatal)
+            if self.state is State.REFUSED and (kept := self._right.kept(self._start is not None)):
+                self._fatal.add_note(kept)
             raise self._fatal
         if self.state is State.DEAD and self._hung:
             text = _HUNG
@@ -207,8 +221,7 @@ class PrimaryNode(Performer):
             case Do.PREPARE:
                 self.ask(self._or_unfit(self._fit()))
             case Do.QUESTION:
-                assert self._start is not None
-                self.ask(self._or_unfit(self._start.question(self._peer.to, self._hello())))
+                self.ask(self._or_unfit(self._question_other()))
             case Do.START:
                 assert self._start is not None
                 self._write_status()
@@ -258,11 +271,7 @@ class PrimaryNode(Performer):
             case Do.AGREE | Do.DECLINE:
                 self._answer(effect is Do.AGREE)
             case (
-                Do.GIVE_BACK
-                | Do.GIVE_BACK_UNUSED
-                | Do.GIVE_BACK_SHUT_DOWN
-                | Do.STOP
-                | Do.END_GUEST
+                Do.GIVE_BACK | Do.GIVE_BACK_UNUSED | Do.GIVE_BACK_SHUT_DOWN | Do.STOP | Do.END_GUEST
             ):
                 self._last.append(effect)
             case _:
@@ -270,6 +279,8 @@ class PrimaryNode(Performer):
 
     def entered(self, before: State, event: Event) -> None:
         """Say what a new state means, where its effects do not."""
+        if self.state is State.LOST:
+            self._right.begin()
         match self.state:
             case State.GOING_OVER:
                 self._error = "the VM goes over to the other host, by order"
@@ -326,6 +337,19 @@ class PrimaryNode(Performer):
         if not self._netdevs:
             self._say("no network card: nothing to hold back")
         return Event.FIT, {}
+
+    async def _question_other(self) -> Outcome:
+        """Ask the secondary whether the VM may start here.  Raises PeerError."""
+        to = self._peer.to
+        event, why = await question(to, self._hello())
+        if event is Event.OBJECTS:
+            self._objection = UsageError(f"{why}; the VM is not started here")
+        elif event is Event.SILENT:
+            self._objection = UsageError(
+                f"{to} is out of reach, so nobody can say whether the VM runs there ({why}); if it "
+                "certainly does not, say --claim"
+            )
+        return event, {}
 
     # -- sessions -------------------------------------------------------------------------
 
@@ -449,3 +473,137 @@ class PrimaryNode(Performer):
 
     def _hello(self) -> Hello:
         return Hello.ours(self._config, self.member.facts.grant.number, self._right.holder)
+
+    # -- what happens ---------------------------------------------------------------------
+
+    def _protected(self) -> None:
+        self.tell(Event.WHOLE)
+
+    def _lost(self, error: ColoError | OSError) -> None:
+        if self._error is None:
+            self._error = str(error)
+        self.tell(Event.LOST, final=self._fatal is not None)
+
+    def _link_lost(self, error: PeerError) -> None:
+        if self._error is None:
+            self._error = str(error)
+        self.tell(Event.LINK_LOST)
+
+    def _hear(self, word: Word) -> None:
+        if word.kind is WordKind.REFUSED:
+            self._error = f"{self._peer.to} refuses: {word.content.get('why')}"
+            final = word.content.get("final") is True
+            self._fatal = PeerError(self._error) if final else None
+            self._rejected.set()
+            self.tell(Event.REJECTED, final=final)
+        elif word.kind is WordKind.BYE:
+            self.tell(Event.LETS_GO)
+
+    def _left_by_qemu(self, why: str) -> None:
+        """QEMU ended its connection: mostly because it died, which is not the secondary's loss."""
+        self.spawn(self._learn_why(why))
+
+    async def _learn_why(self, why: str) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._qemu.wait(), _WHY_S)
+            return
+        self._lost(ChannelLost(why))
+
+    async def _see_shutdown(self, shutdowns: EventListener) -> None:
+        async for event in shutdowns:
+            self._shutdown = str(cast(dict[str, Any], event["data"])["reason"])
+            self._gone.set()
+            self.tell(Event.SHUT_DOWN)
+
+    async def _see_death(self) -> None:
+        await self._qemu.wait()
+        await asyncio.sleep(_LAST_EVENTS_S)  # what it had said before is still being read
+        self._error = "QEMU is dead"
+        self._gone.set()
+        self.tell(Event.SHUT_DOWN if self._shutdown else Event.DIED)
+
+    async def _watch(self) -> None:
+        while True:
+            self._write_status()
+            await asyncio.sleep(_STATUS_S)
+            limit = self._config.failover.silence_s
+            if self.state is State.PROTECTED and self._session.overdue(limit):
+                self._lost(ChannelLost(f"no checkpoint was done in {limit:.0f} s"))
+            copying = self._relay if self.state is State.COPYING else None
+            if copying is not None and self._session.stalled(copying.bytes_sent, limit):
+                self._lost(ChannelLost(f"the first copy did not move for {limit:.0f} s"))
+
+    # -- orders, status -------------------------------------------------------------------
+
+    async def _obey(self, order: Order) -> Answer:
+        if order.name == "failover":
+            return await self._failover(order.force)
+        if order.name == "switchover":
+            return await self._planned.switch_over(self.state, self._right.automatic, self.tell)
+        if order.name == "stop":
+            return await self._planned.power_down(order.grace_s)
+        if order.name == "export":
+            where = f"the checkpoint is on the secondary's host ({self._peer.to}): ask there"
+            return Answer(False, f"{self._folder.path} is the primary's state folder; {where}")
+        return Answer(False, f"there is no order {order.name!r}")
+
+    async def _failover(self, force: bool) -> Answer:
+        """Take an operator's order to run the VM here; return what came of it."""
+        if self._order is None or self._order.done():
+            self._order = asyncio.get_running_loop().create_future()
+        answer = self._order
+        self.tell(Event.ORDER, force=force)
+        try:
+            return await asyncio.wait_for(asyncio.shield(answer), _ORDER_S)
+        except TimeoutError:
+            return Answer(False, "it takes long: see `colo status`")
+
+    def _answer(self, ok: bool) -> None:
+        order, self._order = self._order, None
+        if order is None or order.done():
+            return
+        match self.state:
+            case State.LOST:
+                text = f"{self._right.missing}; --force does without it"
+            case State.FENCED:
+                text = "the other host has the right to run the VM"
+            case State.LEFT:
+                text = "colo was told to end before anybody had decided"
+            case State.DEAD:
+                text = "QEMU does not answer" if self._hung else "the VM has ended meanwhile"
+            case State.RESUMING | State.PARTING:
+                text = "nothing to decide: the decision has fallen"
+            case _ if ok:
+                text = "the VM runs here alone"
+            case _:
+                text = f"nothing to decide: the VM is {self.state.name}"
+        order.set_result(Answer(ok, text))
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # nobody reads it any more: that decides nothing
+            self._tell_user(f"{self._config.name}: {text}")
+
+    def _write_status(self) -> None:
+        with contextlib.suppress(OSError):  # no room: nor does that
+            self._folder.write_status(self._status())
+
+    def _figures(self) -> dict[str, Any]:
+        return {"checkpoint": self._session.count, "held_bytes": self._gate.held_bytes}
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "role": "primary",
+            "vm": self._config.name,
+            "state": self.state.name,
+            "meaning": self.state.value,
+            **self._session.status(),
+            "secondary": str(self._peer.to),
+            "peer": self._peer.figures,
+            "arbiter": self._config.failover.arbiter,
+            "grant": self.member.facts.grant.number,
+            "error": self._error,
+            "bytes_total": self._relay.bytes_sent if self._relay else None,
+            "network": self._gate.figures(),
+            "awake": self._awake.held,
+            "qemu": {"pid": self._qemu.pid},
+        }

@@ -28,7 +28,7 @@ class Observer(Machine[ObserverState]):
                 vm = VMState.STOP
             elif effect.do is Do.RELEASE:
                 is_safe = event is COLOMessage.VMSTATE_RECEIVED and vm is VMState.STOP
-                is_safe |= event is ObserverEvent.FAILOVER
+                is_safe |= event is ObserverEvent.RESUMED
                 self._guard(is_safe, "no packet leaves before it is safe", event)
             elif effect.do is Do.RESUME and event is not ObserverEvent.FAILOVER:
                 vm = VMState.RUN

@@ -256,9 +256,10 @@ OBSERVER: Final[Table[ObserverState]] = {
     (_O.STOPPED,  _C.VMSTATE_RECEIVED): _to(_O.SAFE, Do.RELEASE),
     (_O.SAFE,     _C.VMSTATE_LOADED):   _to(_O.RUNNING, Do.RESUME),
     **{(state, _OE.LOST): _to(_O.LOST) for state in _OBSERVED},
-    **{(state, _OE.FAILOVER): _to(_O.FAILOVER, Do.CLOSE, Do.RELEASE, Do.RESUME)
+    # The right to run alone: what is held leaves once the VM runs, and not where it does not.
+    **{(state, _OE.FAILOVER): _to(_O.FAILOVER, Do.CLOSE, Do.RESUME)
        for state in (*_OBSERVED, _O.LOST)},
-    (_O.FAILOVER, _OE.RESUMED):         _to(_O.SOLO),
+    (_O.FAILOVER, _OE.RESUMED):         _to(_O.SOLO, Do.RELEASE),
 }
 
 _SECONDARY_WHOLE: Final = (_S.STARTING, _S.READY, _S.PREPARING, _S.SUSPENDING,
