@@ -18,11 +18,11 @@ from colo.config import VmConfig
 from colo.config.vm import Failover
 from colo.errors import ChannelLost, GuestError, Refused, UsageError
 from colo.membership.grant import Ending, Grant
+from colo.membership.member import Member
+from colo.membership.table import State
 from colo.node import daemon
 from colo.node.daemon import Daemon
-from colo.node.following import Next
 from colo.node.orders import Order, give_order
-from colo.node.standing import Standing
 from colo.node.state_folder import StateFolder
 from colo.qemu.identity import instance
 from colo.qemu.process import LaunchPlan
@@ -67,8 +67,8 @@ class World:
         self.arbiter = Arbiter(FileRegister(folder / "grant"))
         self.did: list[str] = []
         self.said: list[str] = []
-        self.leads: list[Standing | Exception] = []
-        self.follows: list[Next | Exception | None] = []
+        self.leads: list[State | Exception] = []
+        self.follows: list[State | Exception] = []
         self.peer: Exception | None = None
         self.peer_stays = False
         self.left: int | None = None
@@ -79,24 +79,22 @@ class World:
         world = self
 
         class Primary:
-            def __init__(self, *args: Any, start: object, host: str) -> None:
-                self.standing, self.was_protected = Standing.STARTING, world.protected
+            def __init__(self, *args: Any, start: object, host: str, member: Member) -> None:
+                self.member = member
+                member.facts = replace(member.facts, was_protected=world.protected)
                 world.did.append("leads" + ("" if start is None else " a VM that it starts"))
                 assert host == "a"
-
-            def stop(self) -> None:
-                world.leads.insert(0, Standing.ENDED)
 
             async def run(self) -> int:
                 how = world.leads.pop(0)
                 if isinstance(how, Exception):
                     raise how
-                self.standing = how
+                self.member.state = how
                 return 0
 
         class Secondary:
-            def __init__(self, *args: Any, after: Any) -> None:
-                self._after = after
+            def __init__(self, *args: Any, host: str, member: Member) -> None:
+                self.member = member
                 self.waiting = SimpleNamespace(qemu=FakeQemu(world, "taken over"))
                 world.did.append("follows")
 
@@ -104,12 +102,7 @@ class World:
                 how = world.follows.pop(0)
                 if isinstance(how, Exception):
                     raise how
-                {
-                    Next.LEAD: self._after.runs_here,
-                    Next.END: self._after.shut_down,
-                    Next.START: self._after.without_checkpoint,
-                    None: lambda: None,
-                }[how]()
+                self.member.state = how
                 return 0
 
         async def call(to: Address, ours: object, limit_s: float) -> tuple[Any, object]:
@@ -117,6 +110,10 @@ class World:
                 error, world.peer = world.peer, world.peer if world.peer_stays else None
                 raise error
             return SimpleNamespace(close=lambda: None), ours
+
+        async def end(qemu: FakeQemu) -> None:
+            await qemu.kill()
+            world.left = None
 
         async def kill(pid: int) -> None:
             world.did.append("kills what was left")
@@ -126,9 +123,9 @@ class World:
         monkeypatch.setattr(daemon, "SecondaryNode", Secondary)
         monkeypatch.setattr(daemon, "Qemu", lambda *_: FakeQemu(self, "new"))
         monkeypatch.setattr(daemon, "AttachedQemu", lambda _: FakeQemu(self, "found"))
-        monkeypatch.setattr(daemon, "_end", FakeQemu.kill)
+        monkeypatch.setattr(daemon, "_end", end)
         monkeypatch.setattr(daemon, "_kill", kill)
-        monkeypatch.setattr(daemon, "call", call)
+        monkeypatch.setattr("colo.node.first_start.call", call)
         monkeypatch.setattr(daemon, "RETRY_S", 0.01)
         monkeypatch.setattr(StateFolder, "leftover", lambda _: self.left)
         monkeypatch.setattr(StateFolder, "clean_start", lambda _: None)
@@ -179,7 +176,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def test_a_vm_that_never_ran_is_started_by_the_first_host(world: World) -> None:
-    world.leads = [Standing.SHUTDOWN]
+    world.leads = [State.SHUTDOWN]
     assert world.play() == 0
     assert world.did == ["starts QEMU", "leads a VM that it starts", "ends its QEMU (new)"]
     assert world.arbiter.current().holder == instance(os.getpid(), "a")
@@ -197,7 +194,7 @@ def test_where_there_is_no_record_the_second_host_makes_none(world: World) -> No
 
 
 def test_a_record_that_was_there_and_is_not_any_more_is_no_new_beginning(world: World) -> None:
-    world.leads = [Standing.ENDED]
+    world.leads = [State.ENDED]
     world.play()
     (world.path / "grant").unlink()
     world.did.clear()
@@ -230,14 +227,14 @@ def test_numbers_that_go_back_are_noticed(world: World) -> None:
 
 def test_the_other_hosts_vm_is_followed_and_taken_over_and_led(world: World) -> None:
     world.record(THEIRS)
-    world.follows, world.leads = [Next.LEAD], [Standing.ENDED]
+    world.follows, world.leads = [State.RUNNING], [State.ENDED]
     assert world.play() == 0
     assert world.did == ["follows", "leads", "lets go of its QEMU (taken over)"]
 
 
 def test_who_was_fenced_ends_its_copy_and_follows(world: World) -> None:
     world.record(THEIRS)
-    world.follows, world.leads = [Next.LEAD, Next.END], [Standing.FENCED]
+    world.follows, world.leads = [State.RUNNING, State.SHUTDOWN], [State.FENCED]
     assert world.play() == 0
     assert world.did == ["follows", "leads", "ends its QEMU (taken over)", "follows"]
     assert world.said[-1] == "web1: the guest has shut down: it ends on both hosts"
@@ -245,21 +242,16 @@ def test_who_was_fenced_ends_its_copy_and_follows(world: World) -> None:
 
 def test_what_was_left_running_by_right_is_adopted(world: World) -> None:
     world.record(instance(os.getpid(), "a"))
-    world.left, world.leads = os.getpid(), [Standing.ENDED]
+    world.left, world.leads = os.getpid(), [State.ENDED]
     assert world.play() == 0
     assert world.did == ["leads", "lets go of its QEMU (found)"]
 
 
 def test_a_stale_copy_is_ended_and_the_other_host_followed(world: World) -> None:
     world.record(THEIRS)
-    world.left, world.follows = os.getpid(), [Next.END]
+    world.left, world.follows = os.getpid(), [State.SHUTDOWN]
 
-    async def gone(world: World) -> None:
-        while "ends its QEMU (found)" not in world.did:
-            await asyncio.sleep(0)
-        world.left = None
-
-    assert world.play(also=gone) == 0
+    assert world.play() == 0
     assert world.did == ["ends its QEMU (found)", "follows"]
 
 
@@ -267,21 +259,16 @@ def test_a_copy_is_stale_too_where_the_other_host_has_given_its_grant_back(world
     """Its VM runs on there without protection, or died: either way it is newer than this one."""
     world.record(THEIRS)
     world.arbiter.give_back(THEIRS, Ending.LEFT)
-    world.left, world.follows = os.getpid(), [Next.END]
+    world.left, world.follows = os.getpid(), [State.SHUTDOWN]
 
-    async def gone(world: World) -> None:
-        while "ends its QEMU (found)" not in world.did:
-            await asyncio.sleep(0)
-        world.left = None
-
-    assert world.play(also=gone) == 0
+    assert world.play() == 0
     assert world.did == ["ends its QEMU (found)", "follows"]
 
 
 @pytest.mark.parametrize("what", ["silent", "prelaunch", "inmigrate"])
 def test_what_was_left_and_runs_nothing_is_killed(world: World, what: str) -> None:
     world.record(THEIRS)
-    world.left, world.follows = os.getpid(), [Next.END]
+    world.left, world.follows = os.getpid(), [State.SHUTDOWN]
     world.silent, world.run_state = what == "silent", what
     world.play()
     assert world.did[-2:] == ["kills what was left", "follows"]
@@ -299,7 +286,7 @@ def test_a_vm_that_died_with_its_host_is_started_where_the_other_one_has_nothing
     world: World,
 ) -> None:
     world.record(DEAD)
-    world.leads = [Standing.SHUTDOWN]
+    world.leads = [State.SHUTDOWN]
     assert world.play() == 0
     assert world.did[:2] == ["starts QEMU", "leads a VM that it starts"]
 
@@ -307,14 +294,14 @@ def test_a_vm_that_died_with_its_host_is_started_where_the_other_one_has_nothing
 def test_it_is_not_started_while_the_other_one_may_have_a_newer_state(world: World) -> None:
     world.record(DEAD)
     world.peer = Refused("b refuses: checkpoint 7 of the primary that was lost waits")
-    world.leads = [Standing.SHUTDOWN]
+    world.leads = [State.SHUTDOWN]
     world.play()
     assert "waits" in world.said[0] and "failover" not in world.said[0]
 
     world.did.clear()
     world.record(DEAD)
     world.peer = ChannelLost("no answer")
-    world.leads = [Standing.SHUTDOWN]
+    world.leads = [State.SHUTDOWN]
     world.play()
     assert any("if that host is gone for good, `colo failover`" in line for line in world.said)
 
@@ -324,7 +311,7 @@ def test_an_operator_does_without_a_host_that_is_gone_for_good(
 ) -> None:
     monkeypatch.setattr(daemon, "RETRY_S", 60)
     world.record(DEAD)
-    world.peer, world.leads = ChannelLost("no answer"), [Standing.SHUTDOWN]
+    world.peer, world.leads = ChannelLost("no answer"), [State.SHUTDOWN]
     answers = []
 
     async def order(world: World) -> None:
@@ -348,14 +335,14 @@ def test_of_two_that_begin_at_once_the_slower_one_follows(world: World) -> None:
         return take(known, holder, void)
 
     world.arbiter.take = late  # type: ignore[method-assign]
-    world.follows = [Next.END]
+    world.follows = [State.SHUTDOWN]
     assert world.play() == 0
     assert world.did == ["starts QEMU", "ends its QEMU (new)", "follows"]
 
 
 def test_a_vm_that_died_while_it_ran_alone_is_started_again(world: World) -> None:
     world.protected = False
-    world.leads = [Standing.DEAD, Standing.SHUTDOWN]
+    world.leads = [State.DEAD, State.SHUTDOWN]
 
     async def given_back(world: World) -> None:
         while "ends its QEMU (new)" not in world.did:
@@ -369,6 +356,6 @@ def test_a_vm_that_died_while_it_ran_alone_is_started_again(world: World) -> Non
 def test_to_end_while_it_leads_leaves_the_vm_to_the_next(world: World) -> None:
     world.record(instance(os.getpid(), "a"))
     world.left = os.getpid()
-    world.leads = [Standing.ENDED]
+    world.leads = [State.ENDED]
     assert world.play() == 0
     assert world.did == ["leads", "lets go of its QEMU (found)"]

@@ -22,8 +22,8 @@ from colo.config import VmConfig
 from colo.config.vm import Failover, QemuArgs, StoreRoom
 from colo.errors import ChannelLost, Misfit, PeerError, StoreError
 from colo.guest.memory import MemoryGuest
-from colo.membership.decision import LinkState, OnLoss
 from colo.membership.grant import Grant, Record
+from colo.membership.member import OnLoss
 from colo.membership.words import Hello, Word, WordKind
 from colo.migration.reader import Migration
 from colo.node import keeping
@@ -149,7 +149,7 @@ class Primary:
         """Say so while the channel is open, so that it is heard before the end."""
         assert self.link is not None
         self.link.say(Word(WordKind.DEAD, content))
-        await host.until(lambda: host.node._heard.word is WordKind.DEAD)
+        await host.until(lambda: host.node.member.facts.word is WordKind.DEAD)
         self.die()
 
     def die(self) -> None:
@@ -195,7 +195,7 @@ class Host:
 
     @property
     def state(self) -> str:
-        return self.node._state.name if self.node._state is not None else "LISTENING"
+        return self.node.state.name
 
     async def until(self, true: Callable[[], object]) -> None:
         async with asyncio.timeout(10):
@@ -213,17 +213,16 @@ class Host:
             return await self.node._obey(Order("failover", force))
 
     async def end(self) -> None:
-        self.task.cancel()
+        self.node.stop()
         async with asyncio.timeout(10):
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.task
+            await asyncio.wait({self.task}, timeout=0.5)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "WaitingQemu", Waiting)
     monkeypatch.setattr("colo.arbiters.asking._ANSWER_S", 0.2)
-    monkeypatch.setattr("colo.node.taking_over._AGAIN_S", 0.01)
+    monkeypatch.setattr("colo.node.keeping._AGAIN_S", 0.01)
     monkeypatch.setattr("colo.arbiters.asking._calls", [])
 
 
@@ -356,7 +355,7 @@ def test_an_order_by_force_does_without_an_arbiter_out_of_reach(tmp_path: Path) 
             refused = await host.order()
             assert not refused.ok
             assert refused.text.endswith("; --force does without it")
-            assert host.node._takeover.is_asking, "it is still asked for"
+            assert host.node.member.facts.asking, "it is still asked for"
             answer = await host.order(force=True)
             assert answer == Answer(True, "the VM runs here, from checkpoint 0")
 
@@ -383,7 +382,7 @@ def test_the_only_copy_is_given_up_at_the_second_time_of_asking(tmp_path: Path) 
         async with hosted(tmp_path, arbiter) as host:
             await lost_with_the_arbiter(host, arbiter, Primary())
             store = host.node._store.folder
-            host.task.cancel()
+            host.node.stop()
             await host.until_said("not ended: checkpoint 0 is all that is left")
             assert "export --state-dir" in host.said[-1]
             assert not host.task.done() and store.exists()
@@ -400,7 +399,7 @@ def test_a_copy_whose_primary_is_heard_is_not_the_only_one(tmp_path: Path) -> No
             await primary.protect(host, 1)
             assert primary._sending is not None
             primary._sending.close()
-            await host.until(lambda: host.state == "LOST")
+            await host.until(lambda: host.state == "CUT_OFF")
             await host.end()
             assert host.task.done() and host.waiting.stopped
 
@@ -412,7 +411,7 @@ def test_after_the_first_time_it_still_takes_over(tmp_path: Path) -> None:
         arbiter = granted(tmp_path)
         async with hosted(tmp_path, arbiter) as host:
             await lost_with_the_arbiter(host, arbiter, Primary())
-            host.task.cancel()
+            host.node.stop()
             await host.until_said("not ended")
             arbiter.alive.set()
             await host.until_said("RUNNING HERE")
@@ -429,9 +428,9 @@ def test_a_takeover_under_way_ends_first_however_often_it_is_told_to_end(tmp_pat
             primary = Primary()
             await primary.protect(host, 1)
             primary.die()
-            await host.until(lambda: host.state == "TAKEOVER")
+            await host.until(lambda: host.state == "TAKING_OVER")
             for _ in range(3):
-                host.task.cancel()
+                host.node.stop()
                 await asyncio.sleep(0.01)
             assert not host.task.done() and not host.waiting.stopped
             host.waiting.let.set()
@@ -451,11 +450,11 @@ def test_an_asking_ends_with_its_session(tmp_path: Path) -> None:
             await lost_with_the_arbiter(host, arbiter, first)
             assert Arbiter(FileRegister(tmp_path / "grant")).take(1, A) == Grant(2, A)
             await again.protect(host, 2)
-            assert host.state == "READY"
-            assert not host.node._takeover.is_asking
+            assert host.state == "KEEPING"
+            assert not host.node.member.facts.asking
             arbiter.alive.set()
             await asyncio.sleep(0.3)
-            assert host.state == "READY", host.said
+            assert host.state == "KEEPING", host.said
             again.die()
             await host.until_said("RUNNING HERE")
             assert arbiter.current().number == 3
@@ -529,7 +528,7 @@ def test_the_only_copy_is_not_forgotten_for_a_primary_with_another_grant_file(
             primary.die()
             await host.until_said("holding checkpoint 0")
             assert "does not show grant 9" in await refusal(host, 9)
-            assert host.state == "LOST"
+            assert host.state == "ORPHANED"
             assert (await host.order()).ok
 
     asyncio.run(run())
@@ -543,7 +542,7 @@ def test_a_grant_file_that_was_exchanged_is_no_answer(tmp_path: Path) -> None:
             granted(tmp_path, 0, "")
             primary.die()
             await host.until_said("no grant yet: the grant file")
-            assert host.state == "LOST"
+            assert host.state == "ORPHANED"
             granted(tmp_path, 7)
             await host.until_said("RUNNING HERE")
 
@@ -573,7 +572,7 @@ def test_nobody_who_listens_and_a_full_folder_decide_nothing(
             def broken(*_: object) -> None:
                 raise BrokenPipeError("nobody reads")
 
-            monkeypatch.setattr(host.node, "_tell", broken)
+            monkeypatch.setattr(host.node, "_tell_user", broken)
             monkeypatch.setattr(host.state_folder, "write_status", broken)
             await asyncio.sleep(0.6)
             assert not host.task.done()
@@ -651,9 +650,9 @@ def test_a_checkpoint_that_could_not_be_copied_is_a_lost_session_and_is_taken_ov
 
             monkeypatch.setattr(store, "apply", apply)
             await primary.checkpoint(host)
-            await host.until(lambda: host.state == "LOST")
-            assert host.node._last_session is not None
-            assert host.node._last_session.applying is None
+            await host.until(lambda: host.state == "CUT_OFF")
+            assert host.node._session is not None
+            assert host.node._session.applying is None
             primary.die()
             await host.until_said("NOT RUNNING: checkpoint 1 cannot be applied: ")
             assert (await host.order()).ok
@@ -676,7 +675,7 @@ def test_a_checkpoint_that_was_never_copied_is_not_the_next_primarys(
             with monkeypatch.context() as patch:
                 patch.setattr(host.node._store, "apply", apply)
                 await first.checkpoint(host)
-                await host.until(lambda: host.state == "LOST")
+                await host.until(lambda: host.state == "CUT_OFF")
                 assert arbiter.take(1, A) == Grant(2, A)
                 first.die()
                 await host.until_said("the other host has the right")
@@ -702,7 +701,7 @@ def test_a_dead_mount_holds_up_nothing_but_a_stock_primary(tmp_path: Path) -> No
             arbiter.alive.set()
             primary = Primary()
             await primary.protect_as_stock(host)
-            assert host.node._heard.known == 1
+            assert host.node.member.facts.known.number == 1
             primary.die()
             await host.until_said("RUNNING HERE")
             assert arbiter.current().number == 2
@@ -726,7 +725,7 @@ def test_who_is_first_to_be_taken_in_is_the_primary(tmp_path: Path) -> None:
                 await host.until_said("a control link has come or gone meanwhile")
                 for sock in (one, two):
                     await closed(sock)
-            assert host.state == "READY" and host.node._heard.link is LinkState.UP
+            assert host.state == "KEEPING" and host.node.member.facts.linked
 
     asyncio.run(run())
 

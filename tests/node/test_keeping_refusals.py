@@ -16,7 +16,7 @@ import pytest
 from colo.arbiters.manual import NoArbiter
 from colo.config import VmConfig
 from colo.config.vm import QemuArgs, StoreRoom
-from colo.membership.decision import OnLoss
+from colo.membership.member import OnLoss
 from colo.membership.words import Hello
 from colo.node import keeping
 from colo.node.keeping import SecondaryNode
@@ -102,9 +102,8 @@ async def listening(folder: Path, forward: Destination | None = None) -> AsyncIt
             yield host
         assert not running.done()
     finally:
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
+        host.node.stop()
+        await running
         host.folder.close()
 
 

@@ -8,20 +8,14 @@ from typing import Any, cast
 
 import pytest
 
-from colo.arbiters.arbiter import Arbiter
-from colo.arbiters.register import MemoryRegister
-from colo.errors import ChannelLost, GuestError
-from colo.membership.words import WordKind
+from colo.errors import GuestError
+from colo.membership.table import Event, State
 from colo.node import planned
 from colo.node.orders import Answer
-from colo.node.peer import Peer
 from colo.node.planned import Planned
-from colo.node.standing import Standing
 from colo.qemu.monitor import Monitor
 from colo.qemu.packet_filters import NetGate
 from colo.session.qemu_primary import Checkpointing
-
-A, B = "a/1/1", "b/2/2"
 
 
 class Scene:
@@ -33,15 +27,11 @@ class Scene:
         self.refuses = ""
         self.hangs = False
         self.gone = asyncio.Event()
-        self.arbiter = Arbiter(MemoryRegister())
-        self.arbiter.begin()
-        self.grant = self.arbiter.order(A)
         me: Any = self
         self.planned = Planned(
             cast(Monitor, me),
             cast(Checkpointing, me),
             cast(NetGate, me),
-            cast(Peer, me),
             self.gone,
             self.said.append,
         )
@@ -61,14 +51,13 @@ class Scene:
     async def settle(self) -> None:
         self.did.append("what it covers has left")
 
-    def say(self, kind: WordKind) -> None:
-        self.did.append(f"says {kind.value}")
+    def tell(self, event: Event) -> None:
+        """The machine asks for the rest."""
+        assert event is Event.SWITCHOVER
+        self.resting = asyncio.ensure_future(self.planned.rest())
 
-    def lose(self, error: ChannelLost) -> None:
-        self.did.append("the session ends")
-
-    async def order(self, standing: Standing = Standing.PROTECTED) -> Answer:
-        return await self.planned.switch_over(standing, self.arbiter, self.lose)
+    async def order(self, state: State = State.PROTECTED) -> Answer:
+        return await self.planned.switch_over(state, True, self.tell)
 
 
 def play(scene: Callable[[Scene], Awaitable[object]]) -> None:
@@ -87,14 +76,9 @@ def test_the_vm_goes_over_right_behind_a_checkpoint_whose_output_has_left() -> N
     async def scene(s: Scene) -> None:
         order = asyncio.ensure_future(s.order())
         await until(lambda: s.planned.is_going_over)
-        await until(lambda: "the session ends" in s.did)
-        assert s.did == [
-            "checkpoint",
-            "what it covers has left",
-            "stop",
-            "says handover",
-            "the session ends",
-        ]
+        await until(lambda: "stop" in s.did)
+        assert await s.resting == (Event.AT_REST, {})
+        assert s.did == ["checkpoint", "what it covers has left", "stop"]
         s.planned.concluded(went=True)
         assert await order == Answer(True, "the VM runs on the other host")
         assert not s.planned.is_going_over
@@ -105,18 +89,19 @@ def test_the_vm_goes_over_right_behind_a_checkpoint_whose_output_has_left() -> N
 def test_where_nobody_takes_it_that_is_the_answer() -> None:
     async def scene(s: Scene) -> None:
         order = asyncio.ensure_future(s.order())
-        await until(lambda: "the session ends" in s.did)
+        await until(lambda: "stop" in s.did)
+        await s.resting
         s.planned.concluded(went=False)
         assert await order == Answer(False, "the VM goes on here: nobody took it")
 
     play(scene)
 
 
-@pytest.mark.parametrize("standing", [each for each in Standing if each is not Standing.PROTECTED])
-def test_only_a_protected_vm_goes_over(standing: Standing) -> None:
+@pytest.mark.parametrize("state", [each for each in State if each is not State.PROTECTED])
+def test_only_a_protected_vm_goes_over(state: State) -> None:
     async def scene(s: Scene) -> None:
-        answer = await s.order(standing)
-        assert not answer.ok and answer.text.startswith(f"not now: the VM is {standing.name}: ")
+        answer = await s.order(state)
+        assert not answer.ok and answer.text.startswith(f"not now: the VM is {state.name}: ")
         assert s.did == []
 
     play(scene)
@@ -135,26 +120,10 @@ def test_a_vm_that_is_not_checkpointed_or_not_stopped_stays(
     async def refuses(s: Scene) -> None:
         s.refuses = "stop"
         assert await s.order() == Answer(False, "the VM stays here: QEMU refuses stop")
-        assert "says handover" not in s.did
+        assert await s.resting == (Event.NOT_AT_REST, {})
 
     play(hangs)
     play(refuses)
-
-
-def test_the_other_host_is_given_the_time_to_take_the_grant() -> None:
-    async def scene(s: Scene) -> None:
-        waiting = asyncio.ensure_future(s.planned.taken(s.arbiter, s.grant))
-        await asyncio.sleep(0.05)
-        assert not waiting.done()
-        s.arbiter.take(s.grant.number, B)
-        await waiting
-
-    play(scene)
-
-
-def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planned, "_TAKEN_S", 0.05)
-    play(lambda s: s.planned.taken(s.arbiter, s.grant))
 
 
 def test_a_guest_that_shuts_down_is_waited_for() -> None:

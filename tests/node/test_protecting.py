@@ -7,6 +7,7 @@ import errno
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,12 +20,12 @@ from colo.config import VmConfig
 from colo.config.vm import Failover
 from colo.errors import GuestError, PeerError, QemuRefusal, UsageError
 from colo.membership.grant import Grant
+from colo.membership.table import Event, State
 from colo.membership.words import Word, WordKind
 from colo.node import protecting
-from colo.node.ending import End
 from colo.node.orders import Order
+from colo.node.performer import Outcome
 from colo.node.protecting import PrimaryNode
-from colo.node.standing import Standing
 from colo.node.state_folder import StateFolder
 from colo.qemu.monitor import Monitor
 from colo.transport.address import parse_address
@@ -58,7 +59,9 @@ ANSWERS: dict[str, Any] = {
 
 
 class Scene:
-    def __init__(self, folder: StateFolder, config: VmConfig | None = None) -> None:
+    def __init__(
+        self, folder: StateFolder, config: VmConfig | None = None, stock: bool = True
+    ) -> None:
         self.folder, self.qemu, self.said = folder, FakeQemu(), list[str]()
         self.arbiter = Arbiter(FileRegister(folder.path / "arbiter"))
         self.node = PrimaryNode(
@@ -68,8 +71,27 @@ class Scene:
             folder,
             self.arbiter,
             self.said.append,
-            stock=True,
+            stock=stock,
         )
+
+    def stand(self, state: State, **facts: Any) -> None:
+        """Have it come this far."""
+        self.node.member.state = state
+        self.node.member.facts = replace(self.node.member.facts, **facts)
+
+    def call(self) -> None:
+        """The VM runs, and the secondary is to be reached now."""
+        self.stand(State.UNPROTECTED)
+        self.node.tell(Event.TIME)
+
+    async def until(self, *states: State) -> None:
+        """Wait until it stands so, or fails."""
+        while self.node.state not in states and not self.node.over.done():
+            await asyncio.sleep(0.001)
+
+    async def until_it_migrates(self) -> None:
+        while "migrate" not in self.qemu.asked:
+            await asyncio.sleep(0.001)
 
 
 @pytest.fixture
@@ -96,13 +118,15 @@ def test_neither_a_full_folder_nor_a_dead_terminal_decides_anything(
 
     async def scene() -> None:
         s = Scene(folder)
-        s.node._tell = fail
-        s.node._protected()
-        s.node._stand(Standing.LOST)
+        s.node._tell_user = fail
+        s.stand(State.COPYING, contested=True)
+        s.node.tell(Event.LOST)
+        assert s.node.state is State.LOST
         watching = asyncio.create_task(s.node._watch())
         await asyncio.sleep(0)
-        assert not watching.done()
+        assert not watching.done() and not s.node.over.done()
         watching.cancel()
+        await s.node.close()
 
     play(scene)
 
@@ -129,7 +153,9 @@ def test_where_the_secondary_got_nothing_the_vm_runs_on_and_nobody_is_asked(
         s = Scene(folder)
         s.qemu.refuses = {"migrate"}
         with listening(folder.path / "b") as server:
-            assert await s.node._protect() is not None
+            s.call()
+            await s.until(State.RESUMING)
+            await s.until(State.UNPROTECTED)
             channel, _ = server.accept()
             with channel:
                 channel.setblocking(False)
@@ -139,7 +165,9 @@ def test_where_the_secondary_got_nothing_the_vm_runs_on_and_nobody_is_asked(
         assert s.said == [
             "web1: the protection could not begin: QEMU refuses migrate: there is a blocker",
             "web1: UNPROTECTED: the VM runs here alone (grant 0)",
+            "web1: trying again in 1 s",
         ]
+        await s.node.close()
         assert not (folder.path / "arbiter").exists()
 
     play(scene)
@@ -156,13 +184,14 @@ def test_a_vm_that_may_have_been_copied_is_silent_where_its_qemu_fails(
         s.arbiter.begin()
         monkeypatch.setattr(s.node._gate, "hold", lambda: held.append(not s.said))
         with listening(folder.path / "b"):
-            protecting = asyncio.create_task(s.node._protect())
-            while "migrate" not in s.qemu.asked:
-                await asyncio.sleep(0.001)
+            s.call()
+            await s.until_it_migrates()
             with socket.socket(socket.AF_UNIX) as ours:
                 ours.connect(str(folder.path / "colo.sock"))
+                await s.until(State.COPYING)
                 ANSWERS["query-migrate"] = {"status": "failed"}
-                await protecting
+                await s.until(State.LOST)
+                await s.node.close()
         assert "the secondary is lost: COLO to unix:" in s.said[0]
         assert held == [True], "before anybody was asked"
 
@@ -176,39 +205,29 @@ def test_a_first_copy_that_was_refused_is_tried_again_unless_that_changes_nothin
     monkeypatch.setitem(ANSWERS, "query-migrate", {"status": "active"})
 
     async def scene() -> None:
-        s, paused = Scene(folder), asyncio.Event()
+        s = Scene(folder)
         s.arbiter.begin()
-        s.node._solo.grant = s.arbiter.take(0, "a") or s.node._solo.grant
-
-        async def pause() -> None:
-            paused.set()
-            await asyncio.sleep(3600)
-
-        monkeypatch.setattr(s.node, "_pause", pause)
         with listening(folder.path / "b"):
-            serving = asyncio.create_task(s.node._serve())
-            while "migrate" not in s.qemu.asked:
-                await asyncio.sleep(0.001)
+            s.call()
+            await s.until_it_migrates()
             with socket.socket(socket.AF_UNIX) as ours:
                 ours.connect(str(folder.path / "colo.sock"))
-                while not s.node._relayed:
-                    await asyncio.sleep(0.001)
+                await s.until(State.COPYING)
                 ANSWERS["query-migrate"] = {}
                 s.node._hear(Word(WordKind.REFUSED, {"why": "another VM", **content}))
-                waiting = asyncio.create_task(paused.wait())
-                await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                await s.until(State.UNPROTECTED, State.ENDED)
         final = content.get("final") is True
-        assert serving.done() == final
-        lines = ["web1: UNPROTECTED: the VM runs here alone (grant 1)"]
+        assert s.node.over.done() == final
         why = f"unix:{folder.path}/b refuses: another VM"
+        lines = ["web1: UNPROTECTED: the VM runs here alone (grant 0)"]
         if final:
-            assert isinstance(serving.exception(), PeerError)
-            assert str(serving.exception()) == why
+            with pytest.raises(PeerError, match=why):
+                await s.node._ended()
         else:
-            lines.insert(0, f"web1: the secondary is lost: {why}")
+            lines = [f"web1: the secondary is lost: {why}", *lines, "web1: trying again in 1 s"]
         assert s.said == lines
-        serving.cancel()
-        waiting.cancel()
+        assert s.arbiter.current().number == 0, "nobody was asked"
+        await s.node.close()
 
     play(scene)
 
@@ -235,17 +254,16 @@ def test_a_first_copy_that_stands_still_is_lost(
         s.arbiter.begin()
         with listening(folder.path / "b"):
             watching = asyncio.create_task(s.node._watch())
-            protecting = asyncio.create_task(s.node._protect())
-            while "migrate" not in s.qemu.asked:
-                await asyncio.sleep(0.001)
+            s.call()
+            await s.until_it_migrates()
             with socket.socket(socket.AF_UNIX) as ours:
                 ours.connect(str(folder.path / "colo.sock"))
-                while not s.said:
-                    await asyncio.sleep(0.001)
+                await s.until(State.LOST)
             assert s.said[0] == "web1: the secondary is lost: the first copy did not move for 0 s"
             ANSWERS["query-migrate"] = {}
-            await protecting
+            await s.until(State.UNPROTECTED)
             watching.cancel()
+            await s.node.close()
         assert s.said[1] == "web1: UNPROTECTED: the VM runs here alone (grant 1)"
 
     play(scene)
@@ -261,15 +279,12 @@ def test_a_dead_vms_grant_is_left_to_the_host_that_may_have_its_copy(
     async def scene() -> None:
         s = Scene(folder)
         s.arbiter.begin()
-        s.arbiter.take(0, "a")
-        s.node._solo.grant = Grant(1, "a")
-        s.node._solo._unheard = 2
-        s.node._contested = contested
+        s.node._right.holder = "a"
+        granted = s.arbiter.take(0, "a")
         s.node._peer._link = cast(Link, SimpleNamespace(say=said.append, close=lambda: None))
-        ended = asyncio.get_running_loop().create_future()
-        ended.set_result(await s.node._conclude(End.DIED))
-        monkeypatch.setattr(s.node, "_protect", lambda: ended)
-        assert await s.node._serve() == 1
+        s.stand(State.PROTECTED, contested=contested, grant=granted, unheard=2)
+        s.node.tell(Event.DIED)
+        assert await s.node._ended() == 1
         assert s.arbiter.current().grant == Grant(1, "a" if contested else "")
         assert said == [Word(WordKind.DEAD, {"grant": 2})]
 
@@ -290,24 +305,26 @@ def test_a_protection_that_does_not_begin_says_so_in_the_status(folder: StateFol
     play(scene)
 
 
-def test_a_protection_that_can_never_be_leaves_the_vm_and_says_why(folder: StateFolder) -> None:
+def test_a_protection_that_can_never_be_leaves_the_vm_and_says_why(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The VM runs on: what ended is colo, and the last error is why."""
 
     async def scene() -> None:
         s = Scene(folder)
 
-        async def nothing() -> None:
-            pass
-
-        async def protect() -> End:
+        async def refuse(*_: object) -> socket.socket:
             raise PeerError("its VM is web2")
 
-        s.node._protect = protect  # type: ignore[method-assign]
-        s.node._prepare = nothing  # type: ignore[method-assign]
+        async def fits() -> Outcome:
+            return Event.FIT, {}
+
+        monkeypatch.setattr(s.node._peer, "reach", refuse)
+        monkeypatch.setattr(s.node, "_fit", fits)
         with pytest.raises(PeerError):
             await s.node.run()
         status = json.loads(folder.status.read_text())
-        assert (status["state"], status["error"]) == ("UNPROTECTED", "its VM is web2")
+        assert (status["state"], status["error"]) == ("ENDED", "its VM is web2")
         assert s.arbiter.current().grant == Grant(1, "")
 
     play(scene)
@@ -322,7 +339,6 @@ def test_what_qemu_refuses_is_not_tried_again(
     async def scene() -> None:
         s = Scene(folder)
         s.arbiter.begin()
-        s.node._solo.grant = s.arbiter.take(0, "a") or Grant(0, "")
         refusals = [QemuRefusal(f"QEMU refuses {refuses}: Parameter 'id' expects an identifier")]
 
         async def refuse(*_: object) -> None:
@@ -333,12 +349,15 @@ def test_what_qemu_refuses_is_not_tried_again(
             monkeypatch.setattr(s.node._gate, "install", refuse)
         else:
             monkeypatch.setattr(s.node._colo, "start", refuse)
-        with listening(folder.path / "b"), pytest.raises(GuestError) as caught:
-            await s.node._serve()
+        with listening(folder.path / "b"):
+            s.call()
+            await s.until(State.ENDED)
+        with pytest.raises(GuestError) as caught:
+            await s.node._ended()
         assert str(caught.value) == (
             f"QEMU refuses {refuses}: Parameter 'id' expects an identifier; mend that, then start "
             "colo again"
         )
-        assert s.said == ["web1: UNPROTECTED: the VM runs here alone (grant 1)"]
+        assert s.said == ["web1: UNPROTECTED: the VM runs here alone (grant 0)"]
 
     play(scene)

@@ -283,6 +283,8 @@ class Member:
                 return not facts.was_protected
             case When.STARTS:
                 return facts.starts
+            case When.UNDER_WAY:
+                return facts.busy is Do.START
             case When.STOCK:
                 return means.stock
             case When.DECIDED:

@@ -116,6 +116,7 @@ class When(Enum):
     ASKS_FIRST = "the VM ran here and died: the other host may have a newer state"
     IN_VAIN = "the VM died before it was ever protected"
     STARTS = "the VM does not run yet"
+    UNDER_WAY = "its start is under way: it may run already"
     STOCK = "the secondary is a stock QEMU, which cannot be asked"
     DECIDED = "an arbiter or an operator has said that the VM may run"
     CLAIMED = "the grant was taken from another holder by order"
@@ -278,10 +279,11 @@ _STARTING: Final = {
         _E.SILENT: (_to(_S.STARTING, _D.START, when=_W.DECIDED), *_NOT_STARTED),
         _E.OBJECTS: _NOT_STARTED,
         _E.UNFIT: _NOT_STARTED,
-        _E.RUNS: _to(_S.UNPROTECTED, _D.CALL),
+        _E.RUNS: (_to(_S.ENDED, when=_W.ENDS), _to(_S.UNPROTECTED, _D.CALL)),
         _E.INTERRUPT: (
-            _to(_S.ENDED, _D.END_GUEST, when=(_W.STARTS, _W.CLAIMED)),
-            _to(_S.ENDED, _D.END_GUEST, _D.GIVE_BACK_UNUSED, when=_W.STARTS),
+            _to(_S.STARTING, when=_W.UNDER_WAY),
+            _to(_S.GONE, _D.END_GUEST, when=(_W.STARTS, _W.CLAIMED)),
+            _to(_S.GONE, _D.END_GUEST, _D.GIVE_BACK_UNUSED, when=_W.STARTS),
             _to(_S.ENDED),
         ),
         _E.ORDER: _to(_S.STARTING, _D.DECLINE),

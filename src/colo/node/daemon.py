@@ -121,7 +121,8 @@ class Daemon(Performer):
     async def _next_part(self) -> Callable[[], Awaitable[None]] | None:
         """Wait until a part is due; None where all is over.  Raises what ended this."""
         due = asyncio.create_task(self._due.wait())
-        await asyncio.wait([due, self.over], return_when=asyncio.FIRST_COMPLETED)
+        first: set[asyncio.Future[Any]] = {due, self.over}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         due.cancel()
         if self.over.done():
             self.over.result()

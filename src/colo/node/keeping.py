@@ -144,7 +144,7 @@ class SecondaryNode(Performer):
                 self.spawn(door.serve())
                 self.spawn(self._watch())
                 if self._forwarding is not None:
-                    self.spawn(self._forwarding.run())
+                    self.spawn(self._forwarding.run(), is_needed=False)
                 await self.over
                 return 0
             finally:

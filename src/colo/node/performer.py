@@ -125,11 +125,14 @@ class Performer(ABC):
             self._pause.cancel()
             self._pause = None
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Have work done beside all else, until ``close``; where it fails this part ends."""
+    def spawn(self, work: Coroutine[Any, Any, Any], is_needed: bool = True) -> asyncio.Task[Any]:
+        """Have work done beside all else, until ``close``.
+
+        Where it fails this part ends, if it ``is_needed``.
+        """
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._done if is_needed else self._tasks.discard)
         return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:

@@ -68,6 +68,7 @@ _LAST: Final[dict[State, tuple[int, str]]] = {
     State.FENCED: (1, ""),  # it was said when it happened
     State.LEFT: (1, "the VM is left silent, and undecided: `colo primary` begins anew"),
     State.REFUSED: (1, ""),
+    State.GONE: (0, "ended at its very beginning: nothing is left behind"),
 }
 _HUNG: Final = (
     "QEMU does not answer: the other host takes over if it has a checkpoint; the copy here is "
@@ -131,6 +132,7 @@ class PrimaryNode(Performer):
         self._hung = False
         self._error: str | None = None
         self._told: str | None = None
+        self._lines: list[str] = []
         self._objection: UsageError | None = None  # why the VM may not start here
         self._fatal: ColoError | None = None  # what this part ends with
         self._last: list[Do] = []  # what is done once nothing else is
@@ -168,6 +170,8 @@ class PrimaryNode(Performer):
 
     async def _leave(self) -> None:
         """Do what is left to do once nothing else is."""
+        if self._removing is not None:
+            await asyncio.wait({self._removing})
         await self.close()
         self._session.end()
         for effect in self._last:
@@ -188,8 +192,6 @@ class PrimaryNode(Performer):
             raise self._fatal
         if self.state is State.DEAD and self._hung:
             text = _HUNG
-        if self.state is State.ENDED and self._start is not None and self.member.facts.starts:
-            text = "ended at its very beginning: nothing is left behind"
         if text:
             self._say(text.format(shutdown=self._shutdown))
         return code
@@ -278,22 +280,22 @@ class PrimaryNode(Performer):
                 raise AssertionError(f"a primary cannot {effect.value}")
 
     def entered(self, before: State, event: Event) -> None:
-        """Say what a new state means, where its effects do not."""
+        """Note what a new state means to the user, who is told after its effects."""
         if self.state is State.LOST:
             self._right.begin()
         match self.state:
             case State.GOING_OVER:
                 self._error = "the VM goes over to the other host, by order"
-                self._say(f"switchover: {self._error}")
+                self._lines.append(f"switchover: {self._error}")
             case State.LOST if before is not State.GOING_OVER and not self.member.facts.one_shot:
                 begun = before is not State.BEGINNING
                 what = "the secondary is lost" if begun else "the protection could not begin"
-                self._say(f"{what}: {self._error}")
+                self._lines.append(f"{what}: {self._error}")
             case State.PROTECTED if before is not State.PROTECTED:
                 to = self._peer.to
                 self._error = None
                 self._retry.succeeded()
-                self._say(f"PROTECTED by {to}{', over TLS' if to.tls else ''}")
+                self._lines.append(f"PROTECTED by {to}{', over TLS' if to.tls else ''}")
             case State.DEAD:
                 self._hung = event in (Event.HUNG, Event.STUCK)
         if self.state not in (State.LOST, State.GOING_OVER, State.RESUMING, State.FENCED):
@@ -301,6 +303,9 @@ class PrimaryNode(Performer):
 
     def performed(self, event: Event) -> None:
         """Keep others informed."""
+        lines, self._lines = self._lines, []
+        for line in lines:
+            self._say(line)
         if self.state is State.LOST and self.member.facts.busy is None:
             self._right.tell_what_is_missing()
         self._write_status()
