@@ -156,7 +156,7 @@ class OurPrimary:
         wait(lambda: self.host.file()["forward"]["error"], "the loss to be noticed")
         self.host.wait_checkpoint(self.host.file()["checkpoint"] + 5)
         self.console.wait_progress()
-        assert self.host.file()["state"] not in ("LOST", "TAKEOVER", "RUNNING")
+        assert self.host.file()["state"] not in ("CUT_OFF", "ORPHANED", "TAKING_OVER", "RUNNING")
         assert self.host.file()["error"] is None
 
 

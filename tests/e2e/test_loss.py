@@ -84,7 +84,7 @@ def test_silence_between_checkpoints_is_no_loss(scene: Scene) -> None:
     vm = VmFile(silence_s=0.5)
     primary, _, host = scene.protected(vm, delay_ms=NEVER_MS)
     primary.console.wait_progress(40)
-    assert host.status()["state"] == "READY"
+    assert host.status()["state"] == "KEEPING"
 
 
 def test_primary_lost_before_any_checkpoint(scene: Scene) -> None:
@@ -117,7 +117,7 @@ def test_primary_lost_within_the_first_migration(scene: Scene) -> None:
     first.console.wait_count(3)
     first.begin_to_protect(f"unix:{wire.path}")
     wire.wait_stopped()
-    assert host.wait_state("INCOMING")["checkpoint"] is None
+    assert host.wait_state("RECEIVING")["checkpoint"] is None
     refused = host.run("failover", "--force")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "no whole checkpoint" in refused.stderr

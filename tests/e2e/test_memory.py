@@ -142,7 +142,7 @@ def test_takeover_that_qemu_refuses_does_not_touch_memory(scene: Scene) -> None:
     assert "the takeover failed 3 times" in line
     assert all("serial" in said for said in host.said("a try to take over failed"))
     status = host.status()
-    assert (status["state"], status["checkpoint"]) == ("LOST", number)
+    assert (status["state"], status["checkpoint"]) == ("ORPHANED", number)
     assert differing(truth, store_memory(host)) == []
     again = host.run("failover")
     assert again.returncode == 1

@@ -25,7 +25,7 @@ def test_hold_until_told_to(scene: Scene) -> None:
 
     line = host.wait_said("holding checkpoint")
     assert f"holding checkpoint {number}: `colo failover --state-dir {host.state}`" in line
-    assert host.status()["state"] == "LOST"
+    assert host.status()["state"] == "ORPHANED"
     assert host.console.text() == ""
     done = host.run("failover")
     assert (done.returncode, done.stdout, done.stderr) == (

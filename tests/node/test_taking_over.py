@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,11 +15,12 @@ import pytest
 from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.fence import Fence
 from colo.arbiters.file import FileRegister
-from colo.errors import ColoError, GuestError, LocalError, NoAnswer, StoreError
-from colo.membership.decision import Heard, LinkState
+from colo.errors import ColoError, GuestError, LocalError, StoreError
 from colo.membership.grant import Grant, Record
-from colo.membership.words import Word, WordKind
-from colo.node import taking_over
+from colo.membership.member import Facts, Means, Member
+from colo.membership.table import Do, Event, State
+from colo.membership.words import WordKind
+from colo.node.performer import Performer
 from colo.node.taking_over import Takeover
 from colo.protocol.tables import SecondaryEvent
 from colo.store.store import Store
@@ -98,140 +100,169 @@ class AbsentArbiter(Arbiter):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("colo.arbiters.asking._ANSWER_S", 0.02)
-    monkeypatch.setattr(taking_over, "_AGAIN_S", 0.001)
 
 
-class Scene:
+class Host(Performer):
+    """A host whose primary is lost: its machine, and the takeover that it performs."""
+
     def __init__(self, folder: Path, failures: int = 0, fence: Fence | None = None) -> None:
+        means = Means(fence=fence is not None)
+        super().__init__(Member("web1", means, State.KEEPING))
+        self.member.facts = Facts(known=Grant(0, "a/1/1"), linked=True)
         self.arbiter = AbsentArbiter(folder / "grant")
         self.arbiter.begin()
         self.guest = Guest(failures)
-        self.store = SimpleNamespace(
+        self.session = Session()
+        store = SimpleNamespace(
             checkpoint=SimpleNamespace(number=5), give_up=lambda: None, take_back=lambda: None
         )
         self.said: list[str] = []
-        self.answers: list[Grant | None] = []
-        self.outcomes: list[dict[str, Any] | ColoError] = []
-        self.names = iter("bcdefg")
+        self.did: list[Do] = []
+        names = iter("bcdefg")
         self.takeover = Takeover(
+            self.member,
             self.arbiter,
             fence,
-            cast(Store, self.store),
+            cast(Store, store),
             self.guest,
-            lambda: next(self.names),
+            lambda: next(names),
             self.said.append,
         )
+
+    def perform(self, effect: Do) -> None:
+        self.did.append(effect)
+        match effect:
+            case Do.ASK:
+                self.ask(self.takeover.take())
+            case Do.ASK_BY_ORDER:
+                self.ask(self.takeover.order())
+            case Do.FENCE:
+                self.ask(self.takeover.fence_off())
+            case Do.PAUSE:
+                self.pause(0.001)
+            case Do.LOAD:
+                self.ask(self.takeover.load(self.session))
+
+    def entered(self, before: State, event: Event) -> None:
+        if self.state is State.ORPHANED:
+            self.takeover.begin()
+
+    def performed(self, event: Event) -> None:
+        pass
+
+    def lose(self) -> None:
+        """The primary is lost."""
+        self.tell(Event.LINK_LOST)
+
+    async def until(self, *states: State) -> None:
+        async with asyncio.timeout(10):
+            while self.state not in states:
+                await asyncio.sleep(0.001)
 
     async def until_told(self) -> None:
         while not self.said:
             await asyncio.sleep(0.001)
 
 
-def test_the_grant_is_asked_for_until_it_comes(tmp_path: Path) -> None:
+def play(folder: Path, scene: Callable[[Host], Awaitable[None]], **made: Any) -> None:
     async def run() -> None:
-        scene = Scene(tmp_path)
-        scene.takeover.ask(Heard(), scene.answers.append)
-        await scene.until_told()
-        assert scene.takeover.is_asking and not scene.takeover.is_starting
-        scene.arbiter.back.set()
-        while not scene.answers:
-            await asyncio.sleep(0.001)
-        assert scene.answers == [Grant(1, "b")]
-        assert not scene.takeover.is_asking
-        assert len(scene.said) == 1
+        host = Host(folder, **made)
+        try:
+            await asyncio.wait_for(scene(host), 15)
+        finally:
+            host.arbiter.back.set()
+            host.arbiter.disk.set()
+            host.guest.let.set()
+            await host.close()
 
     asyncio.run(run())
+
+
+def test_the_grant_is_asked_for_until_it_comes(tmp_path: Path) -> None:
+    async def scene(host: Host) -> None:
+        host.guest.let.set()
+        host.lose()
+        await host.until_told()
+        assert host.state is State.ORPHANED
+        host.arbiter.back.set()
+        await host.until(State.RUNNING)
+        assert host.member.facts.grant == Grant(1, "b")
+        assert len(host.said) == 1
+
+    play(tmp_path, scene)
 
 
 def test_asking_ends_at_once_and_no_answer_comes(tmp_path: Path) -> None:
-    async def run() -> None:
-        scene = Scene(tmp_path)
-        scene.takeover.ask(Heard(), scene.answers.append)
-        await scene.until_told()
-        assert scene.takeover.stop_asking()
-        scene.arbiter.back.set()
+    async def scene(host: Host) -> None:
+        host.lose()
+        await host.until_told()
+        host.tell(Event.LINK_UP, grant=Grant(7, "a/1/1"))
+        assert host.state is State.GREETED and Do.STOP_ASKING not in host.did
+        host.arbiter.back.set()
         await asyncio.sleep(0.05)
-        assert scene.answers == []
-        assert not scene.takeover.stop_asking()
+        assert host.state is State.GREETED
 
-    asyncio.run(run())
+    play(tmp_path, scene)
 
 
 def test_an_answer_that_comes_in_the_very_moment_counts_for_nothing(tmp_path: Path) -> None:
-    async def run() -> None:
-        scene = Scene(tmp_path)
-        scene.arbiter.back.set()
-        scene.takeover.ask(Heard(), scene.answers.append)
-        while scene.arbiter.current().number == 0:
+    async def scene(host: Host) -> None:
+        host.arbiter.back.set()
+        host.lose()
+        while host.arbiter.current().number == 0:
             await asyncio.sleep(0)
         time.sleep(0.01)  # the answer is on its way, and is taken before us
         await asyncio.sleep(0)
-        if scene.takeover.stop_asking():
+        if host.state is State.ORPHANED:
+            host.tell(Event.LINK_UP, grant=Grant(7, "a/1/1"))
             await asyncio.sleep(0.05)
-            assert scene.answers == []
+            assert host.state is State.GREETED and Do.LOAD not in host.did
 
-    asyncio.run(run())
-
-
-def test_an_answer_that_came_late_is_got_by_asking_again(tmp_path: Path) -> None:
-    """Though the QEMU that waits, and so our name, is another one by then."""
-
-    async def run() -> None:
-        scene = Scene(tmp_path)
-        scene.arbiter.back.set()
-        scene.arbiter.disk.clear()
-        scene.takeover.ask(Heard(), scene.answers.append)
-        await scene.arbiter.until_written(Grant(1, "b"))
-        scene.takeover.stop_asking()
-        scene.arbiter.disk.set()
-        scene.takeover.ask(Heard(), scene.answers.append)
-        while not scene.answers:
-            await asyncio.sleep(0.001)
-        assert scene.answers == [Grant(1, "b")]
-
-    asyncio.run(run())
+    play(tmp_path, scene)
 
 
-def test_an_order_that_was_not_heard_to_succeed_is_no_other_hosts_grant(tmp_path: Path) -> None:
-    """It hung, and the asking that goes on must not be told that the VM runs elsewhere."""
+@pytest.mark.parametrize("ordered", [False, True])
+def test_an_answer_that_came_late_is_got_by_asking_again(tmp_path: Path, ordered: bool) -> None:
+    """Though the QEMU that waits, and so our name, is another one by then.
 
-    async def run() -> None:
-        scene = Scene(tmp_path)
-        scene.arbiter.back.set()
-        scene.arbiter.disk.clear()
-        with pytest.raises(NoAnswer):
-            await scene.takeover.order(Heard(), False, lambda: None)
-        scene.arbiter.disk.set()
-        scene.takeover.ask(Heard(), scene.answers.append)
-        while not scene.answers:
-            await asyncio.sleep(0.001)
-        assert scene.answers == [Grant(1, "b")]
+    An order that hung is no other host's grant either.
+    """
 
-    asyncio.run(run())
+    async def scene(host: Host) -> None:
+        host.guest.let.set()
+        host.arbiter.back.set()
+        host.arbiter.disk.clear()
+        if ordered:
+            host.tell(Event.LINK_LOST)
+            host.tell(Event.ORDER)
+        else:
+            host.lose()
+        await host.arbiter.until_written(Grant(1, "b"))
+        await host.until_told()
+        host.arbiter.disk.set()
+        await host.until(State.RUNNING)
+        assert host.member.facts.grant.holder == "b"
+
+    play(tmp_path, scene)
 
 
-def test_a_start_ends_the_asking_and_is_waited_for_whatever_comes(tmp_path: Path) -> None:
-    async def run() -> None:
-        scene, session = Scene(tmp_path), Session()
-        scene.takeover.ask(Heard(), scene.answers.append)
-        await scene.until_told()
-        scene.takeover.start(session, Grant(0, "b"), scene.outcomes.append, decided_now=True)
-        assert not scene.takeover.is_asking and scene.takeover.is_starting
-        assert session.closed and session.events == [SecondaryEvent.FAILOVER]
-        leaving = asyncio.create_task(scene.takeover.settled())
+def test_a_start_is_bounded_and_closes_the_session(tmp_path: Path) -> None:
+    async def scene(host: Host) -> None:
+        host.arbiter.back.set()
+        host.lose()
+        await host.until(State.TAKING_OVER)
+        await asyncio.sleep(0)
+        assert host.session.closed and host.session.events == [SecondaryEvent.FAILOVER]
         for _ in range(3):
-            await asyncio.sleep(0.002)
-            leaving.cancel()
-        assert not leaving.done()
-        scene.guest.let.set()
-        await leaving
-        assert scene.guest.runs
-        assert session.events == [SecondaryEvent.FAILOVER, SecondaryEvent.RESUMED]
-        (facts,) = scene.outcomes
-        assert isinstance(facts, dict) and facts["checkpoint"] == 5
-        scene.arbiter.back.set()
+            host.tell(Event.INTERRUPT)
+        assert host.state is State.TAKING_OVER
+        host.guest.let.set()
+        await host.until(State.GONE)
+        assert host.guest.runs
+        assert host.session.events == [SecondaryEvent.FAILOVER, SecondaryEvent.RESUMED]
+        assert host.takeover.facts["checkpoint"] == 5
 
-    asyncio.run(run())
+    play(tmp_path, scene)
 
 
 @pytest.mark.parametrize(
@@ -244,35 +275,38 @@ def test_a_start_ends_the_asking_and_is_waited_for_whatever_comes(tmp_path: Path
 def test_a_start_that_fails_can_be_tried_again(
     tmp_path: Path, failures: int, trouble: ColoError | None, text: str
 ) -> None:
-    async def run() -> None:
-        scene, session = Scene(tmp_path, failures), Session(trouble)
-        scene.guest.let.set()
-        scene.takeover.start(session, Grant(1, "b"), scene.outcomes.append)
-        await scene.takeover.settled()
-        assert [str(outcome) for outcome in scene.outcomes] == [text]
-        assert session.events == [SecondaryEvent.FAILOVER, SecondaryEvent.NOT_STARTED]
-        scene.takeover.start(Session(), Grant(2, "b"), scene.outcomes.append)
-        await scene.takeover.settled()
-        assert scene.guest.runs
+    async def scene(host: Host) -> None:
+        host.session = Session(trouble)
+        host.guest.let.set()
+        host.arbiter.back.set()
+        host.lose()
+        while not host.session.events[1:]:
+            await asyncio.sleep(0.001)
+        await host.until(State.ORPHANED)
+        assert str(host.takeover.error) == text
+        assert host.session.events == [SecondaryEvent.FAILOVER, SecondaryEvent.NOT_STARTED]
+        host.session = Session()
+        host.tell(Event.ORDER)
+        await host.until(State.RUNNING)
+        assert host.guest.runs and Do.AGREE in host.did
 
-    asyncio.run(run())
+    play(tmp_path, scene, failures=failures)
 
 
 def test_the_arbiter_that_does_not_answer_holds_up_nothing_else(tmp_path: Path) -> None:
-    async def run() -> None:
-        scene = Scene(tmp_path)
-        scene.takeover.ask(Heard(), scene.answers.append)
+    async def scene(host: Host) -> None:
+        host.lose()
         await asyncio.sleep(0.3)
-        assert len(scene.arbiter.asked) <= 4, "calls that hang are not piled up"
+        assert len(host.arbiter.asked) <= 4, "calls that hang are not piled up"
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(5):
             await asyncio.gather(*(loop.run_in_executor(None, int) for _ in range(50)))
-        with pytest.raises(LocalError):
-            await scene.takeover.order(Heard(), False, lambda: None)
-        scene.takeover.stop_asking()
-        scene.arbiter.back.set()
+        host.tell(Event.ORDER)
+        while Do.DECLINE not in host.did:
+            await asyncio.sleep(0.001)
+        assert host.member.facts.asking, "it goes on asking"
 
-    asyncio.run(run())
+    play(tmp_path, scene)
 
 
 class FakeFence:
@@ -288,74 +322,73 @@ class FakeFence:
             raise LocalError("the fence: exit 1")
 
 
-def fenced(folder: Path) -> tuple[Scene, FakeFence, Heard]:
-    """A takeover with a fence, whose arbiter answers; and what was heard of the primary."""
-    fence = FakeFence()
-    scene = Scene(folder, fence=cast(Fence, fence))
-    scene.arbiter.back.set()
-    return scene, fence, Heard(LinkState.LOST, holder="a/1/1")
-
-
 def test_the_vm_waits_for_the_fence_with_the_grant_in_hand(tmp_path: Path) -> None:
-    async def run() -> None:
-        scene, fence, heard = fenced(tmp_path)
-        scene.takeover.ask(heard, scene.answers.append)
+    fence = FakeFence()
+
+    async def scene(host: Host) -> None:
+        host.guest.let.set()
+        host.arbiter.back.set()
+        host.lose()
         while len(fence.asked) < 3:
             await asyncio.sleep(0.001)
-        assert scene.arbiter.current().grant == Grant(1, "b")
-        assert scene.takeover.is_asking and scene.answers == []
+        assert host.arbiter.current().grant == Grant(1, "b")
+        assert host.state is State.ORPHANED
         waits = "grant 1 is ours, but the other host may still run: the fence: exit 1"
-        assert scene.takeover.waits_for == waits and scene.said == [waits]
+        assert host.takeover.waits_for == waits and host.said == [waits]
         fence.is_off = True
-        while not scene.answers:
-            await asyncio.sleep(0.001)
-        assert scene.answers == [Grant(1, "b")]
-        assert scene.takeover.waits_for is None and set(fence.asked) == {"a"}
+        await host.until(State.RUNNING)
+        assert host.takeover.waits_for is None and set(fence.asked) == {"a"}
+        assert host.did.count(Do.ASK) == 1, "the grant is asked for once"
 
-    asyncio.run(run())
+    play(tmp_path, scene, fence=cast(Fence, fence))
 
 
 def test_the_fence_is_not_asked_without_the_grant(tmp_path: Path) -> None:
-    async def run() -> None:
-        scene, fence, heard = fenced(tmp_path)
-        scene.arbiter.order("another")
-        scene.takeover.ask(heard, scene.answers.append)
-        while not scene.answers:
-            await asyncio.sleep(0.001)
-        assert scene.answers == [None] and fence.asked == []
+    fence = FakeFence()
 
-    asyncio.run(run())
+    async def scene(host: Host) -> None:
+        host.arbiter.back.set()
+        host.arbiter.order("another")
+        host.lose()
+        await host.until(State.LISTENING)
+        assert fence.asked == [] and Do.FORGET in host.did
+
+    play(tmp_path, scene, fence=cast(Fence, fence))
 
 
 @pytest.mark.parametrize("word", [WordKind.DEAD, WordKind.HANDOVER])
 def test_a_primary_that_says_it_runs_nothing_is_not_turned_off(
     tmp_path: Path, word: WordKind
 ) -> None:
-    async def run() -> None:
-        scene, fence, heard = fenced(tmp_path)
-        heard.hear(Word(word))
-        scene.takeover.ask(heard, scene.answers.append)
-        while not scene.answers:
-            await asyncio.sleep(0.001)
-        assert scene.answers == [Grant(1, "b")] and fence.asked == []
+    fence = FakeFence()
 
-    asyncio.run(run())
+    async def scene(host: Host) -> None:
+        host.guest.let.set()
+        host.arbiter.back.set()
+        host.tell(Event.SAYS_GONE, word=word)
+        assert host.state is State.KEEPING, "what it still had sent is read first"
+        host.tell(Event.LOST)
+        await host.until(State.RUNNING)
+        assert fence.asked == []
+
+    play(tmp_path, scene, fence=cast(Fence, fence))
 
 
 def test_an_order_asks_the_fence_and_by_force_does_without(tmp_path: Path) -> None:
-    async def run() -> None:
-        scene, fence, heard = fenced(tmp_path)
-        scene.takeover.ask(heard, scene.answers.append)
-        await scene.until_told()
-        again: list[bool] = []
-        with pytest.raises(LocalError, match="the fence: exit 1"):
-            await scene.takeover.order(heard, False, lambda: again.append(True))
-        assert again == [True], "it goes on asking"
-        asked = len(fence.asked)
-        assert await scene.takeover.order(heard, True, lambda: None) == Grant(3, "b")
-        assert len(fence.asked) == asked
-        fence.is_off = True
-        assert await scene.takeover.order(heard, False, lambda: None) == Grant(4, "b")
-        assert len(fence.asked) == asked + 1
+    fence = FakeFence()
 
-    asyncio.run(run())
+    async def scene(host: Host) -> None:
+        host.guest.let.set()
+        host.arbiter.back.set()
+        host.lose()
+        await host.until_told()
+        host.tell(Event.ORDER)
+        while Do.DECLINE not in host.did:
+            await asyncio.sleep(0.001)
+        assert host.state is State.ORPHANED and host.member.facts.asking
+        host.tell(Event.ORDER, force=True)
+        await host.until(State.RUNNING)
+        assert host.did[-3:].count(Do.FENCE) == 0
+        assert host.arbiter.current().number == host.member.facts.grant.number
+
+    play(tmp_path, scene, fence=cast(Fence, fence))

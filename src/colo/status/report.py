@@ -14,6 +14,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from colo.errors import ColoError
+from colo.membership.table import FINAL
 from colo.status.figures import PHASES
 from colo.store.image import mib
 from colo.terminal import console, plain
@@ -23,16 +24,18 @@ __all__ = ["is_alive", "read_status", "render"]
 #: A colo that runs writes its status several times a second.
 _FRESH_S: Final = 5.0
 #: The states in which a colo ends: they are so afterwards too.
-_LAST: Final = ("REFUSED", "FENCED", "DEAD", "SHUTDOWN", "ENDED")
+_LAST: Final = tuple(state.name for state in FINAL)
 _COLOURS: Final = {
     "PROTECTED": "green",
-    "READY": "green",
+    "KEEPING": "green",
     "RUNNING": "green",
     "UNPROTECTED": "yellow",
+    "WAITING": "yellow",
+    "CUT_OFF": "yellow",
     "REFUSED": "red",
     "LOST": "red",
+    "ORPHANED": "red",
     "FENCED": "red",
-    "FAILED": "red",
 }
 
 

@@ -127,7 +127,7 @@ def test_a_takeover_waits_for_the_fence(stage: Stage) -> None:
         lambda: "exit 2: ls: cannot access" in (secondary.status()["waits_for"] or ""),
         "the status to say what the takeover waits for",
     )
-    assert secondary.status()["state"] == "LOST"
+    assert secondary.status()["state"] == "ORPHANED"
     off.touch()
     secondary.wait_state("RUNNING")
     asked = (stage.folder / "asked").read_text().splitlines()

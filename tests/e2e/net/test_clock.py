@@ -109,7 +109,7 @@ def test_a_takeover_gives_back_what_it_waited(stage: Stage, vm: Vm) -> None:
     primary.wait_state("PROTECTED")
     client = asks(stage)
     stage.kill(primary)
-    secondary.wait_state("LOST")
+    secondary.wait_state("ORPHANED")
     time.sleep(STOPS * STOP_S)
     assert secondary.run("failover").returncode == 0
     assert abs(lost_s(client)) < PART * STOPS * STOP_S
