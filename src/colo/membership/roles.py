@@ -40,12 +40,14 @@ def whose_turn(record: Record, host: str, lives: bool, automatic: bool, is_first
 
     ``lives``: a QEMU of this host runs the VM, and nobody else has the right.  ``automatic``: there
     is an arbiter that keeps a record; else the ``is_first`` of the two hosts asks, and the other
-    follows.
+    follows.  A VM that has never run is the first host's to start.
     """
     if lives:
         return Turn.ADOPT
     if not automatic:
         return Turn.ASK if is_first else Turn.FOLLOW
     if record.left_by and host_of(record.left_by) != host:
+        return Turn.FOLLOW
+    if record.number == 0 and not is_first:
         return Turn.FOLLOW
     return Turn.ASK if record.holder else Turn.START

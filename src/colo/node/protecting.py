@@ -133,6 +133,7 @@ class PrimaryNode(Performer):
         self._error: str | None = None
         self._told: str | None = None
         self._lines: list[str] = []
+        self._loss: str | None = None  # to be said once the other host was heard out
         self._objection: UsageError | None = None  # why the VM may not start here
         self._fatal: ColoError | None = None  # what this part ends with
         self._last: list[Do] = []  # what is done once nothing else is
@@ -287,10 +288,9 @@ class PrimaryNode(Performer):
             case State.GOING_OVER:
                 self._error = "the VM goes over to the other host, by order"
                 self._lines.append(f"switchover: {self._error}")
-            case State.LOST if before is not State.GOING_OVER and not self.member.facts.one_shot:
+            case State.LOST if before is not State.GOING_OVER:
                 begun = before is not State.BEGINNING
-                what = "the secondary is lost" if begun else "the protection could not begin"
-                self._lines.append(f"{what}: {self._error}")
+                self._loss = "the secondary is lost" if begun else "the protection could not begin"
             case State.PROTECTED if before is not State.PROTECTED:
                 to = self._peer.to
                 self._error = None
@@ -303,6 +303,11 @@ class PrimaryNode(Performer):
 
     def performed(self, event: Event) -> None:
         """Keep others informed."""
+        heard_out = self.member.facts.busy is not Do.HEAR_OUT
+        if self._loss is not None and heard_out:
+            loss, self._loss = self._loss, None
+            if not self.member.facts.one_shot:  # else it is said at the end
+                self._lines.append(f"{loss}: {self._error}")
         lines, self._lines = self._lines, []
         for line in lines:
             self._say(line)
@@ -377,23 +382,23 @@ class PrimaryNode(Performer):
         """Have QEMU migrate to us, and relay that to the secondary."""
         self._session.begin()
         self._rejected.clear()
+        starting: asyncio.Future[None] | None = None
         try:
             await self._gate.install(self._netdevs)
             path = self._folder.path / "colo.sock"
             with listening(path) as server:
                 starting = asyncio.ensure_future(self._colo.start(f"unix:{path}"))
-                try:
-                    qemu = await accept_one(server, {starting})
-                    if qemu is not None:
-                        self._follow(qemu)
-                    await starting
-                finally:
-                    if not starting.cancel():
-                        starting.exception()  # nobody asks for it any more
+                qemu = await accept_one(server, {starting})
+            if qemu is not None:
+                self._follow(qemu)
+            await starting
         except (GuestError, OSError) as error:
             if isinstance(error, QemuRefusal) and self.state is State.BEGINNING:
                 self._fatal = GuestError(f"{error}; mend that, then start colo again")
             self._lost(error)
+        finally:
+            if starting is not None and not starting.cancel():
+                starting.exception()  # nobody asks for it any more
 
     def _follow(self, qemu: socket.socket) -> None:
         """Relay from QEMU to the secondary."""

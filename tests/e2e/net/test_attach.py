@@ -132,7 +132,7 @@ def test_first_copy_is_refused(stage: Stage, other: Vm, reason: str, arbiter: st
     assert primary.wait_exit() == 1
     assert [reason in line for line in primary.said(" refuses: ")] == [True]
     assert reason in secondary.said("no first copy")[0]
-    assert primary.status()["state"] == "UNPROTECTED"
+    assert primary.status()["state"] == "ENDED"
     assert qmp(second, "query-status")["running"]
     assert (left_in_qemu(second), switched_on(second)) == ([], set())
     assert not primary.said("PROTECTED by")

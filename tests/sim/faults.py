@@ -1,0 +1,193 @@
+"""What goes wrong, and what people do at the worst time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from colo.membership.table import Event, State
+from tests.sim.host import Cluster, Host
+
+__all__ = ["FAULTS", "heal"]
+
+#: The faults by name: each is done to one of the hosts, and undoes itself after a while.
+FAULTS: Final[dict[str, Callable[[Cluster, Host], None]]] = {}
+
+
+def _fault(do: Callable[[Cluster, Host], None]) -> Callable[[Cluster, Host], None]:
+    FAULTS[do.__name__] = do
+    return do
+
+
+def _later(cluster: Cluster, least_s: float, most_s: float, act: Callable[[], object]) -> None:
+    cluster.world.after(cluster.world.some(least_s, most_s), act)
+
+
+@_fault
+def colo_dies(cluster: Cluster, host: Host) -> None:
+    host.end_colo()
+    _later(cluster, 0.2, 4.0, host.begin)
+
+
+@_fault
+def host_dies(cluster: Cluster, host: Host) -> None:
+    if host.is_up:
+        host.power_off()
+        _later(cluster, 0.5, 15.0, host.power_on)
+
+
+@_fault
+def qemu_dies(cluster: Cluster, host: Host) -> None:
+    if host.vm is not None:
+        host.vm.kill()
+
+
+@_fault
+def guest_hangs(cluster: Cluster, host: Host) -> None:
+    """And goes on, unless somebody has ended it."""
+    vm = host.vm
+    if vm is not None and vm.is_alive and not vm.is_paused:
+        vm.pause()
+        _later(cluster, 0.05, 30.0, vm.resume)
+
+
+@_fault
+def colo_hangs(cluster: Cluster, host: Host) -> None:
+    colo = host.colo
+    if colo is not None and colo.is_alive and not colo.is_paused:
+        colo.pause()
+        _later(cluster, 0.05, 8.0, colo.resume)
+
+
+@_fault
+def host_hangs(cluster: Cluster, host: Host) -> None:
+    """Its colo and its QEMU, as long as a paused machine may be."""
+    colo, vm = host.colo, host.vm
+    for process in (colo, vm):
+        if process is not None and process.is_alive and not process.is_paused:
+            process.pause()
+    least_s = cluster.world.some(0.05, 20.0)
+
+    def go_on() -> None:
+        for process in (vm, colo):
+            if process is not None and process.is_paused:
+                process.resume()
+
+    cluster.world.after(least_s, go_on)
+
+
+def _cut(cluster: Cluster, *wires: tuple[str, str]) -> None:
+    world = cluster.world
+
+    def mend() -> None:
+        world.cut.difference_update(wires)
+        world.changed()
+
+    world.cut.update(wires)
+    world.changed()
+    _later(cluster, 0.05, 10.0, mend)
+
+
+@_fault
+def hosts_are_cut_off(cluster: Cluster, host: Host) -> None:
+    _cut(cluster, ("a", "b"), ("b", "a"))
+
+
+@_fault
+def one_way_is_cut(cluster: Cluster, host: Host) -> None:
+    _cut(cluster, (host.name, cluster.other(host).name))
+
+
+@_fault
+def arbiter_is_cut_off(cluster: Cluster, host: Host) -> None:
+    """From one host, or its answers are lost."""
+    way = (host.name, "arbiter") if cluster.world.random.random() < 0.5 else ("arbiter", host.name)
+    _cut(cluster, way)
+
+
+@_fault
+def host_is_cut_off(cluster: Cluster, host: Host) -> None:
+    other = cluster.other(host).name
+    wires = [(host.name, other), (other, host.name), (host.name, "arbiter"), ("arbiter", host.name)]
+    _cut(cluster, *wires)
+
+
+@_fault
+def arbiter_dies(cluster: Cluster, host: Host) -> None:
+    arbiter = cluster.arbiter
+    arbiter.is_up = False
+    _later(cluster, 0.1, 10.0, lambda: setattr(arbiter, "is_up", True))
+
+
+@_fault
+def arbiter_is_slow(cluster: Cluster, host: Host) -> None:
+    arbiter = cluster.arbiter
+    arbiter.slow_s, arbiter.loses = 4.0, 0.3
+
+    def mend() -> None:
+        arbiter.slow_s, arbiter.loses = 0.0, 0.0
+
+    _later(cluster, 0.5, 10.0, mend)
+
+
+@_fault
+def connection_breaks(cluster: Cluster, host: Host) -> None:
+    open_now = [each for each in cluster.world.connections if each.is_open]
+    if open_now:
+        broken = cluster.world.random.choice(open_now)
+        for end in broken.ends:
+            end.process.take(lambda end=end: broken.lose(end))  # type: ignore[misc]
+
+
+def _told(host: Host, event: Event, **facts: bool) -> None:
+    colo = host.colo
+    if colo is not None and colo.is_alive and colo.can(event):
+        colo.take(lambda: colo.tell(event, **facts))
+
+
+@_fault
+def order_failover(cluster: Cluster, host: Host) -> None:
+    """An operator, who is wrong about nothing but the time."""
+    if host.colo is None or host.colo.state not in (State.LISTENING, State.WAITING):
+        _told(host, Event.ORDER)
+
+
+@_fault
+def order_failover_by_force(cluster: Cluster, host: Host) -> None:
+    """Only where the other host is certainly off, as the documentation asks for."""
+    if not cluster.other(host).is_up:
+        _told(host, Event.ORDER, force=True)
+
+
+@_fault
+def order_switchover(cluster: Cluster, host: Host) -> None:
+    _told(host, Event.SWITCHOVER)
+
+
+@_fault
+def colo_is_told_to_end(cluster: Cluster, host: Host) -> None:
+    _told(host, Event.INTERRUPT)
+    _later(cluster, 0.2, 3.0, host.begin)
+
+
+@_fault
+def guest_shuts_down(cluster: Cluster, host: Host) -> None:
+    """Seldom, as nothing comes after it."""
+    vm = host.vm
+    if vm is not None and vm.runs and cluster.world.random.random() < 0.05:
+        vm.power_down()
+
+
+def heal(cluster: Cluster) -> None:
+    """From now on nothing goes wrong any more, and everybody does what is to be done."""
+    world = cluster.world
+    world.cut.clear()
+    world.changed()
+    cluster.arbiter.is_up, cluster.arbiter.slow_s, cluster.arbiter.loses = True, 0.0, 0.0
+    for host in cluster.hosts.values():
+        for process in (host.vm, host.colo):
+            if process is not None and process.is_alive and process.is_paused:
+                process.resume()
+        if not host.is_up:
+            host.power_on()
+        host.begin()

@@ -1,0 +1,177 @@
+"""Runs of the simulated world: ``python -m tests.sim.run --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing import Pool
+from random import Random
+
+from colo.errors import ColoError
+from colo.membership.member import Member
+from colo.membership.table import Event, State
+from tests.sim.checks import Violation
+from tests.sim.faults import FAULTS, heal
+from tests.sim.host import Cluster
+from tests.sim.world import World
+
+__all__ = ["Outcome", "Total", "play", "play_all"]
+
+_FAULTS_S = 60.0
+_MORE_S = 180.0
+
+
+@dataclass
+class Outcome:
+    """What one run came to; ``violation`` is "" where nothing was wrong."""
+
+    seed: int
+    violation: str = ""
+    faults: Counter[str] = field(default_factory=Counter)
+    packets: int = 0
+    lives: int = 0
+    rows: set[tuple[State, Event, int]] = field(default_factory=set)
+
+
+def play(
+    seed: int,
+    log: Callable[[str], object] | None = None,
+    make: Callable[..., Member] = Member,
+) -> Outcome:
+    """Play one run: a minute of faults, and then there has to be an end."""
+    world, dice = World(seed, log), Random(seed ^ 0x5EED)
+    cluster = Cluster(world, automatic=dice.random() < 0.85, fence=dice.random() < 0.2, make=make)
+    outcome = Outcome(seed)
+    often_s, kinds = dice.choice([0.3, 1.0, 3.0, 8.0]), sorted(FAULTS)
+
+    def fault() -> None:
+        if world.now < _FAULTS_S:
+            kind, host = dice.choice(kinds), cluster.hosts[dice.choice("ab")]
+            world.say("FAULT", f"{kind} {host.name}")
+            outcome.faults[kind] += 1
+            FAULTS[kind](cluster, host)
+            world.after(dice.expovariate(1 / often_s), fault)
+
+    try:
+        for host in cluster.hosts.values():
+            world.after(dice.uniform(0, 2), host.begin)
+        world.after(dice.uniform(0, 5), fault)
+        world.run(_FAULTS_S + 20)
+        heal(cluster)
+        operator = _Operator(cluster)
+        operator.look()
+        world.run(world.now + _MORE_S, lambda: not operator.is_content)
+        operator.judge()
+    except (Violation, ColoError, AssertionError) as error:
+        outcome.violation = f"{type(error).__name__}: {error}"
+        world.say("VIOLATED", outcome.violation)
+    outcome.packets, outcome.lives = cluster.checks.packets, cluster.checks.lives
+    outcome.rows = cluster.rows
+    return outcome
+
+
+class _Operator:
+    """Does what the status asks an operator for, once nothing goes wrong any more."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.is_content = False
+
+    def look(self) -> None:
+        self.is_content = self._is_well()
+        if self.is_content:
+            return
+        for host in self.cluster.hosts.values():
+            colo = host.colo
+            if colo is None or not colo.is_alive:
+                continue
+            other = self.cluster.other(host).colo
+            waits = colo.state in (State.LOST, State.ORPHANED)
+            # Only one of them has to be told, and nobody whose other half runs the VM.
+            runs = other is not None and other.state in (State.UNPROTECTED, State.PROTECTED)
+            if waits and not runs and (not self.cluster.arbiter.is_automatic or self._stands(colo)):
+                colo.tell(Event.ORDER)
+                break
+        self.cluster.world.after(5.0, self.look)
+
+    @staticmethod
+    def _stands(colo: object) -> bool:
+        """A takeover that failed waits for an operator, whatever the arbiter."""
+        return True
+
+    def _is_well(self) -> bool:
+        states = {name: self._state(name) for name in self.cluster.hosts}
+        if self.cluster.was_shut_down:
+            return True
+        ways = {State.PROTECTED, State.KEEPING}
+        return set(states.values()) == ways
+
+    def _state(self, name: str) -> State | None:
+        colo = self.cluster.hosts[name].colo
+        return colo.state if colo is not None and colo.is_alive else None
+
+    def judge(self) -> None:
+        if not self.is_content:
+            states = ", ".join(f"{name}: {self._state(name)}" for name in self.cluster.hosts)
+            raise Violation(f"no end: {states}")
+
+
+@dataclass
+class Total:
+    """What many runs came to."""
+
+    runs: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    packets: int = 0
+    lives: int = 0
+    rows: set[tuple[State, Event, int]] = field(default_factory=set)
+    failures: list[Outcome] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        self.runs += 1
+        self.faults += outcome.faults
+        self.packets += outcome.packets
+        self.lives += outcome.lives
+        self.rows |= outcome.rows
+        if outcome.violation:
+            self.failures.append(outcome)
+
+
+def play_all(first: int, count: int, processes: int) -> Total:
+    """Play the seeds from ``first`` on."""
+    total = Total()
+    with Pool(processes) as pool:
+        for outcome in pool.imap_unordered(play, range(first, first + count), chunksize=16):
+            total.add(outcome)
+    return total
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Play the simulated world.")
+    parser.add_argument("--runs", type=int, default=1000, help="how many seeds")
+    parser.add_argument("--first", type=int, default=1, help="the first seed")
+    parser.add_argument("--seed", type=int, help="play this one alone, and tell all of it")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    if options.seed is not None:
+        outcome = play(options.seed, print)
+        return int(bool(outcome.violation))
+    began = time.monotonic()
+    total = play_all(options.first, options.runs, options.processes)
+    took_s = time.monotonic() - began
+    print(
+        f"{total.runs} runs, {total.faults.total():,} faults, {total.lives:,} lives of the VM, "
+        f"{total.packets:,} packets heard, {len(total.rows)} rows taken, in {took_s:.0f} s"
+    )
+    for outcome in total.failures[:20]:
+        print(f"seed {outcome.seed}: {outcome.violation}")
+    print(f"{len(total.failures)} of {total.runs} runs violated something")
+    return int(bool(total.failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
