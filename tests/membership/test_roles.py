@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 
 import pytest
 
@@ -26,24 +25,25 @@ A, B = holder_name("a", 7, "100"), holder_name("b", 8, "200")
     ],
 )
 def test_a_host_whose_vm_does_not_run(record: Record, turn: Turn) -> None:
-    assert whose_turn(record, "a", lives=False, automatic=True, is_first=True) is turn
+    assert whose_turn(record, "a", lives=False, is_first=True) is turn
 
 
 def test_a_vm_that_runs_here_by_right_is_adopted_whatever_else_is_so() -> None:
-    for automatic, is_first in product((False, True), repeat=2):
-        assert whose_turn(Record(1, A), "a", True, automatic, is_first) is Turn.ADOPT
+    for is_first in (False, True):
+        assert whose_turn(Record(1, A), "a", True, is_first) is Turn.ADOPT
 
 
-def test_without_a_record_the_first_host_asks_and_the_other_one_follows() -> None:
-    assert whose_turn(Record(), "a", False, automatic=False, is_first=True) is Turn.ASK
-    assert whose_turn(Record(), "b", False, automatic=False, is_first=False) is Turn.FOLLOW
+def test_a_vm_that_never_ran_is_the_first_hosts_and_one_that_was_shut_down_anybodys() -> None:
+    assert whose_turn(Record(), "a", False, is_first=True) is Turn.START
+    assert whose_turn(Record(), "b", False, is_first=False) is Turn.FOLLOW
+    assert whose_turn(Record(7), "b", False, is_first=False) is Turn.START
 
 
 def test_of_two_hosts_that_begin_at_most_one_may_start_without_asking_the_other() -> None:
     """Where nobody ran it both may try, and the arbiter lets one; else at most one even asks."""
     for holder in (A, B, "c/9/300"):
         for record in (Record(1, holder), Record(1, "", holder)):
-            turns = [whose_turn(record, host, False, True, host == "a") for host in ("a", "b")]
+            turns = [whose_turn(record, host, False, host == "a") for host in ("a", "b")]
             assert turns.count(Turn.ASK) + turns.count(Turn.START) <= 1
 
 

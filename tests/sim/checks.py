@@ -74,6 +74,10 @@ class Checks:
                     f"{position} was heard"
                 )
 
+    def is_newest(self, at: Moment) -> bool:
+        """Whether no later life of the VM was heard."""
+        return not self._heard or max(self._heard) <= at.life
+
     def covers(self, at: Moment | None) -> bool:
         """Whether a VM could go on from there with all that was heard in its past."""
         past: dict[int, int] = {}

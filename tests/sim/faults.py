@@ -147,9 +147,24 @@ def _told(host: Host, event: Event, **facts: bool) -> None:
 
 @_fault
 def order_failover(cluster: Cluster, host: Host) -> None:
-    """An operator, who is wrong about nothing but the time."""
-    if host.colo is None or host.colo.state not in (State.LISTENING, State.WAITING):
-        _told(host, Event.ORDER)
+    """An operator, who is wrong about nothing but the time.
+
+    Without an arbiter he sees to it himself that only one side runs the VM: he ends the other's.
+    """
+    other = cluster.other(host)
+    if host.colo is None or host.colo.state in (State.LISTENING, State.WAITING):
+        return
+    if not cluster.means.automatic:
+        if host.colo.state not in (State.LOST, State.ORPHANED):
+            return
+        if other.vm is not None and other.vm.is_alive:
+            if other.colo is None or other.colo.state is not State.LOST:
+                return
+            other.vm.kill()
+        if other.colo is not None and other.colo.state is State.ORPHANED:
+            other.end_colo()
+            other.begin()
+    _told(host, Event.ORDER)
 
 
 @_fault

@@ -6,8 +6,9 @@ It performs what ``Member`` asks for as the shells in ``colo.node`` do, and deci
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from colo.membership import grant as moves
 from colo.membership.grant import Ending, Foreign, Grant, Held, Moved, Record
@@ -28,6 +29,9 @@ from tests.sim.world import Connection, End, Process, Timer, World
 
 __all__ = ["Cluster", "Colo", "Host"]
 
+#: One end of a connection.
+Offer: TypeAlias = tuple[Connection, End]
+
 HEARTBEAT_LIMIT_S: Final = 0.8
 SILENCE_S: Final = 10.0
 
@@ -44,7 +48,7 @@ class Cluster:
     ) -> None:
         self.world, self.checks = world, Checks()
         self.arbiter = SimArbiter(world, automatic)
-        self.means = Means(automatic=automatic, fence=fence, node=True)
+        self.means = Means(automatic=automatic, fence=fence, node=automatic)
         self.make = make
         self.rows: set[tuple[State, Event, int]] = set()
         self.was_shut_down = False
@@ -85,9 +89,27 @@ class Host:
 
     def begin(self) -> None:
         """The service manager starts colo, where it does not run."""
-        if self.is_up and (self.colo is None or not self.colo.is_alive):
-            self.colo = Colo(self)
-            self.colo.begin()
+        if not self.is_up or (self.colo is not None and self.colo.is_alive):
+            return
+        part = State.LOOKING if self.cluster.means.node else self._part()
+        self.colo = Colo(self, part)
+        self.colo.begin()
+
+    def _part(self) -> State:
+        """Without an arbiter an operator begins each part, and knows where the VM is."""
+        other = self.cluster.other(self)
+        if self.vm is not None and (not self.vm.is_alive or not self.vm.has_run):
+            self.vm.kill()
+            self.vm = None
+        elsewhere = (other.vm is not None and other.vm.is_alive and other.vm.has_run) or (
+            other.colo is not None and other.colo.is_alive and other.colo.store is not None
+        )
+        if self.vm is not None and (not elsewhere or self.cluster.checks.is_newest(self.vm.now)):
+            return State.STARTING
+        if self.vm is not None:
+            self.vm.kill()
+            self.vm = None
+        return State.LISTENING if elsewhere or self.name == "b" else State.STARTING
 
     def new_name(self) -> str:
         self._count += 1
@@ -123,11 +145,14 @@ def _nothing(*_: object) -> None:
 class Colo(Process):
     """A ``colo node``."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, part: State = State.LOOKING) -> None:
         cluster = host.cluster
         super().__init__(cluster.world, host.name, host.drift)
         self.it, self.cluster = host, cluster
-        self.member = cluster.make("vm", cluster.means)
+        other = cluster.other(host).colo
+        alone = other is None or not other.is_alive
+        self.means = replace(cluster.means, claims=alone and not cluster.means.node)
+        self.member = cluster.make("vm", self.means, part)
         self.store: Moment | None = None
         self.told: list[tuple[str, bool]] = []
         self._events: list[tuple[Event, dict[str, Any]]] = []
@@ -153,7 +178,19 @@ class Colo(Process):
         return self.member.state
 
     def begin(self) -> None:
-        self.tell(Event.BEGIN)
+        if self.state is State.STARTING:
+            if self.it.vm is None:
+                self._new_vm()
+            self._begin_to_lead()
+        else:
+            self.tell(Event.BEGIN)
+
+    def _begin_to_lead(self) -> None:
+        vm = self.it.vm
+        assert vm is not None
+        self._reset()
+        self._watch_vm()
+        self.tell(Event.BEGIN, starts=not vm.has_run)
 
     # -- the machine ----------------------------------------------------------------------
 
@@ -205,14 +242,13 @@ class Colo(Process):
         """What the daemon does between its parts."""
         state = self.state
         if state is State.RUNNING and before is State.TAKING_OVER:
-            self.store = None
-            self.tell(Event.GO_ON)
+            self.do_forget()
+            if self.member.means.node:
+                self.tell(Event.GO_ON)
+            else:
+                self._watch_vm()
         elif state is State.STARTING and before is not state:
-            vm = self.it.vm
-            starts = vm is not None and not vm.has_run
-            self._reset()
-            self._watch_vm()
-            self.tell(Event.BEGIN, starts=starts)
+            self._begin_to_lead()
         elif state is State.LISTENING and before is State.LOOKING:
             self._reset()
             self.store = None
@@ -221,11 +257,18 @@ class Colo(Process):
                 self.it.vm = None
         elif state in FINAL and before is not state:
             facts = self.member.facts
-            if state in (State.ENDED, State.LEFT, State.GONE) or (
+            if not self.member.means.node:
+                if state in (State.FENCED, State.DEAD, State.REFUSED):
+                    self.do_end_guest()
+                self._exit()
+            elif state in (State.ENDED, State.LEFT, State.GONE) or (
                 state is State.REFUSED and not facts.starts
             ):
                 self._exit()
             else:
+                self.do_stop_asking()
+                if self.it.vm is not None:
+                    self.it.vm.died = self.it.vm.shut_down = _nothing
                 self.tell(Event.GO_ON)
 
     def _exit(self) -> None:
@@ -248,6 +291,9 @@ class Colo(Process):
         """A question to the arbiter."""
         self._question += 1
         number = self._question
+        if not self.means.automatic:
+            self.ask(0, lambda: answered(Record(0, self._holder())))
+            return
 
         def hear(result: Any) -> None:
             if number == self._question:
@@ -279,8 +325,7 @@ class Colo(Process):
         self._call(move, self._looked)
 
     def _looked(self, record: Record | None) -> None:
-        automatic = self.cluster.arbiter.is_automatic
-        if record is None or (automatic and record.number < self.it.known):
+        if record is None or record.number < self.it.known:
             self.tell(Event.NO_ANSWER)
             return
         self.it.known = max(self.it.known, record.number)
@@ -288,8 +333,8 @@ class Colo(Process):
         if vm is not None and (not vm.is_alive or not vm.has_run):
             vm.kill()
             vm = self.it.vm = None
-        lives = vm is not None and (record.left_by in ("", vm.name) or not automatic)
-        turn = whose_turn(record, self.host, lives, automatic, self.host == "a")
+        lives = vm is not None and record.left_by in ("", vm.name)
+        turn = whose_turn(record, self.host, lives, self.host == "a")
         grant = Grant(record.number, record.left_by)
         foreign = vm is not None and not lives
         self.tell(Event.RECORD, grant=grant, turn=turn, foreign=foreign)
@@ -343,6 +388,9 @@ class Colo(Process):
             else:
                 self.tell(Event.GRANTED, grant=result.grant)
 
+        if not self.means.automatic:
+            self.ask(0, lambda: claimed(Record(0, holder)))
+            return
         self._question += 1
         number = self._question
         self._asking = self.cluster.arbiter.call(
@@ -382,29 +430,44 @@ class Colo(Process):
 
     # -- the other host -------------------------------------------------------------------
 
-    def _hello(self, reply: Callable[[Event], object], stays: bool) -> None:
-        """Say hello to the other host: a way there, its look at the arbiter, and a way back."""
+    def _hello(self, reply: Callable[[Event, Offer | None], object], stays: bool) -> None:
+        """Say hello to the other host: a way there, its look at the arbiter, and a way back.
+
+        ``stays``: the connection is to be kept, and is offered with the answer.
+        """
         world, me = self.world, self.host
         other = self.cluster.other(self.it)
         facts = self.member.facts
         grant = facts.grant if stays or self.state is State.STARTING else facts.known
+        self._question += 1
+        number = self._question
+
+        def end(event: Event, offer: Offer | None = None) -> None:
+            if number == self._question and self.is_alive:
+                self._question += 1
+                reply(event, offer)
+            elif offer is not None:
+                offer[0].close(offer[1])
 
         def arrive() -> None:
             peer = other.colo
-            if (me, other.name) in world.cut or not other.is_up or peer is None:
-                self.ask(3.0, lambda: reply(Event.SILENT))
-            elif not peer.is_alive or not peer.listens:
+            if (me, other.name) in world.cut or not other.is_up:
+                return  # it hears nothing of that, and nothing comes back
+            if peer is None or not peer.is_alive or not peer.listens:
                 answer(Event.SILENT)
             else:
                 colo = peer
                 colo.take(lambda: colo.judge(self, grant, answer, stays))
 
-        def answer(event: Event) -> None:
+        def answer(event: Event, offer: Offer | None = None) -> None:
             if (other.name, me) not in world.cut:
-                self.ask(world.some(0.0005, 0.004), lambda: reply(event))
+                delay_s = world.some(0.0005, 0.004)
+                world.after(delay_s, lambda: self.take(lambda: end(event, offer)))
+            elif offer is not None:
+                offer[0].close(offer[1])
 
-        self.ask(3.2, lambda: reply(Event.SILENT))
-        self.world.after(world.some(0.0005, 0.004), lambda: self.take(arrive))
+        self.after(3.0, lambda: end(Event.SILENT))
+        world.after(world.some(0.0005, 0.004), arrive)
 
     @property
     def listens(self) -> bool:
@@ -414,7 +477,7 @@ class Colo(Process):
         return self.member.can(event)
 
     def judge(
-        self, caller: Colo, grant: Grant, answer: Callable[[Event], object], stays: bool
+        self, caller: Colo, grant: Grant, answer: Callable[..., object], stays: bool
     ) -> None:
         """A primary says hello: see that the arbiter here shows its grant, and take it in."""
 
@@ -427,32 +490,27 @@ class Colo(Process):
                 return
             end = End(self, self._hear, self._link_lost)
             theirs = End(caller, caller._hear, caller._link_lost)
-            self.link = Connection(self.world, theirs, end, HEARTBEAT_LIMIT_S), end
-            if caller.is_alive and stays:
-                caller.offered = self.link[0], theirs
-            else:
-                self.link[0].close(theirs)
-            answer(Event.AGREES)
+            made = Connection(self.world, theirs, end, HEARTBEAT_LIMIT_S)
+            self.link = made, end
+            if not caller.is_alive or not stays:
+                made.close(theirs)
+            answer(Event.AGREES, (made, theirs) if stays else None)
 
+        if not self.means.automatic:
+            checked(grant)
+            return
         move: Move[Any] = lambda record: moves.check(record, grant)  # noqa: E731
         self.cluster.arbiter.call(self, move, checked, lambda _: answer(Event.OBJECTS))
 
-    offered: tuple[Connection, End] | None = None
-
-    def _question_other(self, event: Event) -> None:
-        self.tell(event)
-
     def do_question(self) -> None:
-        self._hello(self._question_other, stays=False)
+        self._hello(lambda event, _: self.tell(event), stays=False)
 
     def do_call(self) -> None:
-        self.offered = None
-
-        def reply(event: Event) -> None:
-            if event is not Event.AGREES or self.offered is None:
+        def reply(event: Event, offer: Offer | None) -> None:
+            if event is not Event.AGREES or offer is None or not offer[1].is_open:
                 self.tell(Event.UNREACHED)
                 return
-            self.link = self.offered
+            self.link = offer
             peer = self.cluster.other(self.it).colo
             assert peer is not None
             ours = End(self, self._from_secondary, self._session_lost)
@@ -555,17 +613,15 @@ class Colo(Process):
     def _watch_vm(self) -> None:
         vm = self.it.vm
         assert vm is not None
-        vm.died = lambda: self.soon(self._vm_died)
-        vm.shut_down = lambda: self.soon(self._vm_shut_down)
+        vm.died = lambda: self.soon(lambda: self._ended(vm, Event.DIED))
+        vm.shut_down = lambda: self.soon(lambda: self._ended(vm, Event.SHUT_DOWN))
 
     def soon(self, act: Callable[[], object]) -> None:
         self.after(self.world.some(0.001, 0.06), act)
 
-    def _vm_died(self) -> None:
-        self.tell(Event.DIED)
-
-    def _vm_shut_down(self) -> None:
-        self.tell(Event.SHUT_DOWN)
+    def _ended(self, vm: Vm, event: Event) -> None:
+        if vm is self.it.vm and vm.died is not _nothing:
+            self.tell(event)
 
     def do_prepare(self) -> None:
         vm = self.it.vm
@@ -647,6 +703,8 @@ class Colo(Process):
         match effect.do:
             case ProtocolDo.HOLD:
                 vm.gate.hold()
+            case ProtocolDo.RELEASE if self.stood_s > HEARTBEAT_LIMIT_S:
+                self._session_lost()  # it stood still so long that others may have decided
             case ProtocolDo.RELEASE:
                 vm.release()
             case ProtocolDo.RESUME if kind is COLOMessage.CHECKPOINT_READY:
@@ -724,6 +782,9 @@ class Colo(Process):
     def do_run_alone(self) -> None:
         vm = self.it.vm
         assert vm is not None
+
+        if self.member.facts.forced:
+            self.cluster.checks.undone()
 
         def run() -> None:
             if vm.is_alive and not vm.is_paused:
@@ -814,11 +875,11 @@ class Colo(Process):
         name = self._waiting_name[1] if self._waiting_name is not None else self.it.new_name()
         vm = self.it.vm = Vm(self.world, self.host, name, self.cluster.checks)
         at = self.store
+        if self.member.facts.forced:
+            self.cluster.checks.undone()
 
         def run() -> None:
-            if not vm.is_alive:
-                return
-            if self.world.random.random() < 0.05:
+            if not vm.is_alive or self.world.random.random() < 0.05:
                 vm.kill()
                 self.it.vm = None
                 self.tell(Event.STUCK)

@@ -16,13 +16,14 @@ from colo.membership.member import Member
 from colo.membership.table import Event, State
 from tests.sim.checks import Violation
 from tests.sim.faults import FAULTS, heal
-from tests.sim.host import Cluster
+from tests.sim.host import Cluster, Colo
 from tests.sim.world import World
 
 __all__ = ["Outcome", "Total", "play", "play_all"]
 
 _FAULTS_S = 60.0
 _MORE_S = 180.0
+_RUNS = (State.UNPROTECTED, State.PROTECTED, State.RUNNING, State.TAKING_OVER)
 
 
 @dataclass
@@ -90,25 +91,30 @@ class _Operator:
             if colo is None or not colo.is_alive:
                 continue
             other = self.cluster.other(host).colo
-            waits = colo.state in (State.LOST, State.ORPHANED)
-            # Only one of them has to be told, and nobody whose other half runs the VM.
-            runs = other is not None and other.state in (State.UNPROTECTED, State.PROTECTED)
-            if waits and not runs and (not self.cluster.arbiter.is_automatic or self._stands(colo)):
-                colo.tell(Event.ORDER)
+            runs = other is not None and other.is_alive and other.state in _RUNS
+            if colo.state in (State.LOST, State.ORPHANED) and not runs:
+                colo.tell(Event.ORDER)  # also a takeover that failed waits for that
+                break
+            if not self.cluster.means.node and colo.state is State.ORPHANED:
+                colo.tell(Event.INTERRUPT)
+                colo.tell(Event.INTERRUPT)  # the only copy of a VM that runs elsewhere
+                break
+            if not self.cluster.means.node and self._begins_anew(colo, other):
+                colo.tell(Event.INTERRUPT)
                 break
         self.cluster.world.after(5.0, self.look)
 
     @staticmethod
-    def _stands(colo: object) -> bool:
-        """A takeover that failed waits for an operator, whatever the arbiter."""
-        return True
+    def _begins_anew(colo: Colo, other: Colo | None) -> bool:
+        """Each part is begun by hand: the survivor's, and that of a copy that is old."""
+        if colo.state is State.RUNNING:
+            return True
+        idle = other is None or not other.is_alive or other.state is State.LISTENING
+        return colo.state is State.LISTENING and idle and colo.host == "a"
 
     def _is_well(self) -> bool:
-        states = {name: self._state(name) for name in self.cluster.hosts}
-        if self.cluster.was_shut_down:
-            return True
-        ways = {State.PROTECTED, State.KEEPING}
-        return set(states.values()) == ways
+        states = {self._state(name) for name in self.cluster.hosts}
+        return self.cluster.was_shut_down or states == {State.PROTECTED, State.KEEPING}
 
     def _state(self, name: str) -> State | None:
         colo = self.cluster.hosts[name].colo

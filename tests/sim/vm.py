@@ -139,6 +139,8 @@ class Vm(Process):
                     self.runs = True
                     self._handle(PrimaryEvent.RESUMED)
                     self.after(0.02, lambda: self._handle(PrimaryEvent.CHECKPOINT_DUE))
+                case Do.RELEASE:
+                    pass  # that is for who watches QEMU
                 case _:
                     raise AssertionError(effect)
 

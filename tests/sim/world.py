@@ -81,6 +81,8 @@ class Process:
     def __init__(self, world: World, host: str, drift: float = 1.0) -> None:
         self.world, self.host, self.drift = world, host, drift
         self.is_alive, self.is_paused = True, False
+        self.stood_s = 0.0  # before what is dealt with now
+        self._since = 0.0
         self._backlog: list[tuple[bool, Callable[[], object]]] = []
 
     def after(self, delay_s: float, act: Callable[[], object]) -> Timer:
@@ -104,17 +106,19 @@ class Process:
             act()
 
     def pause(self) -> None:
-        self.is_paused = True
+        self.is_paused, self._since = True, self.world.now
         self.world.changed()
 
     def resume(self) -> None:
         """Go on: what has come is read before any timer is looked at, as an event loop does."""
         self.is_paused = False
         self.world.changed()
+        self.stood_s = self.world.now - self._since
         backlog, self._backlog = self._backlog, []
         for _, act in sorted(backlog, key=lambda item: not item[0]):
             if self.is_alive:
                 act()
+        self.stood_s = 0.0
 
     def kill(self, with_host: bool = False) -> None:
         """End it: its connections are closed, but where its host is off as well."""

@@ -302,7 +302,7 @@ class Member:
             case When.AUTOMATIC:
                 return means.automatic
             case When.OVERRIDES:
-                return facts.ordered and (facts.forced or not means.automatic)
+                return facts.forced or not means.automatic
             case When.FORCED:
                 return facts.forced
             case When.ORDERED:
@@ -353,7 +353,9 @@ class Member:
             if event is Event.LINK_UP or not facts.linked:
                 facts = replace(facts, known=grant, linked=event is Event.LINK_UP)
         if row.to in _UNDECIDED and self.state not in _UNDECIDED:
-            facts = replace(facts, right=event is Event.GRANTED, warned=Do.WARN in row.do)
+            # Without an arbiter that decides, whoever ends the protection has decided by that.
+            decided = row.to is State.PARTING and not self.means.automatic
+            facts = replace(facts, right=decided, warned=Do.WARN in row.do)
         return facts
 
     @staticmethod
@@ -362,7 +364,7 @@ class Member:
             case Do.STOP_ASKING:
                 return replace(facts, busy=None)
             case Do.ASK:
-                return replace(facts, busy=do, asking=True)
+                return replace(facts, busy=do, asking=facts.asking or not facts.ordered)
             case Do.CLOSE:
                 return replace(facts, connected=False)
             case Do.HANG_UP:

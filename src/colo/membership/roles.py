@@ -35,17 +35,14 @@ def host_of(holder: str) -> str:
     return holder.rsplit("/", 2)[0] if holder.count("/") >= 2 else holder
 
 
-def whose_turn(record: Record, host: str, lives: bool, automatic: bool, is_first: bool) -> Turn:
+def whose_turn(record: Record, host: str, lives: bool, is_first: bool) -> Turn:
     """Decide for ``host``, by the arbiter's record of who had the right last.
 
-    ``lives``: a QEMU of this host runs the VM, and nobody else has the right.  ``automatic``: there
-    is an arbiter that keeps a record; else the ``is_first`` of the two hosts asks, and the other
-    follows.  A VM that has never run is the first host's to start.
+    ``lives``: a QEMU of this host runs the VM, and nobody else has the right.  A VM that has never
+    run is the first host's to start.
     """
     if lives:
         return Turn.ADOPT
-    if not automatic:
-        return Turn.ASK if is_first else Turn.FOLLOW
     if record.left_by and host_of(record.left_by) != host:
         return Turn.FOLLOW
     if record.number == 0 and not is_first:

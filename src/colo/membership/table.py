@@ -368,7 +368,8 @@ _PROTECTING: Final = {
 _DECIDING: Final = {
     **_all({_S.LOST}, {
         _E.HEARD_OUT: _to(_S.LOST, _D.LOOK),
-        _E.ANSWERS: (_to(_S.LOST, _D.ASK_BY_ORDER, when=(_W.CONTESTED, _W.OVERRIDES)),
+        _E.ANSWERS: (_to(_S.LOST, _D.ASK_BY_ORDER,
+                         when=(_W.CONTESTED, _W.ORDERED, _W.OVERRIDES)),
                      _to(_S.LOST, _D.ASK, when=(_W.CONTESTED, _W.MAY_ASK)),
                      _to(_S.LOST, when=_W.CONTESTED),
                      _to(_S.RESUMING, _D.RUN_ALONE)),
@@ -478,7 +479,8 @@ _KEEPING: Final = {
     }),
     **_all({_S.CUT_OFF}, {
         _E.SAYS_GONE: _ORPHANED,
-        _E.ORDER: _to(_S.ORPHANED, _D.ASK_BY_ORDER),
+        _E.ORDER: (_to(_S.ORPHANED, _D.ASK_BY_ORDER, when=_W.OVERRIDES),
+                   _to(_S.ORPHANED, _D.ASK)),
         _E.INTERRUPT: _to(_S.GONE, _D.FORGET),
     }),
     **_all({_S.KEEPING, _S.CUT_OFF}, {
@@ -502,8 +504,9 @@ _KEEPING: Final = {
         _E.TIME: (_to(_S.ORPHANED, when=_W.BUSY),
                   _to(_S.ORPHANED, _D.FENCE, when=_W.HAS_GRANT),
                   _to(_S.ORPHANED, _D.ASK)),
-        _E.ORDER: (_to(_S.ORPHANED, when=_W.ORDERED),
-                   _to(_S.ORPHANED, _D.STOP_ASKING, _D.ASK_BY_ORDER)),
+        _E.ORDER: (_to(_S.ORPHANED, _D.STOP_ASKING, _D.ASK_BY_ORDER, when=_W.OVERRIDES),
+                   _to(_S.ORPHANED, when=_W.ORDERED),
+                   _to(_S.ORPHANED, _D.STOP_ASKING, _D.ASK)),
         _E.INTERRUPT: (_to(_S.GONE, _D.STOP_ASKING, _D.FORGET, when=_W.WARNED),
                        _to(_S.ORPHANED, _D.WARN)),
     }),

@@ -70,7 +70,13 @@ class Daemon(Performer):
         notifier: Notifier,
     ) -> None:
         fence = config.failover.fence is not None
-        means = Means(automatic=arbiter.automatic, fence=fence, node=True)
+        if not arbiter.automatic:
+            raise UsageError(
+                f'[failover] arbiter = "{config.failover.arbiter}": `colo node` goes on by itself '
+                "after a takeover, and needs an arbiter that remembers who runs the VM: etcd:URL, "
+                "file:PATH or exec:COMMAND; without one take `colo run` and `colo secondary`"
+            )
+        means = Means(fence=fence, node=True)
         super().__init__(Member(config.name, means))
         self._config = config
         self._host = host
@@ -199,9 +205,6 @@ class Daemon(Performer):
             return Event.NO_ANSWER, {}
         self._qemu = qemu = await self._find()
         lives = qemu is not None and record.left_by in ("", instance(qemu.pid, self._host))
-        automatic = self._arbiter.automatic
-        if not automatic:
-            lives = qemu is not None
         foreign = qemu is not None and not lives
         if foreign and self._adopted is not None:
             raise UsageError(
@@ -210,7 +213,7 @@ class Daemon(Performer):
             )
         if foreign:
             self._say(f"a stale copy of the VM is ended here: {record.left_by} has run it since")
-        turn = whose_turn(record, self._host, lives, automatic, self._is_first)
+        turn = whose_turn(record, self._host, lives, self._is_first)
         known = Grant(record.number, record.left_by)
         return Event.RECORD, {"grant": known, "turn": turn, "foreign": foreign}
 
@@ -220,7 +223,7 @@ class Daemon(Performer):
         Only the first host of the VM file makes a record where there is none, and only one that has
         never seen any: else a mount that is missing would be taken for a VM that never ran.
         """
-        known = self._folder.known_grant if self._arbiter.automatic else 0
+        known = self._folder.known_grant
         begins = self._is_first and not known
         record = await reach(self._arbiter.begin if begins else self._arbiter.current)
         if record.number < known:
@@ -263,10 +266,8 @@ class Daemon(Performer):
         try:
             if by_order:
                 grant: Grant | None = await reach(self._arbiter.order, holder)
-            elif self._arbiter.automatic:
-                grant = await reach(self._arbiter.take, known.number, holder)
             else:
-                grant = known
+                grant = await reach(self._arbiter.take, known.number, holder)
             if grant is not None:
                 self._folder.know_grant(grant.number)
         except LocalError as error:
