@@ -32,6 +32,7 @@ class Checks:
         self._born_at: list[Moment | None] = []  # of each life
         self._heard: dict[int, int] = {}  # the last position heard, of each life that is not undone
         self._voice = -1
+        self._first = 0  # lives before this one are undone
         self.packets = 0
         self.lives = 0
 
@@ -44,7 +45,7 @@ class Checks:
     def undone(self) -> None:
         """All that was heard is undone, and rightly: the VM begins anew, as somebody ordered."""
         self._heard.clear()
-        self._voice = -1
+        self._voice, self._first = -1, len(self._born_at)
 
     def heard(self, at: Moment) -> None:
         """The world hears a packet."""
@@ -81,6 +82,8 @@ class Checks:
     def covers(self, at: Moment | None) -> bool:
         """Whether a VM could go on from there with all that was heard in its past."""
         past: dict[int, int] = {}
+        if at is None or at.life < self._first:
+            return False
         while at is not None:
             past[at.life] = at.position
             at = self._born_at[at.life]

@@ -875,8 +875,8 @@ class Colo(Process):
         name = self._waiting_name[1] if self._waiting_name is not None else self.it.new_name()
         vm = self.it.vm = Vm(self.world, self.host, name, self.cluster.checks)
         at = self.store
-        if self.member.facts.forced:
-            self.cluster.checks.undone()
+        if self.member.facts.forced or not self.means.automatic:
+            self.cluster.checks.undone()  # an operator takes what there is
 
         def run() -> None:
             if not vm.is_alive or self.world.random.random() < 0.05:

@@ -511,8 +511,10 @@ _KEEPING: Final = {
                        _to(_S.ORPHANED, _D.WARN)),
     }),
     **_ignore({_S.ORPHANED}, _E.LOST, _E.LINK_LOST, _E.SAYS_GONE, _E.LETS_GO, _E.SAYS_SHUTDOWN),
-    # Whoever runs the VM by a later grant has said by that that the copy here is old.
-    **{(state, _E.LINK_UP): (_to(_S.GREETED, _D.STOP_ASKING, _D.FORGET, when=_W.NEWER),
+    # Whoever runs the VM by a later grant has said by that that the copy here is old; but not while
+    # an order is carried out, which may have the grant after that.
+    **{(state, _E.LINK_UP): (_to(state, _D.REFUSE, when=_W.ORDERED),
+                             _to(_S.GREETED, _D.STOP_ASKING, _D.FORGET, when=_W.NEWER),
                              _to(state, _D.REFUSE))
        for state in (_S.CUT_OFF, _S.ORPHANED)},
     # To start it is bounded, and never given up half-way.
