@@ -213,7 +213,7 @@ def test_an_answer_that_comes_in_the_very_moment_counts_for_nothing(tmp_path: Pa
             await asyncio.sleep(0)
         time.sleep(0.01)  # the answer is on its way, and is taken before us
         await asyncio.sleep(0)
-        if host.state is State.ORPHANED:
+        if host.member.facts.busy is not None:
             host.tell(Event.LINK_UP, grant=Grant(7, "a/1/1"))
             await asyncio.sleep(0.05)
             assert host.state is State.GREETED and Do.LOAD not in host.did

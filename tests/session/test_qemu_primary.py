@@ -10,7 +10,7 @@ import pytest
 
 from colo.config import VmConfig
 from colo.config.vm import Checkpoints
-from colo.errors import ColoError, InvariantBroken, UnexpectedMessage
+from colo.errors import ChannelLost, ColoError, InvariantBroken, UnexpectedMessage
 from colo.protocol.messages import COLOMessage, Message
 from colo.protocol.tables import OBSERVER, Do, Effect, ObserverEvent, ObserverState, Step
 from colo.qemu.colo_mode import ColoPrimary
@@ -99,6 +99,7 @@ class Scene:
         self.awake, self.still = FakeAwake(), FakeStandStill()
         self.passed: list[COLOMessage] = []
         self.broken: list[ColoError] = []
+        self.stood_still = False
         self.session = Checkpointing(
             config,
             cast(ColoPrimary, self.colo),
@@ -107,12 +108,17 @@ class Scene:
             cast(StandStill, self.still),
             self._protected,
             self.broken.append,
+            self.check_heard,
         )
         self.session.pass_on = lambda message: self.passed.append(message.kind)
         self.session.begin()
 
     def _protected(self) -> None:
         self.protected += 1
+
+    def check_heard(self) -> None:
+        if self.stood_still:
+            raise ChannelLost("this host stood still for 5.0 s")
 
     @property
     def vm(self) -> str:
@@ -165,6 +171,21 @@ def test_packets_are_released_when_the_secondary_has_the_checkpoint_and_not_befo
         assert s.gate.told == ["hold", "flush", "release"]
         await until(lambda: s.gate.told[-1] == "flush")  # once QEMU has the message
         assert s.session.count == 1
+
+    play(scene)
+
+
+def test_a_host_that_stood_still_releases_nothing() -> None:
+    """The other host may have taken over from that very checkpoint, and its VM been heard."""
+
+    async def scene(s: Scene) -> None:
+        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        s.gate.holds()
+        assert s.vm == "stop"
+        s.stood_still = True
+        with pytest.raises(ChannelLost, match="stood still"):
+            s.session.received(Message(COLOMessage.VMSTATE_RECEIVED))
+        assert "release" not in s.gate.told
 
     play(scene)
 

@@ -68,7 +68,9 @@ class Checks:
             if other == life:
                 continue
             if other not in past:
-                raise Violation(f"life {life} is heard, and life {other} was, which is not its past")
+                raise Violation(
+                    f"life {life} is heard, and life {other} was, which is not its past"
+                )
             if position > past[other]:
                 raise Violation(
                     f"life {life} goes on from position {past[other]} of life {other}, of which "

@@ -476,9 +476,7 @@ class Colo(Process):
     def can(self, event: Event) -> bool:
         return self.member.can(event)
 
-    def judge(
-        self, caller: Colo, grant: Grant, answer: Callable[..., object], stays: bool
-    ) -> None:
+    def judge(self, caller: Colo, grant: Grant, answer: Callable[..., object], stays: bool) -> None:
         """A primary says hello: see that the arbiter here shows its grant, and take it in."""
 
         def checked(result: Any) -> None:
@@ -642,13 +640,10 @@ class Colo(Process):
         vm = self.it.vm
         assert vm is not None
         if self.cluster.copies() or self.cluster.runs_elsewhere(vm):
-            if not self.ordered_anew:
-                raise Violation("an older state is started, while a newer one is there")
+            raise Violation("an older state is started, while a newer one is there")
         self.cluster.checks.undone()
         vm.start(None)
         self.ask(0.01, lambda: self.tell(Event.RUNS))
-
-    ordered_anew = False
 
     def do_copy(self) -> None:
         vm = self.it.vm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -86,6 +87,21 @@ def test_a_silent_side_is_lost_and_one_that_beats_is_not() -> None:
 
     scene(play)
     scene(beating)
+
+
+def test_who_stood_still_is_lost_to_itself_whatever_has_come_meanwhile() -> None:
+    """The other side has beaten all the time: that is in the socket, and is old."""
+
+    async def play(left: socket.socket, right: socket.socket) -> None:
+        a = End(left, 0.2)
+        beat = Word(WordKind.HEARTBEAT, {}).encode()
+        right.send(beat * 3)
+        time.sleep(0.3)  # the process is paused
+        assert a.link.silence_s() > 0.2, "and whoever asks before anything is read is told"
+        await until(lambda: a.lost)
+        assert "this host stood still for" in str(a.lost[0])
+
+    scene(play)
 
 
 def test_garbage_on_the_link_ends_it() -> None:

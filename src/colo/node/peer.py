@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from colo.config import VmConfig
-from colo.errors import PeerError
+from colo.errors import ChannelLost, PeerError
 from colo.membership.words import Hello, Word, WordKind
 from colo.transport.address import Address
 from colo.transport.control_link import Link, call
@@ -38,6 +38,7 @@ class Peer:
         self._beats = config.failover.heartbeat_s, config.failover.heartbeat_limit_s
         self._figures, self._hear, self._lost = figures, hear, lost
         self._link: Link | None = None
+        self._limit_s = self._beats[1]
         #: Whether the last ``reach`` had a channel.
         self.was_reached = False
 
@@ -54,11 +55,24 @@ class Peer:
         """
         self.was_reached = False
         if not self._stock:
-            sock, _ = await call(self.to, ours, _CALL_S)
+            sock, theirs = await call(self.to, ours, _CALL_S)
+            self._limit_s = theirs.heartbeat_limit_s or self._beats[1]
             self._link = Link(sock, *self._beats, self._figures, self._hear, self._lost)
         channel = await asyncio.wait_for(self.to.connect(), _CALL_S)
         self.was_reached = True
         return channel
+
+    def check_heard(self) -> None:
+        """Make sure that the other host has not counted us as lost, and decided by itself.
+
+        It has not while our last beat is younger than its limit.  Raises ChannelLost: this host
+        stood still.
+        """
+        silence_s = self._link.silence_s() if self._link is not None else 0.0
+        if silence_s > self._limit_s:
+            raise ChannelLost(
+                f"this host stood still for {silence_s:.1f} s, longer than the other one waits"
+            )
 
     def say(self, kind: WordKind, **content: int) -> None:
         """Say a word, where there is a link."""

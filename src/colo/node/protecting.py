@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -29,6 +28,7 @@ from colo.membership.grant import Ending
 from colo.membership.member import Means, Member
 from colo.membership.table import Do, Event, State
 from colo.membership.words import Hello, Word, WordKind
+from colo.node.copying import Copying
 from colo.node.first_start import Start, question
 from colo.node.orders import Answer, Order, serve_orders
 from colo.node.peer import Peer
@@ -37,7 +37,6 @@ from colo.node.planned import Planned
 from colo.node.retry import RETRY_S, Retry
 from colo.node.right import Right
 from colo.node.state_folder import StateFolder
-from colo.protocol.tables import ObserverEvent
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.identity import instance, only_one
 from colo.qemu.monitor import Monitor
@@ -45,10 +44,8 @@ from colo.qemu.obstacles import obstacles
 from colo.qemu.packet_filters import NetGate, cards
 from colo.session.awake import Awake
 from colo.session.qemu_primary import Checkpointing
-from colo.session.relay import Relay
 from colo.session.standstill import StandStill
 from colo.transport.address import Address
-from colo.transport.sockets import accept_one, listening
 
 __all__ = ["PrimaryNode"]
 
@@ -112,21 +109,32 @@ class PrimaryNode(Performer):
         self._gate = NetGate(qemu, folder.path, int(config.network.hold_limit_mib * (1 << 20)))
         self._awake = awake = Awake(config, self._say)
         still = StandStill(config, qemu, self._say)
-        self._session = Checkpointing(
-            config, self._colo, self._gate, awake, still, self._protected, self._lost
-        )
         self._peer = Peer(config, to, stock, self._figures, self._hear, self._link_lost)
+        self._session = Checkpointing(
+            config,
+            self._colo,
+            self._gate,
+            awake,
+            still,
+            self._protected,
+            self._lost,
+            self._peer.check_heard,
+        )
         self._right = Right(
             arbiter, self.member, instance(qemu.pid, host), config.name, stock, claim, self._say
         )
         self._gone = asyncio.Event()  # the VM has ended
         self._rejected = asyncio.Event()
         self._planned = Planned(qemu, self._session, self._gate, self._gone, self._say)
-        self._netdevs: list[str] = []
-        self._relay: Relay | None = None
-        self._channel: socket.socket | None = None
-        self._copying: asyncio.Task[None] | None = None
-        self._removing: asyncio.Task[None] | None = None
+        self._copying = Copying(
+            self._colo,
+            self._gate,
+            self._session,
+            folder.path,
+            self._copy_begun,
+            self._lost,
+            self._left_by_qemu,
+        )
         self._order: asyncio.Future[Answer] | None = None
         self._shutdown: str | None = None
         self._hung = False
@@ -171,10 +179,8 @@ class PrimaryNode(Performer):
 
     async def _leave(self) -> None:
         """Do what is left to do once nothing else is."""
-        if self._removing is not None:
-            await asyncio.wait({self._removing})
+        await self._copying.end()
         await self.close()
-        self._session.end()
         for effect in self._last:
             await self._perform_last(effect)
 
@@ -183,7 +189,7 @@ class PrimaryNode(Performer):
         await self._leave()
         code, text = _LAST[self.state]
         if self.state in (State.DEAD, State.SHUTDOWN, State.ENDED):
-            await self._remove_gate()
+            await self._gate.remove()
         if self.state is State.REFUSED:
             self._fatal = self._fatal or self._objection
         if self._fatal is not None:
@@ -232,7 +238,8 @@ class PrimaryNode(Performer):
             case Do.CALL:
                 self.ask(self._or_unfit(self._call()))
             case Do.COPY:
-                self._copying = self.spawn(self._copy())
+                self._rejected.clear()
+                self._copying.begin()
             case Do.HEAR_OUT:
                 self.ask(self._hear_out())
             case Do.LOOK:
@@ -250,13 +257,15 @@ class PrimaryNode(Performer):
             case Do.PAUSE:
                 self._wait()
             case Do.CLOSE:
-                self._close()
+                self._copying.close()
             case Do.HANG_UP:
                 self._peer.close()
             case Do.HOLD:
                 self._gate.hold()
             case Do.OPEN:
-                self._open()
+                self._copying.open()
+                number = self.member.facts.grant.number
+                self._say(f"UNPROTECTED: the VM runs here alone (grant {number})")
             case Do.SHUT:
                 self._gate.shut()
             case Do.SAY_DEAD:
@@ -339,12 +348,12 @@ class PrimaryNode(Performer):
         if (await self._qemu.execute("query-migrate")).get("status") == "colo":
             await self._colo.run_alone()  # a colo that was killed left it in COLO
         await NetGate.clean(self._qemu)
-        self._netdevs = await cards(self._qemu)
-        what = self._netdevs, self._allow_disks, self._start is None
+        self._copying.netdevs = await cards(self._qemu)
+        what = self._copying.netdevs, self._allow_disks, self._start is None
         found = await obstacles(self._qemu, self._config, *what)
         if found:
             raise GuestError("this VM cannot be protected: " + "; ".join(found))
-        if not self._netdevs:
+        if not self._copying.netdevs:
             self._say("no network card: nothing to hold back")
         return Event.FIT, {}
 
@@ -365,9 +374,9 @@ class PrimaryNode(Performer):
 
     async def _call(self) -> Outcome:
         """Reach the secondary.  Raises PeerError where that can never be."""
-        await self._remove_gate()
+        await self._copying.gate_is_out()
         try:
-            self._channel = await self._peer.reach(self._hello())
+            self._copying.connected(await self._peer.reach(self._hello()))
         except (ChannelLost, OSError, TimeoutError) as error:
             why = "no answer" if isinstance(error, TimeoutError) else error
             self._error = f"{self._peer.to} is out of reach: {why}"
@@ -377,58 +386,6 @@ class PrimaryNode(Performer):
             return Event.UNREACHED, {}
         self._error = self._told = None
         return Event.REACHED, {}
-
-    async def _copy(self) -> None:
-        """Have QEMU migrate to us, and relay that to the secondary."""
-        self._session.begin()
-        self._rejected.clear()
-        starting: asyncio.Future[None] | None = None
-        try:
-            await self._gate.install(self._netdevs)
-            path = self._folder.path / "colo.sock"
-            with listening(path) as server:
-                starting = asyncio.ensure_future(self._colo.start(f"unix:{path}"))
-                qemu = await accept_one(server, {starting})
-            if qemu is not None:
-                self._follow(qemu)
-            await starting
-        except (GuestError, OSError) as error:
-            if isinstance(error, QemuRefusal) and self.state is State.BEGINNING:
-                self._fatal = GuestError(f"{error}; mend that, then start colo again")
-            self._lost(error)
-        finally:
-            if starting is not None and not starting.cancel():
-                starting.exception()  # nobody asks for it any more
-
-    def _follow(self, qemu: socket.socket) -> None:
-        """Relay from QEMU to the secondary."""
-        assert self._channel is not None
-        self._relay = Relay(
-            qemu,
-            self._channel,
-            self._colo.return_path,
-            self._session.received,
-            self._lost,
-            self._left_by_qemu,
-        )
-        self._channel = None  # it is the relay's
-        self._session.pass_on = self._relay.send
-        self.tell(Event.COPY_BEGUN)
-
-    def _close(self) -> None:
-        """The session is over: nothing more goes to the secondary, and no checkpoint begins."""
-        self._session.end()
-        if self._copying is not None and self._copying is not asyncio.current_task():
-            self._copying.cancel()
-        self._copying = None
-        if self._session.machine.can(ObserverEvent.LOST):
-            self._session.machine.handle(ObserverEvent.LOST)
-        if self._relay is not None:
-            self._relay.close()
-            self._relay = None
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
 
     async def _hear_out(self) -> Outcome:
         with contextlib.suppress(TimeoutError):
@@ -455,22 +412,6 @@ class PrimaryNode(Performer):
             return Event.STUCK, {}
         return Event.RUNS, {}
 
-    def _open(self) -> None:
-        """The VM runs alone: let out what is held, and take the gate out."""
-        machine = self._session.machine
-        for event in (ObserverEvent.FAILOVER, ObserverEvent.RESUMED):
-            if any(effect.do.name == "RELEASE" for effect in machine.handle(event)):
-                self._gate.open()
-        self._removing = self.spawn(self._gate.remove())
-        self._say(f"UNPROTECTED: the VM runs here alone (grant {self.member.facts.grant.number})")
-
-    async def _remove_gate(self) -> None:
-        removing, self._removing = self._removing, None
-        if removing is not None:
-            await removing
-        elif self.state is not State.UNPROTECTED:
-            await self._gate.remove()
-
     def _wait(self) -> None:
         """Wait before the next try: longer each time, where every try copies the whole VM."""
         pause_s = RETRY_S
@@ -486,10 +427,15 @@ class PrimaryNode(Performer):
 
     # -- what happens ---------------------------------------------------------------------
 
+    def _copy_begun(self) -> None:
+        self.tell(Event.COPY_BEGUN)
+
     def _protected(self) -> None:
         self.tell(Event.WHOLE)
 
     def _lost(self, error: ColoError | OSError) -> None:
+        if isinstance(error, QemuRefusal) and self.state is State.BEGINNING:
+            self._fatal = GuestError(f"{error}; mend that, then start colo again")
         if self._error is None:
             self._error = str(error)
         self.tell(Event.LOST, final=self._fatal is not None)
@@ -539,8 +485,8 @@ class PrimaryNode(Performer):
             limit = self._config.failover.silence_s
             if self.state is State.PROTECTED and self._session.overdue(limit):
                 self._lost(ChannelLost(f"no checkpoint was done in {limit:.0f} s"))
-            copying = self._relay if self.state is State.COPYING else None
-            if copying is not None and self._session.stalled(copying.bytes_sent, limit):
+            sent = self._copying.bytes_sent if self.state is State.COPYING else None
+            if sent is not None and self._session.stalled(sent, limit):
                 self._lost(ChannelLost(f"the first copy did not move for {limit:.0f} s"))
 
     # -- orders, status -------------------------------------------------------------------
@@ -612,7 +558,7 @@ class PrimaryNode(Performer):
             "arbiter": self._config.failover.arbiter,
             "grant": self.member.facts.grant.number,
             "error": self._error,
-            "bytes_total": self._relay.bytes_sent if self._relay else None,
+            "bytes_total": self._copying.bytes_sent,
             "network": self._gate.figures(),
             "awake": self._awake.held,
             "qemu": {"pid": self._qemu.pid},

@@ -44,6 +44,8 @@ class Checkpointing:
 
     ``on_protected`` is called when the secondary has the first copy; ``pass_on`` with the reply
     that was held, for QEMU; ``on_broken`` with an error of ours, which ends the session.
+    ``check_heard`` raises ChannelLost where the secondary may have taken over meanwhile: then
+    nothing is released any more.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Checkpointing:
         still: StandStill,
         on_protected: Callable[[], None],
         on_broken: Callable[[ColoError], None],
+        check_heard: Callable[[], None] = lambda: None,
     ) -> None:
         self._vm_name, self._pace = config.name, config.pace
         self._colo = colo
@@ -63,6 +66,7 @@ class Checkpointing:
         self._still = still
         self._on_protected = on_protected
         self._on_broken = on_broken
+        self._check_heard = check_heard
         self._timer: asyncio.TimerHandle | None = None
         self._nudging: asyncio.Task[None] | None = None
         self._stopped_at = 0.0
@@ -102,8 +106,10 @@ class Checkpointing:
     def received(self, message: Message) -> bool:
         """Take a message of the secondary; return whether QEMU may have it at once.
 
-        Raises UnexpectedMessage.
+        Raises UnexpectedMessage, and what ``check_heard`` raises.
         """
+        if message.kind is COLOMessage.VMSTATE_RECEIVED:
+            self._check_heard()  # a host that stood still may find this in its socket, long after
         self._perform(self.machine.receive(message), message.kind, time.monotonic())
         if self.machine.state is not ObserverState.REPLIED:
             return True

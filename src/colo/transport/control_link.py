@@ -44,7 +44,7 @@ class Link:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._reader = LinkReader()
-        self._heard = time.monotonic()
+        self._heard = self._beaten = time.monotonic()
         self._open = True
         self.peer_figures: dict[str, Any] = {}
         tune(sock)
@@ -57,8 +57,12 @@ class Link:
     def begin(self) -> None:
         """Beat from now on, and hear whether the other side does."""
         if self._open:
-            self._heard = time.monotonic()
+            self._heard = self._beaten = time.monotonic()
             self._timer = self._loop.call_later(self._every_s, self._beat)
+
+    def silence_s(self) -> float:
+        """For how long the other side may have heard nothing: since the last beat went out."""
+        return time.monotonic() - self._beaten
 
     def say(self, word: Word) -> None:
         """Say a word.  A peer that does not take it at once is lost."""
@@ -82,10 +86,15 @@ class Link:
             self._sock.close()
 
     def _beat(self) -> None:
-        silence = time.monotonic() - self._heard
+        now = time.monotonic()
+        silence, stood = now - self._heard, now - self._beaten
         if silence > self._limit_s:
             self._lose(ChannelLost(f"the other side was silent for {silence:.1f} s"))
             return
+        if stood > self._limit_s:  # what it has heard meanwhile is old, and so are we to it
+            self._lose(ChannelLost(f"this host stood still for {stood:.1f} s"))
+            return
+        self._beaten = now
         self._timer = self._loop.call_later(self._every_s, self._beat)
         self.say(Word(WordKind.HEARTBEAT, self._figures()))
 

@@ -1,0 +1,128 @@
+"""What a primary does with its QEMU for one secondary after the other: gate in, relay, gate out."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from colo.errors import ColoError, GuestError
+from colo.protocol.tables import Do, ObserverEvent
+from colo.qemu.colo_mode import ColoPrimary
+from colo.qemu.packet_filters import NetGate
+from colo.session.qemu_primary import Checkpointing
+from colo.session.relay import Relay
+from colo.transport.sockets import accept_one, listening
+
+__all__ = ["Copying"]
+
+
+class Copying:
+    """The copies of one QEMU's VM, which meets the relay at a socket in ``folder``.
+
+    ``begun`` is called when the secondary may get something from now on; ``lost`` with why that is
+    of no more use; ``left_by_qemu`` where QEMU has ended its connection, mostly as it died.
+    """
+
+    def __init__(
+        self,
+        colo: ColoPrimary,
+        gate: NetGate,
+        session: Checkpointing,
+        folder: Path,
+        begun: Callable[[], None],
+        lost: Callable[[ColoError | OSError], None],
+        left_by_qemu: Callable[[str], None],
+    ) -> None:
+        self._colo, self._gate, self._session = colo, gate, session
+        self._path = folder / "colo.sock"
+        self._begun, self._lost, self._left_by_qemu = begun, lost, left_by_qemu
+        self._relay: Relay | None = None
+        self._channel: socket.socket | None = None
+        self._copying: asyncio.Task[None] | None = None
+        self._removing: asyncio.Task[None] | None = None
+        self.netdevs: list[str] = []
+
+    @property
+    def bytes_sent(self) -> int | None:
+        """How much of the stream the secondary has been sent; None where there is no session."""
+        return self._relay.bytes_sent if self._relay is not None else None
+
+    def connected(self, channel: socket.socket) -> None:
+        """The secondary is reached: this is the channel of the session that begins."""
+        self._channel = channel
+
+    def begin(self) -> None:
+        """Have QEMU migrate to us, and relay that to the secondary."""
+        self._session.begin()
+        self._copying = asyncio.get_running_loop().create_task(self._copy())
+
+    async def _copy(self) -> None:
+        starting: asyncio.Future[None] | None = None
+        try:
+            await self._gate.install(self.netdevs)
+            with listening(self._path) as server:
+                starting = asyncio.ensure_future(self._colo.start(f"unix:{self._path}"))
+                qemu = await accept_one(server, {starting})
+            if qemu is not None:
+                self._follow(qemu)
+            await starting
+        except (GuestError, OSError) as error:
+            self._lost(error)
+        finally:
+            if starting is not None and not starting.cancel():
+                starting.exception()  # nobody asks for it any more
+
+    def _follow(self, qemu: socket.socket) -> None:
+        """Relay from QEMU to the secondary."""
+        assert self._channel is not None
+        self._relay = Relay(
+            qemu,
+            self._channel,
+            self._colo.return_path,
+            self._session.received,
+            self._lost,
+            self._left_by_qemu,
+        )
+        self._channel = None  # it is the relay's
+        self._session.pass_on = self._relay.send
+        self._begun()
+
+    def close(self) -> None:
+        """The session is over: nothing more goes to the secondary, and no checkpoint begins."""
+        self._session.end()
+        if self._copying is not None and self._copying is not asyncio.current_task():
+            self._copying.cancel()
+        self._copying = None
+        if self._session.machine.can(ObserverEvent.LOST):
+            self._session.machine.handle(ObserverEvent.LOST)
+        if self._relay is not None:
+            self._relay.close()
+            self._relay = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def open(self) -> None:
+        """The VM runs alone: let out what is held, and take the gate out behind that."""
+        machine = self._session.machine
+        for event in (ObserverEvent.FAILOVER, ObserverEvent.RESUMED):
+            for effect in machine.handle(event):
+                if effect.do is Do.RELEASE:
+                    self._gate.open()
+        self._removing = asyncio.get_running_loop().create_task(self._gate.remove())
+
+    async def gate_is_out(self) -> None:
+        """Wait until nothing of the gate is left in QEMU, if it was opened."""
+        removing, self._removing = self._removing, None
+        if removing is not None:
+            await removing
+
+    async def end(self) -> None:
+        """No session follows: leave nothing of it behind, in QEMU neither, if that still lives."""
+        copying = self._copying
+        self.close()
+        if copying is not None:
+            await asyncio.wait({copying})
+        await self.gate_is_out()
