@@ -19,7 +19,7 @@ from colo.config.vm import Failover
 from colo.errors import ChannelLost, GuestError, Refused, UsageError
 from colo.membership.grant import Ending, Grant
 from colo.membership.member import Member
-from colo.membership.table import State
+from colo.membership.states import State
 from colo.node import daemon
 from colo.node.daemon import Daemon
 from colo.node.orders import Order, give_order

@@ -131,7 +131,7 @@ class Primary:
         self.guest.running.set()
         self._sending = Sending(host.config.name, self.guest, await host.address.connect())
         await self._sending.migrate()
-        await host.until(lambda: host.node._number == 0)
+        await host.until(lambda: host.node._kept.number == 0)
 
     async def checkpoint(self, host: Host) -> None:
         """Write to the guest, and have the secondary commit that as checkpoint 1."""
@@ -139,11 +139,14 @@ class Primary:
         self.guest.write(np.arange(PAGES), np.full((PAGES, 4096), 7, np.uint8))
 
         async def due() -> None:
-            if host.node._store.checkpoint is not None and host.node._store.checkpoint.number:
+            if (
+                host.node._kept.store.checkpoint is not None
+                and host.node._kept.store.checkpoint.number
+            ):
                 await asyncio.Event().wait()
 
         self._running = asyncio.create_task(self._sending.run(due))
-        await host.until(lambda: host.node._number == 1)
+        await host.until(lambda: host.node._kept.number == 1)
 
     async def says_that_it_is_dead(self, host: Host, content: dict[str, Any]) -> None:
         """Say so while the channel is open, so that it is heard before the end."""
@@ -381,7 +384,7 @@ def test_the_only_copy_is_given_up_at_the_second_time_of_asking(tmp_path: Path) 
         arbiter = granted(tmp_path)
         async with hosted(tmp_path, arbiter) as host:
             await lost_with_the_arbiter(host, arbiter, Primary())
-            store = host.node._store.folder
+            store = host.node._kept.store.folder
             host.node.stop()
             await host.until_said("not ended: checkpoint 0 is all that is left")
             assert "export --state-dir" in host.said[-1]
@@ -640,7 +643,7 @@ def test_a_checkpoint_that_could_not_be_copied_is_a_lost_session_and_is_taken_ov
         primary = Primary()
         async with hosted(tmp_path, granted(tmp_path)) as host:
             await primary.protect(host, 1)
-            store = host.node._store
+            store = host.node._kept.store
             copy, failures = store.apply, [error, error]
 
             def apply() -> None:
@@ -651,8 +654,8 @@ def test_a_checkpoint_that_could_not_be_copied_is_a_lost_session_and_is_taken_ov
             monkeypatch.setattr(store, "apply", apply)
             await primary.checkpoint(host)
             await host.until(lambda: host.state == "CUT_OFF")
-            assert host.node._session is not None
-            assert host.node._session.applying is None
+            assert host.node._kept.session is not None
+            assert host.node._kept.session.applying is None
             primary.die()
             await host.until_said("NOT RUNNING: checkpoint 1 cannot be applied: ")
             assert (await host.order()).ok
@@ -673,7 +676,7 @@ def test_a_checkpoint_that_was_never_copied_is_not_the_next_primarys(
                 raise MemoryError
 
             with monkeypatch.context() as patch:
-                patch.setattr(host.node._store, "apply", apply)
+                patch.setattr(host.node._kept.store, "apply", apply)
                 await first.checkpoint(host)
                 await host.until(lambda: host.state == "CUT_OFF")
                 assert arbiter.take(1, A) == Grant(2, A)
@@ -681,7 +684,7 @@ def test_a_checkpoint_that_was_never_copied_is_not_the_next_primarys(
                 await host.until_said("the other host has the right")
             await second.protect(host, 2)
             await second.checkpoint(host)
-            await host.until(lambda: host.node._store.is_applied)
+            await host.until(lambda: host.node._kept.store.is_applied)
             second.die()
             await host.until_said("RUNNING HERE, from checkpoint 1")
 

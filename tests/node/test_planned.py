@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from colo.errors import GuestError
-from colo.membership.table import Event, State
+from colo.membership.states import Event, State
 from colo.node import planned
 from colo.node.orders import Answer
 from colo.node.planned import Planned

@@ -20,7 +20,7 @@ from colo.config import VmConfig
 from colo.config.vm import Failover
 from colo.errors import GuestError, PeerError, QemuRefusal, UsageError
 from colo.membership.grant import Grant
-from colo.membership.table import Event, State
+from colo.membership.states import Event, State
 from colo.membership.words import Word, WordKind
 from colo.node import protecting
 from colo.node.orders import Order

@@ -18,7 +18,7 @@ from colo.arbiters.file import FileRegister
 from colo.errors import ColoError, GuestError, LocalError, StoreError
 from colo.membership.grant import Grant, Record
 from colo.membership.member import Facts, Means, Member
-from colo.membership.table import Do, Event, State
+from colo.membership.states import Do, Event, State
 from colo.membership.words import WordKind
 from colo.node.performer import Performer
 from colo.node.taking_over import Takeover

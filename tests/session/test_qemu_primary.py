@@ -181,7 +181,7 @@ def test_a_host_that_stood_still_releases_nothing() -> None:
     async def scene(s: Scene) -> None:
         s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
         s.gate.holds()
-        assert s.vm == "stop"
+        await until(lambda: s.vm == "stop")
         s.stood_still = True
         with pytest.raises(ChannelLost, match="stood still"):
             s.session.received(Message(COLOMessage.VMSTATE_RECEIVED))

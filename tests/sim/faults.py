@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from colo.membership.table import Event, State
+from colo.membership.states import Event, State
 from tests.sim.host import Cluster, Host
 
 __all__ = ["FAULTS", "heal"]

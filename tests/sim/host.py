@@ -14,7 +14,8 @@ from colo.membership import grant as moves
 from colo.membership.grant import Ending, Foreign, Grant, Held, Moved, Record
 from colo.membership.member import Means, Member
 from colo.membership.roles import host_of, whose_turn
-from colo.membership.table import FINAL, TABLE, Do, Event, State
+from colo.membership.states import FINAL, Do, Event, State
+from colo.membership.table import TABLE
 from colo.membership.words import WordKind
 from colo.packets.gate import Gate
 from colo.protocol.messages import COLOMessage, Message

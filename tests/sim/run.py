@@ -13,7 +13,7 @@ from random import Random
 
 from colo.errors import ColoError
 from colo.membership.member import Member
-from colo.membership.table import Event, State
+from colo.membership.states import Event, State
 from tests.sim.checks import Violation
 from tests.sim.faults import FAULTS, heal
 from tests.sim.host import Cluster, Colo

@@ -2,7 +2,7 @@
 
 ``handle`` takes one event, with what goes with it, and returns what is to be done, in that order.
 It does nothing itself, and has no clock.  Whoever performs the effects reports by further events:
-each effect that takes time is answered by one of its outcomes (``table.OUTCOMES``), if it is not
+each effect that takes time is answered by one of its outcomes (``states.OUTCOMES``), if it is not
 given up before.  Two are given up by rule, so that no late answer is taken for another one: a pause
 ends with the state in which it began, and no question is answered after STOP_ASKING.
 
@@ -26,7 +26,8 @@ from typing import Final
 from colo.errors import InvariantBroken, LocalProtocolError
 from colo.membership.grant import Grant
 from colo.membership.roles import Turn
-from colo.membership.table import FINAL, OUTCOMES, TABLE, Do, Event, Row, State, When
+from colo.membership.states import FINAL, OUTCOMES, Do, Event, Row, State, When
+from colo.membership.table import TABLE
 from colo.membership.words import WordKind
 
 __all__ = ["Facts", "Means", "Member", "OnLoss"]

@@ -23,7 +23,7 @@ from colo.errors import GuestError, LocalError, PeerError, UsageError
 from colo.membership.grant import Grant, Record
 from colo.membership.member import Means, Member, OnLoss
 from colo.membership.roles import host_of, whose_turn
-from colo.membership.table import Do, Event, State
+from colo.membership.states import Do, Event, State
 from colo.membership.words import Hello
 from colo.node.first_start import Start, question
 from colo.node.keeping import SecondaryNode

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from colo.errors import ChannelLost, PeerError, Refused
-from colo.membership.table import Event
+from colo.membership.states import Event
 from colo.membership.words import Hello
 from colo.node.performer import Outcome
 from colo.qemu.process import Qemu

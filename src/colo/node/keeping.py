@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -21,21 +20,20 @@ from colo.config import VmConfig
 from colo.errors import ColoError, LocalError, Misfit, PeerError
 from colo.membership.grant import Grant
 from colo.membership.member import Means, Member, OnLoss
-from colo.membership.table import Do, Event, State
+from colo.membership.states import Do, Event, State
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.admission import Greeting
+from colo.node.kept import Kept
 from colo.node.leaving import to_its_end
 from colo.node.orders import Answer, Order, exported, serve_orders
 from colo.node.performer import Performer
 from colo.node.state_folder import StateFolder
 from colo.node.taking_over import Takeover
-from colo.protocol.tables import SecondaryEvent
 from colo.qemu.process import LaunchPlan
 from colo.qemu.standby import WaitingQemu
 from colo.session.awake import Awake
 from colo.session.chain import Destination, Forwarding
 from colo.session.intake import Receiving
-from colo.status.figures import Figures
 from colo.store.store import Store
 from colo.transport.acceptor import Reception, Refusals
 from colo.transport.address import Address
@@ -84,16 +82,15 @@ class SecondaryNode(Performer):
         self._folder = folder
         self._arbiter = arbiter
         self._tell_user = say
-        self._figures = Figures()
         self._awake = Awake(config, self._say)
         self._refusals = Refusals()
         store_folder = folder.store(config.store.folder, config.name)
         folder.clean(store_folder)
         main = tuple(backend.block for backend in config.backends)
-        self._store = Store(store_folder, main, config.limits)
-        files = {block.name: self._store.images[block.name].path for block in main}
+        store = Store(store_folder, main, config.limits)
+        files = {block.name: store.images[block.name].path for block in main}
         self.waiting = WaitingQemu(plan, files, folder.path, self._write_status)
-        self._session: Receiving | None = None
+        self._kept = Kept(config, store, self.waiting, self._fresh, self._lost)
         self._link: Link | None = None
         self._greetings: list[Greeting] = []
         self._link_was = False
@@ -101,11 +98,11 @@ class SecondaryNode(Performer):
         self._forwarding: Forwarding | None = None
         if forward is not None:
             self._forwarding = Forwarding(
-                who, self._store, self._settled, forward, silence_s, self._say
+                who, store, self._kept.settled, forward, silence_s, self._say
             )
         holder = partial(self.waiting.instance, host)
         self._takeover = Takeover(
-            self.member, arbiter, fence, self._store, self.waiting, holder, self._say
+            self.member, arbiter, fence, store, self.waiting, holder, self._say
         )
         self._loading: asyncio.Task[None] | None = None
         self._runs_here = False
@@ -113,9 +110,6 @@ class SecondaryNode(Performer):
         self._why = ""
         self._final = False
         self._error: str | None = None
-        self._facts: dict[str, Any] = {}
-        self._committed_at: float | None = None
-        self._number = -1
 
     def stop(self) -> None:
         """Ask to end: a VM that runs here goes on.
@@ -162,7 +156,7 @@ class SecondaryNode(Performer):
             case Do.REJECT:
                 self._reject()
             case Do.CLOSE:
-                self._close()
+                self._kept.close()
             case Do.SAY_BYE:
                 if self._link is not None:
                     self._link.say(Word(WordKind.BYE))
@@ -177,11 +171,11 @@ class SecondaryNode(Performer):
             case Do.PAUSE:
                 self.pause(_AGAIN_S)
             case Do.LOAD:
-                assert self._session is not None
-                self._loading = self.spawn(self._load(self._session))
+                assert self._kept.session is not None
+                self._loading = self.spawn(self._load(self._kept.session))
             case Do.WARN:
                 self._say(
-                    f"not ended: checkpoint {self._number} is all that is left of the lost "
+                    f"not ended: checkpoint {self._kept.number} is all that is left of the lost "
                     f"primary's VM; `colo export --state-dir {self._folder.path} FILE` keeps it, "
                     "`colo failover` runs it; end colo once more to give it up"
                 )
@@ -194,7 +188,7 @@ class SecondaryNode(Performer):
 
     def entered(self, before: State, event: Event) -> None:
         """Say what a new state means, before its effects take away what it was about."""
-        number = self._number
+        number = self._kept.number
         match self.state:
             case State.KEEPING:
                 self._say("PROTECTED, the first copy is whole")
@@ -237,9 +231,8 @@ class SecondaryNode(Performer):
             case State.RUNNING | State.TAKING_OVER:
                 return "the VM runs here"
             case State.ORPHANED | State.CUT_OFF:
-                return (
-                    f"checkpoint {self._number} of the primary that was lost waits for a decision"
-                )
+                number = self._kept.number
+                return f"checkpoint {number} of the primary that was lost waits for a decision"
             case State.GREETED:
                 return "it has a control link already"
             case _:
@@ -247,7 +240,7 @@ class SecondaryNode(Performer):
 
     async def _begin(self, sock: socket.socket, peer: str) -> None:
         """A checkpoint channel has connected: take it in, or close it."""
-        why, link, last, known = None, self._link, self._session, 0
+        why, link, last, known = None, self._link, self._kept.session, 0
         if last is not None and last.applying is not None and self.state in _OPEN:
             await asyncio.wait({last.applying})  # it was forgotten: let it end
         if link is None and self.state in _OPEN:
@@ -269,17 +262,7 @@ class SecondaryNode(Performer):
         """Take in what the connection brings that has come."""
         sock, peer = self._incoming
         self._error = None
-        self._facts = {"primary": peer}
-        self._session = Receiving(
-            self._config.name,
-            self._store,
-            self._figures,
-            sock,
-            time.monotonic,
-            self._checkpoint,
-            self._lost,
-            self.waiting,
-        )
+        self._kept.receive(sock, peer)
         self._say(f"a primary has connected from {peer}")
 
     def _greet(self, sock: socket.socket, peer: str) -> None:
@@ -327,50 +310,28 @@ class SecondaryNode(Performer):
         self.tell(Event.LINK_LOST)
 
     def _beat(self) -> dict[str, Any]:
-        return {"checkpoint": self._number, "state": self.state.name}
-
-    def _close(self) -> None:
-        """The channel is of no more use."""
-        session = self._session
-        if session is not None and session.connected:
-            session.close()
-            self._facts["lost_in"] = session.state.name
-            session.handle(SecondaryEvent.LOST)
+        return {"checkpoint": self._kept.number, "state": self.state.name}
 
     def _forget(self) -> None:
         """Begin anew: nothing of the last primary counts any more."""
-        self._close()
+        self._kept.forget()
         if self._link is not None:
             self._link.close()
             self._link = None
         self._link_was = False
-        self._number, self._committed_at, self._facts = -1, None, {}
 
-    # -- checkpoints ----------------------------------------------------------------------
-
-    def _checkpoint(self) -> None:
-        """The store holds a new checkpoint."""
-        assert self._store.checkpoint is not None
-        self._number, self._committed_at = self._store.checkpoint.number, time.time()
+    def _fresh(self, number: int) -> None:
+        """There is a new checkpoint."""
         self._awake.checkpoint()
         if self._forwarding is not None:
             self._forwarding.fresh.set()
-        if self._number == 0:
+        if number == 0:
             self.tell(Event.WHOLE)
-
-    async def _settled(self) -> None:
-        """Wait until the store's images equal its last whole checkpoint.  Raises StoreError."""
-        if self._session is not None:
-            await self._session.applied()
 
     # -- losses ---------------------------------------------------------------------------
 
     def _lost(self, error: ColoError) -> None:
         """The channel is gone."""
-        session = self._session
-        assert session is not None
-        self._facts["lost_in"] = session.state.name
-        session.handle(SecondaryEvent.LOST)
         cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
         self._why = f"{error}{cause}"
         self._final = isinstance(error, Misfit)
@@ -389,7 +350,7 @@ class SecondaryNode(Performer):
             self._say(f"the primary is lost: {self._why}")
         else:
             self._say(
-                f"the primary is lost: {self._why}; holding checkpoint {self._number}: "
+                f"the primary is lost: {self._why}; holding checkpoint {self._kept.number}: "
                 f"`colo failover --state-dir {self._folder.path}` starts it"
             )
 
@@ -398,8 +359,7 @@ class SecondaryNode(Performer):
         while True:
             await asyncio.sleep(_STATUS_S)
             self._write_status()
-            if self._session is not None:
-                self._session.bound_silence(self._config.failover.silence_s, self._link is not None)
+            self._kept.bound_silence(self._link is not None)
 
     # -- the takeover ---------------------------------------------------------------------
 
@@ -411,12 +371,12 @@ class SecondaryNode(Performer):
     def _runs(self) -> None:
         """The VM was taken over."""
         facts = self._takeover.facts
-        self._facts["takeover"] = facts
+        self._kept.facts["takeover"] = facts
         self._say(
-            f"RUNNING HERE, from checkpoint {self._number}, started in "
+            f"RUNNING HERE, from checkpoint {self._kept.number}, started in "
             f"{facts['total_ms']:.0f} ms (QEMU {self.waiting.pid})"
         )
-        self._store.remove()  # the running QEMU holds its memory; nobody needs the files
+        self._kept.store.remove()  # the running QEMU holds its memory; nobody needs the files
         self._runs_here = True
         self.spawn(self._see_end())
 
@@ -443,7 +403,7 @@ class SecondaryNode(Performer):
         else:
             self._forget()
             await self.waiting.stop()
-            self._store.remove()
+            self._kept.store.remove()
         self._write_status()
 
     # -- orders and status ----------------------------------------------------------------
@@ -453,7 +413,7 @@ class SecondaryNode(Performer):
         if order.name == "export" and here:
             return Answer(False, "the VM runs here: its QEMU can `migrate` to a file")
         if order.name == "export":
-            return await exported(self._store, self._settled)
+            return await exported(self._kept.store, self._kept.settled)
         if order.name in _PRIMARYS:
             return Answer(False, "the VM runs on the other host: say that there")
         if order.name != "failover":
@@ -472,7 +432,7 @@ class SecondaryNode(Performer):
         if order is None or order.done():
             return
         if text is None and ok:
-            text = f"the VM runs here, from checkpoint {self._number}"
+            text = f"the VM runs here, from checkpoint {self._kept.number}"
         elif text is None:
             match self.state:
                 case State.KEEPING:
@@ -509,11 +469,6 @@ class SecondaryNode(Performer):
             return facts.grant.number
         return None if self.state is State.LISTENING else facts.known.number
 
-    def _phase(self) -> str | None:
-        """Where the checkpoints stand."""
-        has = self._session is not None and self.state not in _OPEN
-        return self._session.state.name if has and self._session is not None else None
-
     def _link_state(self) -> str:
         if self._link is not None:
             return "UP"
@@ -525,7 +480,7 @@ class SecondaryNode(Performer):
             "vm": self._config.name,
             "state": self.state.name,
             "meaning": self.state.value,
-            "session": self._phase(),
+            **self._kept.status(self.state not in _OPEN),
             "on_loss": "takeover" if self.member.means.asks else "hold",
             "arbiter": self._config.failover.arbiter,
             "grant": self._grant(),
@@ -533,13 +488,9 @@ class SecondaryNode(Performer):
             "link": self._link_state(),
             "waits_for": self._takeover.waits_for,
             "error": self._error or self.waiting.trouble,
-            "checkpoint": self._number if self._number >= 0 else None,
-            "checkpoint_at": self._committed_at,
-            **self._figures.status(),
-            **self._store.status(),
             "peer": self._link.peer_figures if self._link is not None else None,
             "forward": self._forwarding.status() if self._forwarding is not None else None,
             **self.waiting.status(),
             "awake": self._awake.held,
-            **self._facts,
+            **self._kept.facts,
         }

@@ -16,7 +16,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeAlias
 
 from colo.membership.member import Member
-from colo.membership.table import FINAL, Do, Event, State
+from colo.membership.states import FINAL, Do, Event, State
 
 __all__ = ["Outcome", "Performer"]
 

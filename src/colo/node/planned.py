@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from colo.errors import GuestError
-from colo.membership.table import Event, State
+from colo.membership.states import Event, State
 from colo.node.orders import Answer
 from colo.node.performer import Outcome
 from colo.qemu.monitor import Monitor

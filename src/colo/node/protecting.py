@@ -12,8 +12,6 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from qemu.qmp import EventListener
-
 from colo.arbiters.arbiter import Arbiter
 from colo.config import VmConfig
 from colo.errors import (
@@ -26,10 +24,12 @@ from colo.errors import (
 )
 from colo.membership.grant import Ending
 from colo.membership.member import Means, Member
-from colo.membership.table import Do, Event, State
+from colo.membership.states import Do, Event, State
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.copying import Copying
+from colo.node.ending import HUNG, LAST
 from colo.node.first_start import Start, question
+from colo.node.guest_here import GuestHere
 from colo.node.orders import Answer, Order, serve_orders
 from colo.node.peer import Peer
 from colo.node.performer import Outcome, Performer
@@ -40,8 +40,7 @@ from colo.node.state_folder import StateFolder
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.identity import instance, only_one
 from colo.qemu.monitor import Monitor
-from colo.qemu.obstacles import obstacles
-from colo.qemu.packet_filters import NetGate, cards
+from colo.qemu.packet_filters import NetGate
 from colo.session.awake import Awake
 from colo.session.qemu_primary import Checkpointing
 from colo.session.standstill import StandStill
@@ -50,27 +49,23 @@ from colo.transport.address import Address
 __all__ = ["PrimaryNode"]
 
 _STATUS_S: Final = 0.25
-_LAST_EVENTS_S: Final = 0.05
 _WHY_S: Final = 0.5
-_QEMU_S: Final = 5.0
-_DYING_S: Final = 0.5
 _FORGOTTEN_S: Final = 3.0
 _ORDER_S: Final = 60.0
 
-#: How a part ends: the exit code, and a line for the user.  ``{shutdown}`` is QEMU's reason.
-_LAST: Final[dict[State, tuple[int, str]]] = {
-    State.DEAD: (1, "QEMU is dead: the other host takes over"),
-    State.SHUTDOWN: (0, "the guest has shut down ({shutdown}): nothing to take over"),
-    State.ENDED: (0, "protection has ended: the VM goes on, unprotected"),
-    State.FENCED: (1, ""),  # it was said when it happened
-    State.LEFT: (1, "the VM is left silent, and undecided: `colo primary` begins anew"),
-    State.REFUSED: (1, ""),
-    State.GONE: (0, "ended at its very beginning: nothing is left behind"),
+#: What to say of a loss, by the state that it came in; nothing of one that was planned.
+_LOSSES: Final = {State.BEGINNING: "the protection could not begin", State.GOING_OVER: None}
+_WORDS: Final = {
+    Do.SAY_SHUTDOWN: WordKind.SHUTDOWN,
+    Do.SAY_BYE: WordKind.BYE,
+    Do.SAY_ALONE: WordKind.ALONE,
+    Do.SAY_HANDOVER: WordKind.HANDOVER,
 }
-_HUNG: Final = (
-    "QEMU does not answer: the other host takes over if it has a checkpoint; the copy here is "
-    "silent: end its QEMU"
-)
+_ENDINGS: Final = {
+    Do.GIVE_BACK: Ending.LEFT,
+    Do.GIVE_BACK_UNUSED: Ending.UNUSED,
+    Do.GIVE_BACK_SHUT_DOWN: Ending.SHUT_DOWN,
+}
 
 
 class PrimaryNode(Performer):
@@ -123,9 +118,9 @@ class PrimaryNode(Performer):
         self._right = Right(
             arbiter, self.member, instance(qemu.pid, host), config.name, stock, claim, self._say
         )
-        self._gone = asyncio.Event()  # the VM has ended
+        self._guest = GuestHere(config, qemu, self._colo)
         self._rejected = asyncio.Event()
-        self._planned = Planned(qemu, self._session, self._gate, self._gone, self._say)
+        self._planned = Planned(qemu, self._session, self._gate, self._guest.gone, self._say)
         self._copying = Copying(
             self._colo,
             self._gate,
@@ -136,7 +131,6 @@ class PrimaryNode(Performer):
             self._left_by_qemu,
         )
         self._order: asyncio.Future[Answer] | None = None
-        self._shutdown: str | None = None
         self._hung = False
         self._error: str | None = None
         self._told: str | None = None
@@ -163,7 +157,9 @@ class PrimaryNode(Performer):
             stack.callback(self._write_status)
             try:
                 stack.enter_context(only_one(self._right.holder))
-                await self._prepare()
+                shutdowns = self._guest.shutdowns()
+                self.spawn(self._guest.see_shutdown(shutdowns, self.tell))
+                self.spawn(self._guest.see_death(self.tell))
                 control = await serve_orders(self._folder.control, self._obey)
                 stack.callback(control.close)
                 self.spawn(self._watch())
@@ -187,30 +183,26 @@ class PrimaryNode(Performer):
     async def _ended(self) -> int:
         """Say how it ended, and return the exit code."""
         await self._leave()
-        code, text = _LAST[self.state]
+        code, text = LAST[self.state]
         if self.state in (State.DEAD, State.SHUTDOWN, State.ENDED):
             await self._gate.remove()
-        if self.state is State.REFUSED:
-            self._fatal = self._fatal or self._objection
+        objection = self._objection if self.state is State.REFUSED else None
+        self._fatal = self._fatal or objection or self._guest.error
         if self._fatal is not None:
             self._error = str(self._fatal)
             if self.state is State.REFUSED and (kept := self._right.kept(self._start is not None)):
                 self._fatal.add_note(kept)
             raise self._fatal
         if self.state is State.DEAD and self._hung:
-            text = _HUNG
+            text = HUNG
         if text:
-            self._say(text.format(shutdown=self._shutdown))
+            self._say(text.format(shutdown=self._guest.shutdown))
         return code
 
     async def _perform_last(self, effect: Do) -> None:
         match effect:
-            case Do.GIVE_BACK:
-                await self._right.give_back(Ending.LEFT)
-            case Do.GIVE_BACK_UNUSED:
-                await self._right.give_back(Ending.UNUSED)
-            case Do.GIVE_BACK_SHUT_DOWN:
-                await self._right.give_back(Ending.SHUT_DOWN)
+            case Do.GIVE_BACK | Do.GIVE_BACK_UNUSED | Do.GIVE_BACK_SHUT_DOWN:
+                await self._right.give_back(_ENDINGS[effect])
             case Do.END_GUEST:
                 assert self._start is not None
                 await self._start.undo()
@@ -243,13 +235,13 @@ class PrimaryNode(Performer):
             case Do.HEAR_OUT:
                 self.ask(self._hear_out())
             case Do.LOOK:
-                self.ask(self._look())
+                self.ask(self._guest.look())
             case Do.ASK:
                 self.ask(self._right.take())
             case Do.ASK_BY_ORDER:
                 self.ask(self._right.order())
             case Do.RUN_ALONE:
-                self.ask(self._run_alone())
+                self.ask(self._guest.run_alone())
             case Do.REST:
                 self.ask(self._planned.rest())
             case Do.AWAIT_TAKEN:
@@ -270,42 +262,33 @@ class PrimaryNode(Performer):
                 self._gate.shut()
             case Do.SAY_DEAD:
                 self._peer.say(WordKind.DEAD, grant=self.member.facts.last_number)
-            case Do.SAY_SHUTDOWN:
-                self._peer.say(WordKind.SHUTDOWN)
-            case Do.SAY_BYE:
-                self._peer.say(WordKind.BYE)
-            case Do.SAY_ALONE:
-                self._peer.say(WordKind.ALONE)
-            case Do.SAY_HANDOVER:
-                self._peer.say(WordKind.HANDOVER)
+            case Do.SAY_SHUTDOWN | Do.SAY_BYE | Do.SAY_ALONE | Do.SAY_HANDOVER:
+                self._peer.say(_WORDS[effect])
             case Do.WARN:
                 self._say(self._right.warning())
             case Do.AGREE | Do.DECLINE:
                 self._answer(effect is Do.AGREE)
-            case (
-                Do.GIVE_BACK | Do.GIVE_BACK_UNUSED | Do.GIVE_BACK_SHUT_DOWN | Do.STOP | Do.END_GUEST
-            ):
+            case _ if effect in _ENDINGS or effect in (Do.STOP, Do.END_GUEST):
                 self._last.append(effect)
             case _:
                 raise AssertionError(f"a primary cannot {effect.value}")
 
     def entered(self, before: State, event: Event) -> None:
         """Note what a new state means to the user, who is told after its effects."""
-        if self.state is State.LOST:
-            self._right.begin()
         match self.state:
             case State.GOING_OVER:
                 self._error = "the VM goes over to the other host, by order"
                 self._lines.append(f"switchover: {self._error}")
-            case State.LOST if before is not State.GOING_OVER:
-                begun = before is not State.BEGINNING
-                self._loss = "the secondary is lost" if begun else "the protection could not begin"
+            case State.LOST:
+                self._right.begin()
+                self._loss = _LOSSES.get(before, "the secondary is lost")
             case State.PROTECTED if before is not State.PROTECTED:
                 to = self._peer.to
                 self._error = None
                 self._retry.succeeded()
                 self._lines.append(f"PROTECTED by {to}{', over TLS' if to.tls else ''}")
             case State.DEAD:
+                self._error = self._error if event is Event.HUNG else "QEMU is dead"
                 self._hung = event in (Event.HUNG, Event.STUCK)
         if self.state not in (State.LOST, State.GOING_OVER, State.RESUMING, State.FENCED):
             self._planned.concluded(False)
@@ -335,24 +318,9 @@ class PrimaryNode(Performer):
 
     # -- before the first session ---------------------------------------------------------
 
-    async def _prepare(self) -> None:
-        """Hear of what happens to the VM from the beginning on."""
-        shutdowns = EventListener("SHUTDOWN")
-        self._qemu.qmp.register_listener(shutdowns)
-        self.spawn(self._see_shutdown(shutdowns))
-        self.spawn(self._see_death())
-
     async def _fit(self) -> Outcome:
-        """Bring QEMU into a state from which protection can begin.  Raises GuestError."""
-        await self._colo.check()
-        if (await self._qemu.execute("query-migrate")).get("status") == "colo":
-            await self._colo.run_alone()  # a colo that was killed left it in COLO
-        await NetGate.clean(self._qemu)
-        self._copying.netdevs = await cards(self._qemu)
-        what = self._copying.netdevs, self._allow_disks, self._start is None
-        found = await obstacles(self._qemu, self._config, *what)
-        if found:
-            raise GuestError("this VM cannot be protected: " + "; ".join(found))
+        """See that the VM can be protected.  Raises GuestError."""
+        self._copying.netdevs = await self._guest.fit(self._allow_disks, self._start is None)
         if not self._copying.netdevs:
             self._say("no network card: nothing to hold back")
         return Event.FIT, {}
@@ -391,26 +359,6 @@ class PrimaryNode(Performer):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._rejected.wait(), _WHY_S)
         return Event.HEARD_OUT, {}
-
-    async def _look(self) -> Outcome:
-        """Whether QEMU can run its VM alone; where it just died, that is told by its end."""
-        try:
-            async with asyncio.timeout(_QEMU_S):
-                await self._qemu.execute("query-status")
-        except (GuestError, TimeoutError):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._gone.wait(), _DYING_S)
-                return None
-            return Event.HUNG, {}
-        return Event.ANSWERS, {}
-
-    async def _run_alone(self) -> Outcome:
-        try:
-            await self._colo.run_alone()
-        except GuestError as error:
-            self._fatal = error
-            return Event.STUCK, {}
-        return Event.RUNS, {}
 
     def _wait(self) -> None:
         """Wait before the next try: longer each time, where every try copies the whole VM."""
@@ -464,19 +412,6 @@ class PrimaryNode(Performer):
             await asyncio.wait_for(self._qemu.wait(), _WHY_S)
             return
         self._lost(ChannelLost(why))
-
-    async def _see_shutdown(self, shutdowns: EventListener) -> None:
-        async for event in shutdowns:
-            self._shutdown = str(cast(dict[str, Any], event["data"])["reason"])
-            self._gone.set()
-            self.tell(Event.SHUT_DOWN)
-
-    async def _see_death(self) -> None:
-        await self._qemu.wait()
-        await asyncio.sleep(_LAST_EVENTS_S)  # what it had said before is still being read
-        self._error = "QEMU is dead"
-        self._gone.set()
-        self.tell(Event.SHUT_DOWN if self._shutdown else Event.DIED)
 
     async def _watch(self) -> None:
         while True:

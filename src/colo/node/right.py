@@ -12,7 +12,7 @@ from colo.arbiters.asking import reach
 from colo.errors import LocalError, NoAnswer
 from colo.membership.grant import Ending
 from colo.membership.member import Member
-from colo.membership.table import Event
+from colo.membership.states import Event
 from colo.node.performer import Outcome
 
 __all__ = ["Right"]

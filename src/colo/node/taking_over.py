@@ -17,7 +17,7 @@ from colo.errors import ColoError, GuestError, LocalError, NoAnswer
 from colo.guest.interface import SecondaryGuest
 from colo.membership.member import Member
 from colo.membership.roles import host_of
-from colo.membership.table import Event
+from colo.membership.states import Event
 from colo.node.performer import Outcome
 from colo.protocol.tables import SecondaryEvent
 from colo.store.store import Store

@@ -14,7 +14,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from colo.errors import ColoError
-from colo.membership.table import FINAL
+from colo.membership.states import FINAL
 from colo.status.figures import PHASES
 from colo.store.image import mib
 from colo.terminal import console, plain

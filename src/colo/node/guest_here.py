@@ -1,0 +1,93 @@
+"""The guest that runs on this host: what is asked of it, and what is seen of its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from qemu.qmp import EventListener
+
+from colo.config import VmConfig
+from colo.errors import GuestError
+from colo.membership.states import Event
+from colo.node.performer import Outcome
+from colo.qemu.colo_mode import ColoPrimary
+from colo.qemu.monitor import Monitor
+from colo.qemu.obstacles import obstacles
+from colo.qemu.packet_filters import NetGate, cards
+
+__all__ = ["GuestHere"]
+
+_LAST_EVENTS_S: Final = 0.05
+_QEMU_S: Final = 5.0
+_DYING_S: Final = 0.5
+
+
+class GuestHere:
+    """The guest of ``qemu``; ``gone`` is set once it has ended."""
+
+    def __init__(self, config: VmConfig, qemu: Monitor, colo: ColoPrimary) -> None:
+        self._config, self._qemu, self._colo = config, qemu, colo
+        self.gone = asyncio.Event()
+        #: QEMU's reason for a shutdown, once there was one.
+        self.shutdown: str | None = None
+        #: Why it does not run, though it should.
+        self.error: GuestError | None = None
+
+    async def fit(self, allow_disks: bool, runs: bool) -> list[str]:
+        """Bring QEMU into a state from which protection can begin; return its network cards.
+
+        Raises GuestError.
+        """
+        await self._colo.check()
+        if (await self._qemu.execute("query-migrate")).get("status") == "colo":
+            await self._colo.run_alone()  # a colo that was killed left it in COLO
+        await NetGate.clean(self._qemu)
+        netdevs = await cards(self._qemu)
+        found = await obstacles(self._qemu, self._config, netdevs, allow_disks, runs)
+        if found:
+            raise GuestError("this VM cannot be protected: " + "; ".join(found))
+        return netdevs
+
+    async def look(self) -> Outcome:
+        """Whether QEMU can run its VM alone; where it just died, that is told by its end."""
+        try:
+            async with asyncio.timeout(_QEMU_S):
+                await self._qemu.execute("query-status")
+        except (GuestError, TimeoutError):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.gone.wait(), _DYING_S)
+                return None
+            return Event.HUNG, {}
+        return Event.ANSWERS, {}
+
+    async def run_alone(self) -> Outcome:
+        """Have it run without a secondary."""
+        try:
+            await self._colo.run_alone()
+        except GuestError as error:
+            self.error = error
+            return Event.STUCK, {}
+        return Event.RUNS, {}
+
+    def shutdowns(self) -> EventListener:
+        """Hear from now on that it shuts down."""
+        shutdowns = EventListener("SHUTDOWN")
+        self._qemu.qmp.register_listener(shutdowns)
+        return shutdowns
+
+    async def see_shutdown(self, shutdowns: EventListener, tell: Callable[[Event], Any]) -> None:
+        """Tell that it has shut down, when it has."""
+        async for event in shutdowns:
+            self.shutdown = str(cast(dict[str, Any], event["data"])["reason"])
+            self.gone.set()
+            tell(Event.SHUT_DOWN)
+
+    async def see_death(self, tell: Callable[[Event], Any]) -> None:
+        """Tell that its process has ended, when it has."""
+        await self._qemu.wait()
+        await asyncio.sleep(_LAST_EVENTS_S)  # what it had said before is still being read
+        self.gone.set()
+        tell(Event.SHUT_DOWN if self.shutdown else Event.DIED)

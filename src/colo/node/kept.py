@@ -1,0 +1,106 @@
+"""What a secondary keeps of its primary's VM: the last whole checkpoint, and its session."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from colo.config import VmConfig
+from colo.errors import ColoError
+from colo.protocol.tables import SecondaryEvent
+from colo.session.intake import Receiving
+from colo.session.secondary import Checks
+from colo.status.figures import Figures
+from colo.store.store import Store
+
+__all__ = ["Kept"]
+
+
+class Kept:
+    """The copy in ``store``, of one session after the other; ``number`` is -1 where there is none.
+
+    ``fresh`` is called with each new checkpoint's number, ``lost`` with why no more will come.
+    ``checks``: what a first copy is held against.
+    """
+
+    def __init__(
+        self,
+        config: VmConfig,
+        store: Store,
+        checks: Checks,
+        fresh: Callable[[int], None],
+        lost: Callable[[ColoError], None],
+    ) -> None:
+        self.store = store
+        self.figures = Figures()
+        self.session: Receiving | None = None
+        self.number = -1
+        #: Of the session that this copy is of: where from, where it was lost.
+        self.facts: dict[str, Any] = {}
+        self._vm_name, self._silence_s = config.name, config.failover.silence_s
+        self._checks, self._fresh, self._on_lost = checks, fresh, lost
+        self._committed_at: float | None = None
+
+    def receive(self, sock: socket.socket, peer: str) -> None:
+        """Take in what the connection of ``peer`` brings."""
+        self.facts = {"primary": peer}
+        self.session = Receiving(
+            self._vm_name,
+            self.store,
+            self.figures,
+            sock,
+            time.monotonic,
+            self._checkpoint,
+            self._lost,
+            self._checks,
+        )
+
+    def _checkpoint(self) -> None:
+        """The store holds a new checkpoint."""
+        assert self.store.checkpoint is not None
+        self.number, self._committed_at = self.store.checkpoint.number, time.time()
+        self._fresh(self.number)
+
+    def _lost(self, error: ColoError) -> None:
+        """The channel is gone."""
+        self._end_session()
+        self._on_lost(error)
+
+    def close(self) -> None:
+        """Let go of the channel."""
+        if self.session is not None and self.session.connected:
+            self.session.close()
+            self._end_session()
+
+    def _end_session(self) -> None:
+        assert self.session is not None
+        self.facts["lost_in"] = self.session.state.name
+        self.session.handle(SecondaryEvent.LOST)
+
+    def forget(self) -> None:
+        """Nothing of it counts any more."""
+        self.close()
+        self.number, self._committed_at, self.facts = -1, None, {}
+
+    async def settled(self) -> None:
+        """Wait until the store's images equal its last whole checkpoint.  Raises StoreError."""
+        if self.session is not None:
+            await self.session.applied()
+
+    def bound_silence(self, has_link: bool) -> None:
+        """Give a primary up that has the word and says nothing."""
+        if self.session is not None:
+            self.session.bound_silence(self._silence_s, has_link)
+
+    def status(self, is_open: bool) -> dict[str, Any]:
+        """What the status has of it; ``is_open``: there is a session."""
+        phase = self.session.state.name if is_open and self.session is not None else None
+        return {
+            "session": phase,
+            "checkpoint": self.number if self.number >= 0 else None,
+            "checkpoint_at": self._committed_at,
+            **self.figures.status(),
+            **self.store.status(),
+        }
