@@ -35,6 +35,8 @@ Offer: TypeAlias = tuple[Connection, End]
 
 HEARTBEAT_LIMIT_S: Final = 0.8
 SILENCE_S: Final = 10.0
+#: A host that stood still for longer releases nothing that it finds in its sockets.
+STOOD_LIMIT_S = HEARTBEAT_LIMIT_S
 
 
 class Cluster:
@@ -693,13 +695,13 @@ class Colo(Process):
         else:
             self._to_qemu(message)
 
-    def _observed(self, effect: Any, kind: COLOMessage) -> None:
+    def _observed(self, effect: Any, kind: COLOMessage | None) -> None:
         vm = self.it.vm
         assert vm is not None and vm.gate is not None
         match effect.do:
             case ProtocolDo.HOLD:
                 vm.gate.hold()
-            case ProtocolDo.RELEASE if self.stood_s > HEARTBEAT_LIMIT_S:
+            case ProtocolDo.RELEASE if self.stood_s > STOOD_LIMIT_S:
                 self._session_lost()  # it stood still so long that others may have decided
             case ProtocolDo.RELEASE:
                 vm.release()
@@ -727,7 +729,8 @@ class Colo(Process):
     def _checkpoint(self) -> None:
         reply, self._reply, observer = self._reply, None, self.observer
         if reply is not None and observer is not None and self.channel is not None:
-            observer.handle(ObserverEvent.CHECKPOINT_DUE)
+            for effect in observer.handle(ObserverEvent.CHECKPOINT_DUE):
+                self._observed(effect, None)
             self._to_qemu(reply)
 
     def do_rest(self) -> None:

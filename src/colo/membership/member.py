@@ -142,16 +142,14 @@ class Facts:
 class Member:
     """A host's machine for the VM ``vm``.
 
-    It begins in ``state``; ``starts``: as a primary whose VM does not run yet.
+    It begins in ``state``.
     """
 
-    def __init__(
-        self, vm: str, means: Means, state: State = State.LOOKING, starts: bool = False
-    ) -> None:
+    def __init__(self, vm: str, means: Means, state: State = State.LOOKING) -> None:
         self._vm = vm
         self.means = means
         self.state = state
-        self.facts = Facts(starts=starts)
+        self.facts = Facts()
 
     def handle(
         self,
@@ -343,7 +341,7 @@ class Member:
         if event is Event.ORDER and Do.DECLINE not in row.do and Do.AGREE not in row.do:
             facts = replace(facts, ordered=True)
         for do in row.do:
-            facts = self._done(facts, do)
+            facts = self._done(facts, do, event)
         if event is Event.INTERRUPT and row.to is State.PARTING:
             facts = replace(facts, by_order=True)
         if Do.WARN in row.do and row.to is State.ORPHANED:
@@ -360,7 +358,7 @@ class Member:
         return facts
 
     @staticmethod
-    def _done(facts: Facts, do: Do) -> Facts:
+    def _done(facts: Facts, do: Do, event: Event) -> Facts:
         match do:
             case Do.STOP_ASKING:
                 return replace(facts, busy=None)
@@ -383,7 +381,7 @@ class Member:
                 return replace(Facts(), known=known, grant=facts.grant, ends=facts.ends)
             case Do.WARN:
                 return replace(facts, warned=True)
-            case Do.AGREE | Do.DECLINE:
+            case Do.AGREE | Do.DECLINE if event is not Event.SWITCHOVER:
                 return replace(facts, ordered=False, forced=False)
             case Do.COPY | Do.PAUSE:
                 return facts

@@ -1,0 +1,293 @@
+"""Deliberate breakages of the rules, each of which the simulation has to notice.
+
+The machines' own invariants are switched off: what notices is outside of them.  ``SEEDS`` has a
+seed for each, at which its breakage shows; ``python -m tests.sim.mutants`` looks for them anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any, Final, cast
+
+from colo.membership import grant as moves
+from colo.membership import roles
+from colo.membership.grant import Grant
+from colo.membership.member import Facts, Member
+from colo.membership.states import Do, Event, Row, State, When
+from colo.membership.table import TABLE
+from colo.protocol.machine import Machine
+from colo.protocol.messages import COLOMessage
+from colo.protocol.tables import (
+    OBSERVER,
+    PERIODIC,
+    Effect,
+    ObserverEvent,
+    ObserverState,
+    SecondaryEvent,
+    SecondaryState,
+    Step,
+)
+from colo.protocol.tables import Do as ProtocolDo
+from tests.sim import host
+from tests.sim.run import Outcome, play
+
+__all__ = ["MUTANTS", "SEEDS", "broken"]
+
+_S, _E, _D = State, Event, Do
+
+#: The breakages by name; each makes its own, with what undoes it.
+MUTANTS: Final[dict[str, Callable[[contextlib.ExitStack], None]]] = {}
+
+#: A seed at which it shows.
+SEEDS: Final[dict[str, int]] = {}
+
+
+@contextlib.contextmanager
+def broken(name: str) -> Iterator[None]:
+    """The world with one rule broken."""
+    with contextlib.ExitStack() as stack:
+        _set(stack, Member, "_check", lambda self, event, row: None)
+        _set(stack, Machine, "_guard", lambda self, holds, rule, event: None)
+        MUTANTS[name](stack)
+        yield
+
+
+def _set(stack: contextlib.ExitStack, owner: Any, name: str, value: object) -> None:
+    """Have an attribute be another."""
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
+
+
+def _row(stack: contextlib.ExitStack, state: State, event: Event, *rows: Row) -> None:
+    """Have other rows."""
+    table = cast(MutableMapping[Any, Any], TABLE)
+    stack.callback(table.__setitem__, (state, event), table[state, event])
+    table[state, event] = rows
+
+
+def _step(stack: contextlib.ExitStack, table: Any, key: Any, *effects: Effect) -> None:
+    """Have a row of a protocol's table do this as well, and first."""
+    stack.callback(table.__setitem__, key, table[key])
+    table[key] = Step(table[key].to, (*effects, *table[key].effects))
+
+
+def _mutant(make: Callable[[contextlib.ExitStack], None]) -> None:
+    MUTANTS[make.__name__] = make
+
+
+@_mutant
+def takes_over_without_asking(stack: contextlib.ExitStack) -> None:
+    for event in (_E.LINK_LOST, _E.LOST):
+        _row(stack, _S.KEEPING, event, Row(_S.TAKING_OVER, (_D.CLOSE, _D.LOAD)))
+
+
+@_mutant
+def takes_over_where_nobody_answers(stack: contextlib.ExitStack) -> None:
+    _row(stack, _S.ORPHANED, _E.NO_ANSWER, Row(_S.TAKING_OVER, (_D.LOAD,)))
+
+
+@_mutant
+def takes_over_though_another_has_the_grant(stack: contextlib.ExitStack) -> None:
+    _row(stack, _S.ORPHANED, _E.DENIED, Row(_S.TAKING_OVER, (_D.LOAD,)))
+
+
+@_mutant
+def runs_alone_without_asking(stack: contextlib.ExitStack) -> None:
+    _row(stack, _S.LOST, _E.ANSWERS, Row(_S.RESUMING, (_D.RUN_ALONE,)))
+
+
+@_mutant
+def runs_alone_where_nobody_answers(stack: contextlib.ExitStack) -> None:
+    _row(stack, _S.LOST, _E.NO_ANSWER, Row(_S.RESUMING, (_D.RUN_ALONE,)))
+
+
+@_mutant
+def runs_alone_though_another_has_the_grant(stack: contextlib.ExitStack) -> None:
+    _row(stack, _S.LOST, _E.DENIED, Row(_S.RESUMING, (_D.RUN_ALONE,)))
+
+
+@_mutant
+def ends_the_protection_on_its_own_word(stack: contextlib.ExitStack) -> None:
+    _row(stack, _S.PARTING, _E.NO_ANSWER, Row(_S.RESUMING, (_D.CLOSE, _D.RUN_ALONE)))
+
+
+@_mutant
+def ends_the_protection_without_asking(stack: contextlib.ExitStack) -> None:
+    _row(stack, _S.PARTING, _E.ANSWERS, Row(_S.RESUMING, (_D.CLOSE, _D.RUN_ALONE)))
+
+
+@_mutant
+def releases_when_the_vm_stops(stack: contextlib.ExitStack) -> None:
+    key = ObserverState.REPLIED, ObserverEvent.CHECKPOINT_DUE
+    _step(stack, OBSERVER, key, Effect(ProtocolDo.RELEASE))
+
+
+@_mutant
+def releases_when_the_secondary_replies(stack: contextlib.ExitStack) -> None:
+    key = ObserverState.RUNNING, COLOMessage.CHECKPOINT_REPLY
+    _step(stack, OBSERVER, key, Effect(ProtocolDo.RELEASE))
+
+
+@_mutant
+def does_not_hold(stack: contextlib.ExitStack) -> None:
+    key = ObserverState.COPYING, COLOMessage.CHECKPOINT_READY
+    table = cast(Any, OBSERVER)
+    stack.callback(table.__setitem__, key, table[key])
+    table[key] = Step(ObserverState.RUNNING, (Effect(ProtocolDo.RESUME),))
+
+
+@_mutant
+def does_not_hold_where_a_first_copy_is_lost(stack: contextlib.ExitStack) -> None:
+    for event in (_E.LOST, _E.LINK_LOST):
+        _row(stack, _S.COPYING, event, Row(_S.LOST, (_D.CLOSE, _D.LOOK)))
+
+
+@_mutant
+def commits_before_all_is_here(stack: contextlib.ExitStack) -> None:
+    key = SecondaryState.RECEIVING_RAM, SecondaryEvent.RAM_RECEIVED
+    _step(stack, PERIODIC, key, Effect(ProtocolDo.COMMIT))
+
+
+@_mutant
+def acknowledges_before_all_is_here(stack: contextlib.ExitStack) -> None:
+    key = SecondaryState.AWAITING_SIZE, COLOMessage.VMSTATE_SIZE
+    _step(stack, PERIODIC, key, Effect(ProtocolDo.SEND, COLOMessage.VMSTATE_RECEIVED))
+
+
+@_mutant
+def believes_any_grant(stack: contextlib.ExitStack) -> None:
+    _set(stack, moves, "check", lambda record, grant: grant)
+
+
+@_mutant
+def takes_a_grant_that_has_moved_on(stack: contextlib.ExitStack) -> None:
+    _set(stack, moves, "take", lambda record, known, holder, void=None: moves.order(record, holder))
+
+
+@_mutant
+def takes_any_grant_for_void(stack: contextlib.ExitStack) -> None:
+    def void(self: Facts) -> Grant:
+        return Grant(self.known.number + 1, self.known.holder)
+
+    _set(stack, Facts, "void", property(void))
+
+
+@_mutant
+def gives_the_grant_back_that_the_copy_needs(stack: contextlib.ExitStack) -> None:
+    for state in (_S.PROTECTED, _S.COPYING, _S.LOST):
+        dead = (_D.STOP_ASKING, _D.CLOSE, _D.HANG_UP, _D.DECLINE, _D.GIVE_BACK)
+        _row(stack, state, _E.DIED, Row(_S.DEAD, dead))
+
+
+@_mutant
+def forgets_the_only_copy(stack: contextlib.ExitStack) -> None:
+    _row(stack, _S.KEEPING, _E.LINK_LOST, Row(_S.LISTENING, (_D.FORGET,)))
+
+
+@_mutant
+def forgets_at_the_first_ctrl_c(stack: contextlib.ExitStack) -> None:
+    gone = Row(_S.GONE, (_D.STOP_ASKING, _D.FORGET))
+    _row(stack, _S.ORPHANED, _E.INTERRUPT, gone)
+
+
+@_mutant
+def says_alone_before_it_may(stack: contextlib.ExitStack) -> None:
+    for event in (_E.LOST, _E.LINK_LOST):
+        alone = Row(_S.LOST, (_D.SAY_ALONE, _D.CLOSE, _D.LOOK))
+        _row(stack, _S.PROTECTED, event, alone)
+
+
+@_mutant
+def opens_the_gate_of_a_fenced_vm(stack: contextlib.ExitStack) -> None:
+    _row(stack, _S.LOST, _E.DENIED, Row(_S.UNPROTECTED, (_D.OPEN, _D.CALL)))
+
+
+@_mutant
+def hands_over_a_vm_that_runs(stack: contextlib.ExitStack) -> None:
+    going = Row(_S.GOING_OVER, (_D.SAY_HANDOVER, _D.CLOSE, _D.AWAIT_TAKEN), (When.AUTOMATIC,))
+    _row(stack, _S.PROTECTED, _E.SWITCHOVER, going, Row(_S.PROTECTED, (_D.DECLINE,)))
+
+
+@_mutant
+def goes_on_after_a_handover(stack: contextlib.ExitStack) -> None:
+    for event in (_E.TAKEN, _E.TIME):
+        _row(stack, _S.GOING_OVER, event, Row(_S.RESUMING, (_D.RUN_ALONE,)))
+
+
+@_mutant
+def starts_before_it_asks(stack: contextlib.ExitStack) -> None:
+    """Both at once: on its own word that it is its turn, and without the other host's."""
+    start = Row(_S.STARTING, (_D.START,), (When.STARTS,))
+    _row(stack, _S.STARTING, _E.FIT, start, Row(_S.UNPROTECTED, (_D.CALL,)))
+    rows = tuple(
+        Row(_S.LOOKING, (_D.ASK,), row.when) if When.ASKS_FIRST in row.when else row
+        for row in TABLE[_S.LOOKING, _E.RECORD]
+    )
+    _row(stack, _S.LOOKING, _E.RECORD, *rows)
+
+
+@_mutant
+def starts_from_an_old_state(stack: contextlib.ExitStack) -> None:
+    def turn(record: object, name: str, lives: bool, is_first: bool) -> roles.Turn:
+        return roles.Turn.ADOPT if lives else roles.Turn.START
+
+    _set(stack, host, "whose_turn", turn)
+
+
+@_mutant
+def adopts_a_stale_vm(stack: contextlib.ExitStack) -> None:
+    rows = tuple(
+        Row(_S.STARTING, (), row.when) if When.FOREIGN in row.when else row
+        for row in TABLE[_S.LOOKING, _E.RECORD]
+    )
+    _row(stack, _S.LOOKING, _E.RECORD, *rows)
+    claim = moves.claim
+    _set(stack, moves, "claim", lambda record, holder, force: claim(record, holder, True))
+
+
+@_mutant
+def releases_after_it_stood_still(stack: contextlib.ExitStack) -> None:
+    _set(stack, host, "STOOD_LIMIT_S", float("inf"))
+
+
+@_mutant
+def overrides_the_arbiter_by_an_order(stack: contextlib.ExitStack) -> None:
+    order = Row(_S.ORPHANED, (_D.STOP_ASKING, _D.ASK_BY_ORDER))
+    _row(stack, _S.ORPHANED, _E.ORDER, order)
+
+
+@_mutant
+def asks_only_once_for_the_copy(stack: contextlib.ExitStack) -> None:
+    _row(stack, _S.ORPHANED, _E.NO_ANSWER, Row(_S.ORPHANED, (_D.DECLINE,)))
+
+
+@_mutant
+def asks_only_once_for_the_vm(stack: contextlib.ExitStack) -> None:
+    _row(stack, _S.LOST, _E.NO_ANSWER, Row(_S.LOST, (_D.DECLINE,)))
+
+
+def hunt(name: str, most: int) -> Outcome | None:
+    """Look for a seed at which a breakage shows."""
+    with broken(name):
+        for seed in range(1, most):
+            outcome = play(seed)
+            if outcome.violation:
+                return outcome
+    return None
+
+
+def main() -> int:
+    most = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    missed = 0
+    for name in MUTANTS:
+        outcome = hunt(name, most)
+        missed += outcome is None
+        found = f"{outcome.seed}  # {outcome.violation}" if outcome is not None else "NOT FOUND"
+        print(f"    {name!r}: {found}", flush=True)
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
