@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Final
 
 from colo.membership.states import Event, State
-from tests.sim.host import Cluster, Host
+from tests.sim.cluster import Cluster, Host
+from tests.sim.vm import nothing
+from tests.sim.world import Connection, End, Process
 
 __all__ = ["FAULTS", "heal"]
 
@@ -137,6 +139,18 @@ def connection_breaks(cluster: Cluster, host: Host) -> None:
         broken = cluster.world.random.choice(open_now)
         for end in broken.ends:
             end.process.take(lambda end=end: broken.lose(end))  # type: ignore[misc]
+
+
+@_fault
+def stranger_connects(cluster: Cluster, host: Host) -> None:
+    """A channel that nobody has asked for, and that brings nothing."""
+    colo = host.colo
+    if colo is None or not colo.is_alive:
+        return
+    stranger = Process(cluster.world, "elsewhere")
+    theirs = End(colo, colo._from_primary, colo._channel_lost)
+    made = Connection(cluster.world, End(stranger, nothing, nothing), theirs, None)
+    colo.take(lambda: colo._channel_up(made, theirs))
 
 
 def _told(host: Host, event: Event, **facts: bool) -> None:

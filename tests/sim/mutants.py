@@ -30,7 +30,7 @@ from colo.protocol.tables import (
     Step,
 )
 from colo.protocol.tables import Do as ProtocolDo
-from tests.sim import host
+from tests.sim import leading
 from tests.sim.run import Outcome, play
 
 __all__ = ["MUTANTS", "SEEDS", "broken"]
@@ -233,7 +233,7 @@ def starts_from_an_old_state(stack: contextlib.ExitStack) -> None:
     def turn(record: object, name: str, lives: bool, is_first: bool) -> roles.Turn:
         return roles.Turn.ADOPT if lives else roles.Turn.START
 
-    _set(stack, host, "whose_turn", turn)
+    _set(stack, roles, "whose_turn", turn)
 
 
 @_mutant
@@ -249,7 +249,7 @@ def adopts_a_stale_vm(stack: contextlib.ExitStack) -> None:
 
 @_mutant
 def releases_after_it_stood_still(stack: contextlib.ExitStack) -> None:
-    _set(stack, host, "STOOD_LIMIT_S", float("inf"))
+    _set(stack, leading, "STOOD_LIMIT_S", float("inf"))
 
 
 @_mutant

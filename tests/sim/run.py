@@ -15,8 +15,9 @@ from colo.errors import ColoError
 from colo.membership.member import Member
 from colo.membership.states import Event, State
 from tests.sim.checks import Violation
+from tests.sim.cluster import Cluster
+from tests.sim.colo import Colo
 from tests.sim.faults import FAULTS, heal
-from tests.sim.host import Cluster, Colo
 from tests.sim.world import World
 
 __all__ = ["Outcome", "Total", "play", "play_all"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from colo.errors import ColoError
 from colo.membership import grant as moves
@@ -149,7 +150,7 @@ def _moves(
             continue
         if side.answer is not None:
             event, grant = side.answer
-            facts = {} if grant is None else {"grant": grant}
+            facts: dict[str, Any] = {} if grant is None else {"grant": grant}
             yield f"{name} hears {event.name}", tell(event, drop=True, **facts)
         if side.asked in _ARBITERS and side.answer is None:
             yield f"the arbiter answers {name}", _answered(world, name, heard=True)
@@ -227,6 +228,11 @@ def _faults(
             yield f"{name} {words}", tell(event, fault=True)
 
 
+def _put(world: Small, name: str, side: Side) -> Small:
+    """The world with one side another."""
+    return replace(world, a=side) if name == "a" else replace(world, b=side)
+
+
 def _decided(side: Side) -> bool:
     """Whether an operator has told this side to run the VM."""
     return side.facts.ordered or side.facts.ends or side.facts.right or side.state in _HEARD
@@ -254,7 +260,7 @@ def _answered(world: Small, name: str, heard: bool) -> Callable[[Callable[..., M
             answer = Event.NO_ANSWER, None
         after = replace(side, asked=None, answer=answer) if heard else side
         faults = world.faults if heard else world.faults + 1
-        return replace(world, record=record, faults=faults, **{name: after})
+        return _put(replace(world, record=record, faults=faults), name, after)
 
     return act
 
@@ -279,7 +285,8 @@ class _Teller:
 
     def word(self, kind: WordKind, number: int) -> Callable[[Callable[..., Member]], Small]:
         """Hear the first word in the inbox."""
-        event, facts = Event.LETS_GO, {}
+        event = Event.LETS_GO
+        facts: dict[str, Any] = {}
         if kind in (WordKind.DEAD, WordKind.HANDOVER):
             grant = Grant(number, "") if kind is WordKind.DEAD else None
             event, facts = Event.SAYS_GONE, {"word": kind, "grant": grant}
@@ -296,7 +303,7 @@ class _Teller:
         fault: bool = False,
         pauses: bool | None = None,
         fences: str | None = None,
-        **facts: object,
+        **facts: Any,
     ) -> Callable[[Callable[..., Member]], Small]:
         def act(make: Callable[..., Member]) -> Small:
             side, world = self.side, self.world
@@ -320,8 +327,8 @@ class _Teller:
             if fences == "a":
                 there = replace(there, alive=False)
             faults = world.faults + fault
-            sides = {self.name: side, other: there}
-            return replace(world, faults=faults, a_spoke=spoke, **sides)
+            after = replace(world, faults=faults, a_spoke=spoke)
+            return _put(_put(after, self.name, side), other, there)
 
         return act
 

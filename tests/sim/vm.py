@@ -13,7 +13,7 @@ from colo.protocol.tables import Do, Effect, PrimaryEvent
 from tests.sim.checks import Checks, Moment
 from tests.sim.world import Process, World
 
-__all__ = ["Vm"]
+__all__ = ["Vm", "nothing"]
 
 _FRAME: Final = struct.Struct(">III")
 _SIZE: Final = _FRAME.size - 4
@@ -132,7 +132,8 @@ class Vm(Process):
                     delay_s = self.world.some(0.001, 0.02)
                     self.after(delay_s, lambda: self._handle(PrimaryEvent.RAM_SAVED))
                 case Do.SAVE_DEVICES:
-                    self.after(0.001, lambda: self._handle(PrimaryEvent.DEVICES_SAVED))
+                    delay_s = self.world.some(0.001, 0.02)
+                    self.after(delay_s, lambda: self._handle(PrimaryEvent.DEVICES_SAVED))
                 case Do.SEND_DEVICES:
                     self.send(("devices", self.now))
                 case Do.RESUME:
@@ -156,3 +157,7 @@ class Vm(Process):
         """Run without a secondary."""
         self.machine, self.send = None, lambda what: None
         self.runs = True
+
+
+def nothing(*_: object) -> None:
+    pass

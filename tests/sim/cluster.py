@@ -1,0 +1,117 @@
+"""Two simulated hosts and their arbiter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from colo.membership.member import Means, Member
+from colo.membership.states import Event, State
+from tests.sim.arbiter import SimArbiter
+from tests.sim.checks import Checks
+from tests.sim.colo import Colo
+from tests.sim.vm import Vm, nothing
+from tests.sim.world import World
+
+__all__ = ["Cluster", "Host"]
+
+
+class Cluster:
+    """Two hosts, their arbiter, and what sees everything."""
+
+    def __init__(
+        self,
+        world: World,
+        automatic: bool = True,
+        fence: bool = False,
+        make: Callable[..., Member] = Member,
+    ) -> None:
+        self.world, self.checks = world, Checks()
+        self.arbiter = SimArbiter(world, automatic)
+        self.means = Means(automatic=automatic, fence=fence, node=automatic)
+        self.make = make
+        self.rows: set[tuple[State, Event, int]] = set()
+        self.was_shut_down = False
+        self.hosts = {name: Host(self, name) for name in ("a", "b")}
+
+    def other(self, host: Host) -> Host:
+        return self.hosts["b" if host.name == "a" else "a"]
+
+    def copies(self) -> bool:
+        """Whether a whole checkpoint is anywhere, from which the VM could go on."""
+        return any(
+            host.colo is not None
+            and host.colo.is_alive
+            and host.colo.store is not None
+            and self.checks.covers(host.colo.store)
+            for host in self.hosts.values()
+        )
+
+    def runs_elsewhere(self, vm: Vm) -> bool:
+        return any(
+            host.vm is not None and host.vm is not vm and host.vm.is_alive and host.vm.has_run
+            and self.checks.covers(host.vm.now)
+            for host in self.hosts.values()
+        )  # fmt: skip
+
+
+class Host:
+    """A machine: its colo, and the QEMU that may outlive that."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster, self.name = cluster, name
+        self.is_up = True
+        self.vm: Vm | None = None
+        self.colo: Colo | None = None
+        self.known = 0  # on its disk
+        self.drift = cluster.world.random.choice([0.8, 1.0, 1.0, 1.3])
+        self._count = 0
+
+    def begin(self) -> None:
+        """The service manager starts colo, where it does not run."""
+        if not self.is_up or (self.colo is not None and self.colo.is_alive):
+            return
+        part = State.LOOKING if self.cluster.means.node else self._part()
+        self.colo = Colo(self, part)
+        self.colo.begin()
+
+    def _part(self) -> State:
+        """Without an arbiter an operator begins each part, and knows where the VM is."""
+        other = self.cluster.other(self)
+        if self.vm is not None and (not self.vm.is_alive or not self.vm.has_run):
+            self.vm.kill()
+            self.vm = None
+        elsewhere = (other.vm is not None and other.vm.is_alive and other.vm.has_run) or (
+            other.colo is not None and other.colo.is_alive and other.colo.store is not None
+        )
+        if self.vm is not None and (not elsewhere or self.cluster.checks.is_newest(self.vm.now)):
+            return State.STARTING
+        if self.vm is not None:
+            self.vm.kill()
+            self.vm = None
+        return State.LISTENING if elsewhere or self.name == "b" else State.STARTING
+
+    def new_name(self) -> str:
+        self._count += 1
+        return f"{self.name}/{self._count}/1"
+
+    def end_colo(self) -> None:
+        if self.colo is not None and self.colo.is_alive:
+            self.colo.kill()
+            if self.vm is not None:
+                self.vm.is_deaf = True
+                self.vm.cut_off()
+                self.vm.died = self.vm.shut_down = self.vm.on_held = nothing
+
+    def power_off(self) -> None:
+        """All that runs here is gone, and nobody is told."""
+        self.is_up = False
+        if self.colo is not None:
+            self.colo.kill(with_host=True)
+        if self.vm is not None:
+            self.vm.died = nothing
+            self.vm.kill(with_host=True)
+            self.vm = None
+
+    def power_on(self) -> None:
+        self.is_up = True
+        self.begin()

@@ -1,0 +1,110 @@
+"""What a simulated colo does with the copy that it keeps."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from colo.membership.states import Event, State
+from colo.membership.words import WordKind
+from colo.protocol.messages import Message
+from colo.protocol.secondary import Secondary
+from colo.protocol.tables import Do as ProtocolDo
+from colo.protocol.tables import SecondaryEvent, SecondaryState
+from tests.sim.shell import Shell
+from tests.sim.vm import Vm
+
+__all__ = ["Follows"]
+
+SILENCE_S: Final = 10.0
+
+
+class Follows(Shell):
+    """The part of a secondary."""
+
+    def do_receive(self) -> None:
+        self.channel = self._incoming
+        self.secondary, self._staged = Secondary("vm"), None
+        session = self.secondary
+
+        def bound() -> None:
+            if self.secondary is session and self.state is State.RECEIVING:
+                self._channel_lost()
+
+        self.after(SILENCE_S, bound)
+
+    def _from_primary(self, what: Any) -> None:
+        machine = self.secondary
+        if machine is None or self.channel is None:
+            return
+        if isinstance(what, Message):
+            self._obey(machine.receive(what))
+            return
+        kind, at = what
+        match kind:
+            case "migration" if self.world.random.random() < 0.04:
+                self._reject_copy()
+            case "migration":
+                self._staged = at
+                self._obey(machine.handle(SecondaryEvent.MIGRATED))
+                self.tell(Event.WHOLE)
+            case "ram":
+                self._obey(machine.handle(SecondaryEvent.RAM_RECEIVED))
+            case "devices":
+                self._staged = at
+                self._obey(machine.handle(SecondaryEvent.DEVICES_RECEIVED))
+
+    def _reject_copy(self) -> None:
+        """What came cannot be taken over here, and maybe never."""
+        self._is_final = self.world.random.random() < 0.2
+        self._channel_lost()
+
+    _is_final = False
+
+    def do_reject(self) -> None:
+        self._say((WordKind.REFUSED, self._is_final))
+
+    def _obey(self, effects: tuple[Any, ...]) -> None:
+        for effect in effects:
+            match effect.do:
+                case ProtocolDo.COMMIT:
+                    self.store = self._staged
+                case ProtocolDo.SEND:
+                    self._send(Message(effect.message, effect.value))
+                case ProtocolDo.PREPARE:
+                    self.after(self.world.some(0.0005, 0.01), self._prepared)
+                case ProtocolDo.DISCARD:
+                    self._staged = None
+
+    def _prepared(self) -> None:
+        machine = self.secondary
+        if machine is not None and machine.state is SecondaryState.PREPARING and self.channel:
+            self._obey(machine.handle(SecondaryEvent.PREPARED))
+
+    def _channel_lost(self) -> None:
+        self.do_close()
+        self.tell(Event.LOST)
+
+    def do_forget(self) -> None:
+        self.do_stop_asking()
+        self.do_close()
+        self.do_hang_up()
+        self.secondary, self.store = None, None
+
+    def do_load(self) -> None:
+        assert self.store is not None
+        name = self._waiting_name[1] if self._waiting_name is not None else self.it.new_name()
+        vm = self.it.vm = Vm(self.world, self.host, name, self.cluster.checks)
+        at = self.store
+        if self.member.facts.forced or not self.means.automatic:
+            self.cluster.checks.undone()  # an operator takes what there is
+
+        def run() -> None:
+            if not vm.is_alive or self.world.random.random() < 0.05:
+                vm.kill()
+                self.it.vm = None
+                self.tell(Event.STUCK)
+                return
+            vm.start(at)
+            self.after(0.005, lambda: self.tell(Event.RUNS))
+
+        self.after(self.world.some(0.005, 0.05), run)

@@ -1,0 +1,233 @@
+"""What a simulated colo does with the guest that runs on its host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from colo.membership.states import Event, State
+from colo.packets.gate import Gate
+from colo.protocol.messages import COLOMessage, Message
+from colo.protocol.observer import Observer
+from colo.protocol.tables import Do as ProtocolDo
+from colo.protocol.tables import ObserverEvent, SecondaryEvent
+from tests.sim.checks import Violation
+from tests.sim.shell import Shell
+from tests.sim.talking import HEARTBEAT_LIMIT_S
+from tests.sim.vm import Vm, nothing
+
+__all__ = ["Leads"]
+
+SILENCE_S: Final = 10.0
+#: A host that stood still for longer releases nothing that it finds in its sockets.
+STOOD_LIMIT_S = HEARTBEAT_LIMIT_S
+
+
+class Leads(Shell):
+    """The part of a primary."""
+
+    def _watch_vm(self) -> None:
+        vm = self.it.vm
+        assert vm is not None
+        vm.died = lambda: self.soon(lambda: self._ended(vm, Event.DIED))
+        vm.shut_down = lambda: self.soon(lambda: self._ended(vm, Event.SHUT_DOWN))
+
+    def soon(self, act: Callable[[], object]) -> None:
+        self.after(self.world.some(0.001, 0.06), act)
+
+    def _ended(self, vm: Vm, event: Event) -> None:
+        if vm is self.it.vm and vm.died is not nothing:
+            self.tell(event)
+
+    def do_prepare(self) -> None:
+        vm = self.it.vm
+        assert vm is not None
+
+        def fit() -> None:
+            if not vm.is_alive or vm.is_paused:
+                self.tell(Event.UNFIT)
+                return
+            if vm.has_run:
+                vm.leave_colo()
+                vm.gate, vm.is_deaf = None, False
+            self.tell(Event.FIT)
+
+        self.ask(0.01, fit)
+
+    def do_start(self) -> None:
+        vm = self.it.vm
+        assert vm is not None
+        if self.cluster.copies() or self.cluster.runs_elsewhere(vm):
+            raise Violation("an older state is started, while a newer one is there")
+        self.cluster.checks.undone()
+        vm.start(None)
+        self.ask(0.01, lambda: self.tell(Event.RUNS))
+
+    def do_copy(self) -> None:
+        vm = self.it.vm
+        assert vm is not None
+        self.observer = Observer("vm")
+
+        def begin() -> None:
+            if self.state is not State.BEGINNING or not vm.is_alive or vm.is_paused:
+                if self.state is State.BEGINNING:
+                    self.tell(Event.LOST)
+                return
+            vm.gate = Gate(1 << 20)
+            vm.is_deaf = False
+            vm.on_held = self._held
+            vm.send = self._from_qemu
+            vm.migrate()
+            self.tell(Event.COPY_BEGUN)
+
+        self.after(self.world.some(0.005, 0.03), begin)
+        self.after(SILENCE_S, self._bound_silence)
+
+    def _bound_silence(self) -> None:
+        """No checkpoint is done any more: its guest hangs, or the other host does."""
+        vm, live = self.it.vm, self.state in (State.COPYING, State.PROTECTED)
+        if live and vm is not None and vm.is_paused:
+            self.tell(Event.LOST)
+        elif live:
+            self.after(1.0, self._bound_silence)
+
+    def _from_qemu(self, what: object) -> None:
+        self.take(lambda: self._send(what))
+
+    def _send(self, what: object) -> None:
+        if self.channel is not None:
+            self.channel[0].send(self.channel[1], what)
+
+    def _from_secondary(self, message: Message) -> None:
+        observer = self.observer
+        if observer is None or self.channel is None:
+            return
+        for effect in observer.receive(message):
+            self._observed(effect, message.kind)
+        if message.kind is COLOMessage.CHECKPOINT_REPLY:
+            self._reply = message
+            self._schedule()
+        else:
+            self._to_qemu(message)
+
+    def _observed(self, effect: Any, kind: COLOMessage | None) -> None:
+        vm = self.it.vm
+        assert vm is not None and vm.gate is not None
+        match effect.do:
+            case ProtocolDo.HOLD:
+                vm.gate.hold()
+            case ProtocolDo.RELEASE if self.stood_s > STOOD_LIMIT_S:
+                self._session_lost()  # it stood still so long that others may have decided
+            case ProtocolDo.RELEASE:
+                vm.release()
+            case ProtocolDo.RESUME if kind is COLOMessage.CHECKPOINT_READY:
+                self.tell(Event.WHOLE)
+            case ProtocolDo.RESUME if self._rests:
+                self._rests = False
+                self.ask(self.world.some(0.001, 0.02), self._at_rest)
+
+    def _to_qemu(self, message: Message) -> None:
+        vm = self.it.vm
+        if vm is not None:
+            vm.take(lambda: vm.receive(message))
+
+    def _held(self) -> None:
+        if self._reply is not None:
+            self._schedule(0.002)
+
+    def _schedule(self, delay_s: float = 0.0) -> None:
+        delay_s = delay_s or (0.0 if self._rests else self.world.some(0.002, 1.0))
+        if self._due is not None:
+            self._due.cancel()
+        self._due = self.after(delay_s, self._checkpoint)
+
+    def _checkpoint(self) -> None:
+        reply, self._reply, observer = self._reply, None, self.observer
+        if reply is not None and observer is not None and self.channel is not None:
+            for effect in observer.handle(ObserverEvent.CHECKPOINT_DUE):
+                self._observed(effect, None)
+            self._to_qemu(reply)
+
+    def do_rest(self) -> None:
+        self._rests = True
+        self._question += 1
+        if self._reply is not None:
+            self._schedule()
+        self.ask(10.0, lambda: self.tell(Event.NOT_AT_REST))
+
+    def _at_rest(self) -> None:
+        vm = self.it.vm
+        if vm is None or not vm.is_alive or vm.is_paused:
+            self.tell(Event.NOT_AT_REST)
+            return
+        vm.runs = False
+        self.tell(Event.AT_REST)
+
+    def _session_lost(self) -> None:
+        self.do_close()
+        self.tell(Event.LOST)
+
+    def do_close(self) -> None:
+        if self.channel is not None:
+            self.channel[0].close(self.channel[1])
+            self.channel = None
+        self._reply = None
+        if self.secondary is not None:
+            if self.secondary.can(SecondaryEvent.LOST):
+                self.secondary.handle(SecondaryEvent.LOST)
+            self._staged = None
+        elif self.it.vm is not None:
+            self.it.vm.take(self.it.vm.cut_off)
+
+    def do_look(self) -> None:
+        vm = self.it.vm
+        if vm is None or not vm.is_alive:
+            return  # its end is told
+        if vm.is_paused:
+            self.ask(5.5, self._look_again)
+        else:
+            self.ask(0.002, lambda: self.tell(Event.ANSWERS))
+
+    def _look_again(self) -> None:
+        vm = self.it.vm
+        if vm is not None and vm.is_alive:
+            self.tell(Event.HUNG if vm.is_paused else Event.ANSWERS)
+
+    def do_run_alone(self) -> None:
+        vm = self.it.vm
+        assert vm is not None
+
+        if self.member.facts.forced:
+            self.cluster.checks.undone()
+
+        def run() -> None:
+            if vm.is_alive and not vm.is_paused:
+                vm.leave_colo()
+                self.tell(Event.RUNS)
+            else:
+                self.tell(Event.STUCK)
+
+        self.ask(self.world.some(0.002, 0.05), run)
+
+    def do_hold(self) -> None:
+        if self.it.vm is not None and self.it.vm.gate is not None:
+            self.it.vm.gate.hold()
+
+    def do_open(self) -> None:
+        if self.it.vm is not None:
+            self.it.vm.open()
+
+    def do_shut(self) -> None:
+        if self.it.vm is not None and self.it.vm.gate is not None:
+            self.it.vm.gate.shut()
+
+    def do_stop(self) -> None:
+        if self.it.vm is not None:
+            vm = self.it.vm
+            vm.take(lambda: setattr(vm, "runs", False))
+
+    def do_end_guest(self) -> None:
+        if self.it.vm is not None:
+            self.it.vm.died = nothing
+            self.it.vm.kill()
+            self.it.vm = None

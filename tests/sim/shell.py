@@ -1,0 +1,260 @@
+"""A simulated colo: it tells the host's machine what happens, and has its effects performed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from colo.membership.grant import Foreign, Record
+from colo.membership.states import FINAL, Do, Event, State
+from colo.membership.table import TABLE
+from colo.protocol.messages import Message
+from colo.protocol.observer import Observer
+from colo.protocol.secondary import Secondary
+from tests.sim.arbiter import Asking, Move
+from tests.sim.checks import Moment, Violation
+from tests.sim.vm import nothing
+from tests.sim.world import Connection, End, Process, Timer
+
+if TYPE_CHECKING:
+    from tests.sim.cluster import Host
+
+__all__ = ["Shell"]
+
+
+class Shell(Process):
+    """What performs a host's machine, without what it is asked for by that."""
+
+    def __init__(self, host: Host, part: State = State.LOOKING) -> None:
+        cluster = host.cluster
+        super().__init__(cluster.world, host.name, host.drift)
+        self.it, self.cluster = host, cluster
+        other = cluster.other(host).colo
+        alone = other is None or not other.is_alive
+        self.means = replace(cluster.means, claims=alone and not cluster.means.node)
+        self.member = cluster.make("vm", self.means, part)
+        self.store: Moment | None = None
+        self.told: list[tuple[str, bool]] = []
+        self._events: list[tuple[Event, dict[str, Any]]] = []
+        self._telling = False
+        self._question = 0
+        self._asking: Asking | None = None
+        self._pause: Timer | None = None
+        self._waiting_name: tuple[int, str] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.link: tuple[Connection, End] | None = None
+        self.channel: tuple[Connection, End] | None = None
+        self.observer: Observer | None = None
+        self.secondary: Secondary | None = None
+        self._staged: Moment | None = None
+        self._reply: Message | None = None
+        self._due: Timer | None = None
+        self._rests = False
+        self._incoming: tuple[Connection, End] | None = None
+
+    @property
+    def state(self) -> State:
+        return self.member.state
+
+    def begin(self) -> None:
+        if self.state is State.STARTING:
+            if self.it.vm is None:
+                self._new_vm()
+            self._begin_to_lead()
+        else:
+            self.tell(Event.BEGIN)
+
+    def _begin_to_lead(self) -> None:
+        vm = self.it.vm
+        assert vm is not None
+        self._reset()
+        self._watch_vm()
+        self.tell(Event.BEGIN, starts=not vm.has_run)
+
+    # -- the machine ----------------------------------------------------------------------
+
+    def tell(self, event: Event, **facts: Any) -> tuple[Do, ...]:
+        self._events.append((event, facts))
+        if self._telling:
+            return ()
+        self._telling, first = True, None
+        try:
+            while self._events and self.is_alive:
+                effects = self._take(*self._events.pop(0))
+                first = effects if first is None else first
+        finally:
+            self._telling = False
+        return first or ()
+
+    def _take(self, event: Event, facts: dict[str, Any]) -> tuple[Do, ...]:
+        before = self.state
+        effects = self.member.handle(event, **facts)
+        self._note_row(before, event, effects)
+        if self.world.is_told:
+            what = ", ".join(do.name for do in effects)
+            self.world.say(self.host, f"{before.name} -{event.name}-> {self.state.name}: {what}")
+        if self.state is not before:
+            if self._pause is not None:
+                self._pause.cancel()
+            self._entered(before)
+        for effect in effects:
+            self._perform(effect)
+        self._go_on(before)
+        return effects
+
+    def _note_row(self, before: State, event: Event, effects: tuple[Do, ...]) -> None:
+        for number, row in enumerate(TABLE[before, event]):
+            if row.to is self.state and row.do == effects:
+                self.cluster.rows.add((before, event, number))
+                return
+
+    def _entered(self, before: State) -> None:
+        if self.state is State.PROTECTED:
+            other = self.cluster.other(self.it).colo
+            has = other is not None and (other.store is not None or not other.is_alive)
+            if not has:
+                raise Violation("PROTECTED, and the other host has nothing whole")
+        if self.state is State.SHUTDOWN:
+            self.cluster.was_shut_down = True
+
+    def _go_on(self, before: State) -> None:
+        """What the daemon does between its parts."""
+        state = self.state
+        if state is State.RUNNING and before is State.TAKING_OVER:
+            self.do_forget()
+            if self.member.means.node:
+                self.tell(Event.GO_ON)
+            else:
+                self._watch_vm()
+        elif state is State.STARTING and before is not state:
+            self._begin_to_lead()
+        elif state is State.LISTENING and before is State.LOOKING:
+            self._reset()
+            self.store = None
+            if self.it.vm is not None:
+                self.it.vm.kill()
+                self.it.vm = None
+        elif state in FINAL and before is not state:
+            facts = self.member.facts
+            if not self.member.means.node:
+                if state in (State.FENCED, State.DEAD, State.REFUSED):
+                    self.do_end_guest()
+                self._exit()
+            elif state in (State.ENDED, State.LEFT, State.GONE) or (
+                state is State.REFUSED and not facts.starts
+            ):
+                self._exit()
+            else:
+                self.do_stop_asking()
+                if self.it.vm is not None:
+                    self.it.vm.died = self.it.vm.shut_down = nothing
+                self.tell(Event.GO_ON)
+
+    def _exit(self) -> None:
+        self.it.end_colo()
+        if not self.cluster.was_shut_down:
+            self.world.after(1.0, self.it.begin)  # the service manager
+
+    def ask(self, delay_s: float, answer: Callable[[], object]) -> None:
+        """A question: answered once, if it is not given up."""
+        self._question += 1
+        number = self._question
+
+        def answered() -> None:
+            if number == self._question:
+                answer()
+
+        self.after(delay_s, answered)
+
+    def _call(self, move: Move[Any], answered: Callable[[Any], object]) -> None:
+        """A question to the arbiter."""
+        self._question += 1
+        number = self._question
+        if not self.means.automatic:
+            self.ask(0, lambda: answered(Record(0, self._holder())))
+            return
+
+        def hear(result: Any) -> None:
+            if number == self._question:
+                if isinstance(result, Foreign):
+                    self.tell(Event.NO_ANSWER)
+                else:
+                    answered(result)
+
+        def fail(may_be_done: bool) -> None:
+            if number == self._question:
+                self.tell(Event.NO_ANSWER, may_be_done=may_be_done)
+
+        self._asking = self.cluster.arbiter.call(self, move, hear, fail)
+
+    def do_stop_asking(self) -> None:
+        self._question += 1
+        if self._asking is not None:
+            self._asking.is_given_up = True
+
+    def _perform(self, effect: Do) -> None:
+        performed: Callable[[], object] = getattr(self, "do_" + effect.name.lower())
+        performed()
+
+    # -- time and people ------------------------------------------------------------------
+
+    def do_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+        self._pause = self.after(1.0, self._time)
+
+    def _time(self) -> None:
+        self.tell(Event.TIME)
+
+    def do_warn(self) -> None:
+        pass
+
+    def do_agree(self) -> None:
+        pass
+
+    def do_decline(self) -> None:
+        pass
+
+    # -- what the other parts of a colo do ------------------------------------------------
+
+    def _new_vm(self) -> None:
+        raise NotImplementedError
+
+    def _holder(self) -> str:
+        raise NotImplementedError
+
+    def _watch_vm(self) -> None:
+        raise NotImplementedError
+
+    def _send(self, what: object) -> None:
+        raise NotImplementedError
+
+    def _say(self, what: object) -> None:
+        raise NotImplementedError
+
+    def _from_secondary(self, message: Message) -> None:
+        raise NotImplementedError
+
+    def _from_primary(self, what: Any) -> None:
+        raise NotImplementedError
+
+    def _session_lost(self) -> None:
+        raise NotImplementedError
+
+    def _channel_lost(self) -> None:
+        raise NotImplementedError
+
+    def do_forget(self) -> None:
+        raise NotImplementedError
+
+    def do_end_guest(self) -> None:
+        raise NotImplementedError
+
+    def do_close(self) -> None:
+        raise NotImplementedError
+
+    def do_hang_up(self) -> None:
+        raise NotImplementedError
