@@ -8,10 +8,12 @@ CODE := $(wildcard src tests bench)
 ARGS ?=
 # How often make soak has each death.
 ROUNDS ?= 20
+# How many seeds make sim plays.
+RUNS ?= 20000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test qemu11 demo test check lint types soak pairs kvm bench docs clean
+.PHONY: help setup setup-test qemu11 demo test check lint types sim soak pairs kvm bench docs clean
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -55,8 +57,11 @@ bench: setup ## measure on this machine, into build/bench.json
 	@mkdir -p build
 	$(PYTHON) -m bench --json build/bench.json
 
-docs: setup ## draw the diagrams in docs/protocol.md from the state tables again
-	$(PYTHON) scripts/diagrams.py docs/protocol.md
+docs: setup ## draw the diagrams in docs/protocol.md and docs/host.md from the tables again
+	$(PYTHON) scripts/diagrams.py docs/protocol.md docs/host.md
+
+sim: setup-test ## play the simulated world: RUNS seeds (20000), or one with SEED=n, told step by step
+	$(PYTHON) -m tests.sim.run $(if $(SEED),--seed $(SEED),--runs $(RUNS))
 
 clean: ## remove all that these commands made
 	rm -rf --one-file-system build dist .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -10,6 +10,7 @@ from colo.membership.grant import Foreign, Grant, Moved
 from colo.membership.states import Do, Event, State
 from colo.membership.words import WordKind
 from tests.sim.arbiter import Move
+from tests.sim.checks import Violation
 from tests.sim.shell import Shell
 from tests.sim.world import Connection, End
 
@@ -142,7 +143,14 @@ class Talks(Shell):
             case WordKind.REFUSED:
                 self._hear_if(Event.REJECTED, final=number)
             case _:
+                self._see_that_it_is_decided()
                 self._hear_if(Event.LETS_GO)
+
+    def _see_that_it_is_decided(self) -> None:
+        """The copy is about to be forgotten: then the VM may not need it any more."""
+        other = self.cluster.other(self.it).colo
+        if other is not None and other.is_alive and other.state is State.LOST and self.store:
+            raise Violation("the copy is to be forgotten, and nobody has decided yet")
 
     def _hear_if(self, event: Event, **facts: Any) -> None:
         self.tell(event, **facts)

@@ -14,7 +14,7 @@ newer one; once the link is gone, the arbiter decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from colo.membership.states import FINAL, Do, Event, Row, State, Table, When
@@ -33,19 +33,25 @@ def _to(to: State, *do: Do, when: When | tuple[When, ...] = ()) -> Row:
 
 
 def _all(
-    states: Iterable[State], rows: Mapping[Event, tuple[Row, ...] | Row]
+    states: Collection[State], rows: Mapping[Event, tuple[Row, ...] | Row]
 ) -> dict[tuple[State, Event], tuple[Row, ...]]:
     """The same rows for several states."""
     return {
         (state, event): row if isinstance(row, tuple) else (row,)
-        for state in states
+        for state in _in_order(states)
         for event, row in rows.items()
     }
 
 
-def _ignore(states: Iterable[State], *events: Event) -> dict[tuple[State, Event], tuple[Row, ...]]:
+def _ignore(
+    states: Collection[State], *events: Event
+) -> dict[tuple[State, Event], tuple[Row, ...]]:
     """Late reports, and what changes nothing."""
-    return {(state, event): (Row(state),) for state in states for event in events}
+    return {(state, event): (Row(state),) for state in _in_order(states) for event in events}
+
+
+def _in_order(states: Collection[State]) -> list[State]:
+    return [state for state in State if state in states]
 
 
 _LOOKING: Final = {
@@ -357,7 +363,7 @@ _KEEPING: Final = {
 #: What comes after a part; what is over hears nothing else.
 _OVER_AND_ON: Final = {
     **_ignore(FINAL, *(event for event in Event if event not in (_E.GO_ON, _E.ORDER))),
-    **{(state, _E.ORDER): (_to(state, _D.DECLINE),) for state in FINAL},
+    **{(state, _E.ORDER): (_to(state, _D.DECLINE),) for state in _in_order(FINAL)},
     **_all({_S.FENCED}, {_E.GO_ON: _to(_S.LOOKING, _D.END_GUEST, _D.READ_RECORD)}),
     **_all({_S.DEAD}, {_E.GO_ON: (_to(_S.WAITING, _D.END_GUEST, _D.PAUSE, when=_W.IN_VAIN),
                                   _to(_S.LOOKING, _D.END_GUEST, _D.READ_RECORD))}),
