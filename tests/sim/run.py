@@ -13,14 +13,15 @@ from random import Random
 
 from colo.errors import ColoError
 from colo.membership.member import Member
-from colo.membership.states import Event, State
+from colo.membership.states import FINAL, Event, State
+from colo.membership.table import TABLE
 from tests.sim.checks import Violation
 from tests.sim.cluster import Cluster
 from tests.sim.colo import Colo
 from tests.sim.faults import FAULTS, heal
 from tests.sim.world import World
 
-__all__ = ["Outcome", "Total", "play", "play_all"]
+__all__ = ["Outcome", "Total", "play", "play_all", "rows_that_do"]
 
 _FAULTS_S = 60.0
 _MORE_S = 180.0
@@ -127,6 +128,16 @@ class _Operator:
             raise Violation(f"no end: {states}")
 
 
+def rows_that_do() -> list[tuple[State, Event, int]]:
+    """The rows of a host's machine that change its state, or do something."""
+    return [
+        (state, event, number)
+        for (state, event), rows in TABLE.items()
+        for number, row in enumerate(rows)
+        if (row.to is not state or row.do) and (state not in FINAL or event is Event.GO_ON)
+    ]
+
+
 @dataclass
 class Total:
     """What many runs came to."""
@@ -163,6 +174,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--seed", type=int, help="play this one alone, and tell all of it")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--rows", action="store_true", help="say which rows were never taken")
     options = parser.parse_args()
     if options.seed is not None:
         outcome = play(options.seed, print)
@@ -170,10 +182,14 @@ def main() -> int:
     began = time.monotonic()
     total = play_all(options.first, options.runs, options.processes)
     took_s = time.monotonic() - began
+    left = [row for row in rows_that_do() if row not in total.rows]
     print(
-        f"{total.runs} runs, {total.faults.total():,} faults, {total.lives:,} lives of the VM, "
-        f"{total.packets:,} packets heard, {len(total.rows)} rows taken, in {took_s:.0f} s"
+        f"{total.runs:,} runs, {total.faults.total():,} faults, {total.lives:,} lives of the VM, "
+        f"{total.packets:,} packets heard, in {took_s:.0f} s; of {len(rows_that_do())} rows that "
+        f"change or do something {len(rows_that_do()) - len(left)} were taken"
     )
+    for state, event, number in left if options.rows else []:
+        print(f"not taken: {event.name} in {state.name}, row {number}")
     for outcome in total.failures[:20]:
         print(f"seed {outcome.seed}: {outcome.violation}")
     print(f"{len(total.failures)} of {total.runs} runs violated something")

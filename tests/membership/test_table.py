@@ -1,0 +1,180 @@
+"""A host's table: whatever is asked can be answered, and nobody is left without an end."""
+
+from __future__ import annotations
+
+import pytest
+
+from colo.errors import InvariantBroken, LocalProtocolError
+from colo.membership.grant import Grant
+from colo.membership.member import Facts, Means, Member
+from colo.membership.states import FINAL, OUTCOMES, Do, Event, Row, State, When
+from colo.membership.table import TABLE
+
+A = Grant(1, "a/1/1")
+#: What may happen at any moment to a host whose VM runs here, or is to.
+LEADS = (
+    State.UNPROTECTED, State.BEGINNING, State.COPYING, State.PROTECTED, State.GOING_OVER,
+    State.LOST, State.RESUMING, State.PARTING,
+)  # fmt: skip
+FOLLOWS = (
+    State.LISTENING, State.GREETED, State.RECEIVING, State.KEEPING, State.CUT_OFF, State.ORPHANED,
+    State.TAKING_OVER, State.RUNNING,
+)  # fmt: skip
+
+
+def rows() -> list[tuple[State, Event, Row]]:
+    return [(*key, row) for key, those in TABLE.items() for row in those]
+
+
+def test_whatever_is_asked_has_a_place_for_each_of_its_answers() -> None:
+    missing = [
+        (state.name, event.name, row.to.name, do.name, outcome.name)
+        for state, event, row in rows()
+        for do in row.do
+        for outcome in OUTCOMES.get(do, ())
+        if (row.to, outcome) not in TABLE
+    ]
+    assert missing == []
+
+
+def test_the_last_row_of_a_state_and_an_event_always_holds() -> (
+    None
+):
+    """Nothing that happens finds no row because of what is known."""
+    conditional = {key for key, those in TABLE.items() if those[-1].when}
+    assert conditional == set()
+
+
+def test_every_state_is_reached_and_left() -> None:
+    reached = {row.to for state, _, row in rows() if row.to is not state} | {State.LOOKING}
+    left = {state for state, _, row in rows() if row.to is not state}
+    assert reached == set(State)
+    assert set(State) - left == {State.ENDED, State.LEFT, State.GONE}
+
+
+@pytest.mark.parametrize("state", LEADS, ids=lambda state: state.name)
+@pytest.mark.parametrize(
+    "event", [Event.DIED, Event.SHUT_DOWN, Event.INTERRUPT, Event.ORDER, Event.SWITCHOVER]
+)
+def test_what_may_happen_at_any_moment_has_its_place_where_a_vm_runs(
+    state: State, event: Event
+) -> None:
+    assert (state, event) in TABLE
+
+
+@pytest.mark.parametrize("state", FOLLOWS, ids=lambda state: state.name)
+@pytest.mark.parametrize("event", [Event.LINK_UP, Event.CHANNEL_UP, Event.ORDER, Event.INTERRUPT])
+def test_what_may_happen_at_any_moment_has_its_place_where_a_copy_is_kept(
+    state: State, event: Event
+) -> None:
+    assert (state, event) in TABLE
+
+
+def test_what_is_over_hears_nothing_more() -> None:
+    for state in FINAL:
+        for event in Event:
+            those = TABLE[state, event]
+            assert event is Event.GO_ON or {(row.to, row.do) for row in those} <= {
+                (state, ()), (state, (Do.DECLINE,)),
+            }  # fmt: skip
+
+
+def test_an_event_out_of_place_changes_nothing() -> None:
+    member = Member("web1", Means(), State.LISTENING)
+    before = member.facts
+    with pytest.raises(LocalProtocolError, match="web1: RUNS is out of place in LISTENING"):
+        member.handle(Event.RUNS)
+    assert (member.state, member.facts) == (State.LISTENING, before)
+
+
+@pytest.mark.parametrize(
+    ("state", "event", "row", "facts", "rule"),
+    [
+        (State.KEEPING, Event.LINK_LOST, Row(State.TAKING_OVER, (Do.LOAD,)), Facts(),
+         "no takeover without right"),
+        (State.LOST, Event.NO_ANSWER, Row(State.RESUMING, (Do.RUN_ALONE,)), Facts(contested=True),
+         "only by right a VM runs alone"),
+        (State.PROTECTED, Event.LOST, Row(State.UNPROTECTED, (Do.OPEN,)), Facts(right=True),
+         "only a VM that runs alone is heard at once"),
+        (State.RESUMING, Event.RUNS, Row(State.UNPROTECTED, (Do.OPEN,)),
+         Facts(right=True, shut=True), "who was silenced stays so"),
+        (State.KEEPING, Event.LINK_LOST, Row(State.LISTENING, (Do.FORGET,)), Facts(),
+         "the only copy is kept"),
+        (State.ORPHANED, Event.INTERRUPT, Row(State.GONE, (Do.FORGET,)), Facts(),
+         "the only copy is kept"),
+        (State.PROTECTED, Event.DIED, Row(State.DEAD, (Do.GIVE_BACK,)), Facts(contested=True),
+         "the other host's copy needs the grant"),
+        (State.STARTING, Event.FIT, Row(State.STARTING, (Do.START,)), Facts(starts=True),
+         "the other host is asked before a VM starts"),
+    ],
+)  # fmt: skip
+def test_a_step_that_would_break_a_rule_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+    state: State,
+    event: Event,
+    row: Row,
+    facts: Facts,
+    rule: str,
+) -> None:
+    monkeypatch.setitem(TABLE, (state, event), (row,))
+    member = Member("web1", Means(), state)
+    member.facts = facts
+    with pytest.raises(InvariantBroken, match=rule):
+        member.handle(event)
+    assert (member.state, member.facts) == (state, facts)
+
+
+def lost(means: Means) -> Member:
+    """A primary that has lost its secondary, which may have a whole copy."""
+    member = Member("web1", means, State.PROTECTED)
+    member.facts = Facts(grant=A, contested=True, protected=True, linked=True, connected=True)
+    assert member.handle(Event.LINK_LOST) == (Do.CLOSE, Do.LOOK)
+    return member
+
+
+def test_a_dead_vm_says_which_grant_it_may_have_got_unheard() -> None:
+    member = lost(Means())
+    assert member.handle(Event.ANSWERS) == (Do.ASK,)
+    member.handle(Event.DIED)
+    assert member.facts.last_number == 2
+
+
+def test_a_manual_arbiter_waits_for_an_operator_and_an_order_looks_again() -> None:
+    member = lost(Means(automatic=False))
+    assert member.handle(Event.ANSWERS) == ()
+    assert member.handle(Event.ORDER) == (Do.LOOK,)
+    assert member.handle(Event.ANSWERS) == (Do.ASK_BY_ORDER,)
+    assert member.handle(Event.GRANTED, grant=Grant(2, "a/1/1")) == (Do.RUN_ALONE,)
+    assert Do.AGREE in member.handle(Event.RUNS)
+
+
+def test_a_plain_order_does_not_override_an_arbiter_and_force_does() -> None:
+    for force, asked in ((False, Do.ASK), (True, Do.ASK_BY_ORDER)):
+        member = Member("web1", Means(asks=False), State.ORPHANED)
+        assert member.handle(Event.ORDER, force=force) == (Do.STOP_ASKING, asked)
+
+
+def test_a_vm_that_does_not_run_is_not_heard_and_left_to_the_other_host() -> None:
+    member = lost(Means())
+    member.handle(Event.ANSWERS)
+    member.handle(Event.GRANTED, grant=Grant(2, "a/1/1"))
+    effects = member.handle(Event.STUCK)
+    assert effects.index(Do.SHUT) < effects.index(Do.SAY_DEAD) and Do.OPEN not in effects
+
+
+def test_who_ends_a_protection_and_reaches_no_arbiter_lets_the_other_host_go_first() -> None:
+    member = Member("web1", Means(), State.PROTECTED)
+    member.facts = Facts(grant=A, contested=True, protected=True, linked=True, connected=True)
+    assert member.handle(Event.INTERRUPT) == (Do.LOOK,)
+    assert member.handle(Event.ANSWERS) == (Do.ASK,)
+    assert member.handle(Event.NO_ANSWER) == (Do.SAY_BYE, Do.PAUSE)
+    assert member.handle(Event.LETS_GO) == (Do.CLOSE, Do.RUN_ALONE)
+
+
+def test_a_copy_that_is_let_go_is_said_to_be() -> None:
+    member = Member("web1", Means(), State.KEEPING)
+    assert member.handle(Event.LETS_GO) == (Do.SAY_BYE, Do.FORGET)
+
+
+def test_every_condition_is_used() -> None:
+    assert {when for _, _, row in rows() for when in row.when} == set(When)
