@@ -37,6 +37,7 @@ class VmFile:
     silence_s: float = 10.0
     store_folder: str = "/dev/shm"
     binary: str | None = None
+    accel: str = ACCEL
 
     def write(self, path: Path, name: str, binary: str, primary: Console, other: Console) -> None:
         """Write it as TOML; JSON's texts and lists are TOML's."""
@@ -47,7 +48,7 @@ class VmFile:
             args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", KERNEL]
         path.write_text(
             f"name = {json.dumps(name)}\n"
-            f'[qemu]\nbinary = {json.dumps(self.binary or binary)}\naccel = "{ACCEL}"\n'
+            f'[qemu]\nbinary = {json.dumps(self.binary or binary)}\naccel = "{self.accel}"\n'
             f"args = {json.dumps(args)}\n"
             f"[qemu.primary]\nargs = {json.dumps(primary.args)}\n"
             f"[qemu.secondary]\nargs = {json.dumps(other.args)}\n"
@@ -98,8 +99,8 @@ class PrimaryVm:
     def begin_to_protect(self, uri: str) -> None:
         """Start COLO and do not wait until it is on."""
         assert self._qemu is not None
-        colo = ColoPrimary(self._qemu).start(uri, 100)
-        future = asyncio.run_coroutine_threadsafe(colo, self._loop)
+        self._colo = ColoPrimary(self._qemu)
+        future = asyncio.run_coroutine_threadsafe(self._colo.start(uri, 100), self._loop)
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def ended(self) -> str:

@@ -37,9 +37,7 @@ def test_whatever_is_asked_has_a_place_for_each_of_its_answers() -> None:
     assert missing == []
 
 
-def test_the_last_row_of_a_state_and_an_event_always_holds() -> (
-    None
-):
+def test_the_last_row_of_a_state_and_an_event_always_holds() -> None:
     """Nothing that happens finds no row because of what is known."""
     conditional = {key for key, those in TABLE.items() if those[-1].when}
     assert conditional == set()

@@ -115,6 +115,12 @@ def host_is_cut_off(cluster: Cluster, host: Host) -> None:
 
 
 @_fault
+def network_is_slow(cluster: Cluster, host: Host) -> None:
+    cluster.world.slow_s = 0.3
+    _later(cluster, 0.5, 6.0, lambda: setattr(cluster.world, "slow_s", 0.0))
+
+
+@_fault
 def arbiter_dies(cluster: Cluster, host: Host) -> None:
     arbiter = cluster.arbiter
     arbiter.is_up = False
@@ -211,6 +217,7 @@ def heal(cluster: Cluster) -> None:
     """From now on nothing goes wrong any more, and everybody does what is to be done."""
     world = cluster.world
     world.cut.clear()
+    world.slow_s = 0.0
     world.changed()
     cluster.arbiter.is_up, cluster.arbiter.slow_s, cluster.arbiter.loses = True, 0.0, 0.0
     for host in cluster.hosts.values():

@@ -48,6 +48,7 @@ class Follows(Shell):
                 self._obey(machine.handle(SecondaryEvent.MIGRATED))
                 self.tell(Event.WHOLE)
             case "ram":
+                self._staged = None  # what is here is not whole any more
                 self._obey(machine.handle(SecondaryEvent.RAM_RECEIVED))
             case "devices":
                 self._staged = at

@@ -157,11 +157,6 @@ def acknowledges_before_all_is_here(stack: contextlib.ExitStack) -> None:
 
 
 @_mutant
-def believes_any_grant(stack: contextlib.ExitStack) -> None:
-    _set(stack, moves, "check", lambda record, grant: grant)
-
-
-@_mutant
 def takes_a_grant_that_has_moved_on(stack: contextlib.ExitStack) -> None:
     _set(stack, moves, "take", lambda record, known, holder, void=None: moves.order(record, holder))
 

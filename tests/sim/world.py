@@ -35,6 +35,7 @@ class World:
         self.random = Random(seed)
         self.now = 0.0
         self.cut: set[tuple[str, str]] = set()  # wires, from and to: hosts, or "arbiter"
+        self.slow_s = 0.0  # how much longer than usual a message may take
         self.connections: list[Connection] = []
         self._log = log
         self._heap: list[tuple[float, int, Timer]] = []
@@ -185,7 +186,7 @@ class Connection:
 
     def _pump(self, to: End) -> None:
         if to.comes is None and to.inbox and to.is_open and self._passes(to):
-            delay_s = self.world.some(0.0001, 0.004)
+            delay_s = self.world.some(0.0001, 0.004) + self.world.some(0, self.world.slow_s)
             to.comes = self.world.after(delay_s, lambda: self._deliver(to))
 
     def _deliver(self, to: End) -> None:

@@ -39,6 +39,16 @@ SCENARIOS: Final[dict[str, tuple[str, ...]]] = {
     "a client's connection; hosts come and go": (
         "tests/e2e/net/test_deaths.py::test_hosts_come_and_go[V]",
     ),
+    "taken over, protected again, by `colo node`": (
+        "tests/e2e/test_node.py::test_the_vm_lives_on_whoever_dies_comes_back_or_is_told_to_go[V]",
+    ),
+    "two processors; `-cpu host`": (
+        "tests/e2e/kvm/in_the_machine.py::test_it_is_taken_over[V-two processors]",
+        "tests/e2e/kvm/in_the_machine.py::test_it_is_taken_over[V-host]",
+    ),
+    "a host without KVM refuses it": (
+        "tests/e2e/kvm/in_the_machine.py::test_a_host_without_kvm_refuses_it[V]",
+    ),
     "the guest reboots": ("tests/e2e/net/test_deaths.py::test_guest_reboots[V-rebooting]",),
     "the guest shuts down": ("tests/e2e/net/test_deaths.py::test_guest_shuts_down[V]",),
 }
