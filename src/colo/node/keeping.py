@@ -440,7 +440,7 @@ class SecondaryNode(Performer):
                         "the primary is connected and its VM runs: two VMs would run; "
                         "end that one first, or say --force"
                     )
-                case State.ORPHANED if isinstance(self._takeover.error, LocalError):
+                case State.ORPHANED if self._takeover.waits_for is not None:
                     text = f"{self._takeover.error}; --force does without it"
                 case State.ORPHANED:
                     text = f"the VM could not be started: {self._takeover.error}"
