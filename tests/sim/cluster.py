@@ -46,7 +46,7 @@ class Cluster:
             for host in self.hosts.values()
         )
 
-    def runs_elsewhere(self, vm: Vm) -> bool:
+    def runs_elsewhere(self, vm: Vm | None) -> bool:
         return any(
             host.vm is not None and host.vm is not vm and host.vm.is_alive and host.vm.has_run
             and self.checks.covers(host.vm.now)

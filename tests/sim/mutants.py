@@ -200,12 +200,6 @@ def opens_the_gate_of_a_fenced_vm(stack: contextlib.ExitStack) -> None:
 
 
 @_mutant
-def hands_over_a_vm_that_runs(stack: contextlib.ExitStack) -> None:
-    going = Row(_S.GOING_OVER, (_D.SAY_HANDOVER, _D.CLOSE, _D.AWAIT_TAKEN), (When.AUTOMATIC,))
-    _row(stack, _S.PROTECTED, _E.SWITCHOVER, going, Row(_S.PROTECTED, (_D.DECLINE,)))
-
-
-@_mutant
 def goes_on_after_a_handover(stack: contextlib.ExitStack) -> None:
     for event in (_E.TAKEN, _E.TIME):
         _row(stack, _S.GOING_OVER, event, Row(_S.RESUMING, (_D.RUN_ALONE,)))

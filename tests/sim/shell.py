@@ -92,6 +92,7 @@ class Shell(Process):
     def _take(self, event: Event, facts: dict[str, Any]) -> tuple[Do, ...]:
         before = self.state
         effects = self.member.handle(event, **facts)
+        self._see_the_only_copy(before, event)
         self._note_row(before, event, effects)
         if self.world.is_told:
             what = ", ".join(do.name for do in effects)
@@ -110,6 +111,19 @@ class Shell(Process):
             if row.to is self.state and row.do == effects:
                 self.cluster.rows.add((before, event, number))
                 return
+
+    def _see_the_only_copy(self, before: State, event: Event) -> None:
+        """Who is told to end gives the only copy of a VM up at the second word, not before."""
+        if before is not State.ORPHANED:
+            self._words = 0
+        elif event is Event.INTERRUPT:
+            self._words += 1
+            cluster = self.cluster
+            only = cluster.checks.covers(self.store) and not cluster.runs_elsewhere(self.it.vm)
+            if self.state is State.GONE and self._words < 2 and only:
+                raise Violation("the only copy is given up at the first word")
+
+    _words = 0
 
     def _entered(self, before: State) -> None:
         if self.state is State.PROTECTED:
