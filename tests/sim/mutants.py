@@ -41,7 +41,37 @@ _S, _E, _D = State, Event, Do
 MUTANTS: Final[dict[str, Callable[[contextlib.ExitStack], None]]] = {}
 
 #: A seed at which it shows.
-SEEDS: Final[dict[str, int]] = {}
+SEEDS: Final[dict[str, int]] = {
+    "takes_over_without_asking": 3,
+    "takes_over_where_nobody_answers": 3,
+    "takes_over_though_another_has_the_grant": 3,
+    "runs_alone_without_asking": 3,
+    "runs_alone_where_nobody_answers": 6,
+    "runs_alone_though_another_has_the_grant": 3,
+    "ends_the_protection_on_its_own_word": 61,
+    "ends_the_protection_without_asking": 61,
+    "releases_when_the_vm_stops": 1,
+    "releases_when_the_secondary_replies": 1,
+    "does_not_hold": 4,
+    "does_not_hold_where_a_first_copy_is_lost": 153,
+    "commits_before_all_is_here": 1,
+    "acknowledges_before_all_is_here": 1,
+    "takes_a_grant_that_has_moved_on": 3,
+    "takes_any_grant_for_void": 3,
+    "gives_the_grant_back_that_the_copy_needs": 678,
+    "forgets_the_only_copy": 49,
+    "forgets_at_the_first_ctrl_c": 21,
+    "says_alone_before_it_may": 14,
+    "opens_the_gate_of_a_fenced_vm": 3,
+    "goes_on_after_a_handover": 7,
+    "starts_before_it_asks": 64,
+    "starts_from_an_old_state": 1,
+    "adopts_a_stale_vm": 22,
+    "releases_after_it_stood_still": 112,
+    "overrides_the_arbiter_by_an_order": 126,
+    "asks_only_once_for_the_copy": 311,
+    "asks_only_once_for_the_vm": 6,
+}
 
 
 @contextlib.contextmanager

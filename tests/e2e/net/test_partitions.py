@@ -55,10 +55,17 @@ def runs(host: Colo, *states: str) -> bool:
     return status.get("role") == "primary" and status.get("state") in states
 
 
-def protected_again(a: Colo, b: Colo) -> Colo:
-    """Wait until the VM is PROTECTED on one of them, and return that one."""
+def protected_again(a: Colo, b: Colo, since: float = 0.0) -> Colo:
+    """Wait until the VM is PROTECTED on one of them, by a checkpoint of later than ``since``.
+
+    Returns that one.
+    """
+
+    def is_protected(host: Colo) -> bool:
+        return runs(host, "PROTECTED") and (host.status()["checkpoint_at"] or 0.0) >= since
+
     told = f"the VM to be protected again; a said {a.text()[-800:]}, b said {b.text()[-800:]}"
-    found = wait(lambda: [host for host in (a, b) if runs(host, "PROTECTED")], told, 120)
+    found = wait(lambda: [host for host in (a, b) if is_protected(host)], told, 120)
     return found[0]
 
 
