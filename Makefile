@@ -44,7 +44,8 @@ types: setup-test ## check types, strictly
 check: lint types test ## style, types and every test: run it before a commit
 
 soak: qemu11 ## every kind of death at random moments, ROUNDS times each (20); ARGS="-k 7.2" for less
-	$(PYTEST) --e2e=require --rounds=$(ROUNDS) tests/e2e/net/test_deaths.py tests/e2e/net/test_takeover.py $(ARGS)
+	$(PYTEST) --e2e=require --rounds=$(ROUNDS) tests/e2e/net/test_deaths.py tests/e2e/net/test_takeover.py \
+		tests/e2e/net/test_soak.py tests/e2e/test_node.py $(ARGS)
 
 pairs: qemu11 ## have all pairs of QEMU and colo play, and write docs/compatibility.md
 	COLO_WRITE_PAIRS=1 $(PYTEST) --e2e=require tests/e2e/test_pairs.py

@@ -28,12 +28,14 @@ class NodeHost:
         self._vm_file = vm_file
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *options: str) -> None:
-        """Start its daemon."""
+    def start(self, *options: str, **environment: str) -> None:
+        """Start its daemon, with this in its environment."""
         command = [colo(), "node", str(self._vm_file), "--host", self.name]
         command += ["--state-dir", str(self.state), "--trace", *options]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, **environment}
+            )
 
     def text(self) -> str:
         """All that it told its user."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,3 +158,58 @@ def test_round_after_round_leaves_nothing_behind(
         primary = secondary
     primary.console.verify()
     assert [each for each in seen[1:] if each != seen[0]] == []
+
+
+class Manager:
+    """A service manager, as far as a service hears of it: the socket that it listens at."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.bind(str(path))
+        self._sock.setblocking(False)
+        self.all: list[str] = []
+
+    def heard(self) -> list[str]:
+        """What has come since the last time."""
+        said = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                said.append(self._sock.recv(4096).decode())
+        return said
+
+    def wait(self, text: str) -> None:
+        """Wait until it has heard this, ever."""
+
+        def has_come() -> bool:
+            self.all.extend(self.heard())
+            return any(text in line for line in self.all)
+
+        wait(has_come, f"{text} to be said; it heard {self.all}")
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
+def test_a_service_manager_is_told_how_the_vm_stands_and_that_colo_lives(nodes: Nodes) -> None:
+    with contextlib.closing(Manager(nodes.folder / "notify")) as manager:
+        told = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "600000"}
+        nodes.b.start(**told)
+        manager.wait("STATUS=WAITING")
+        manager.wait("WATCHDOG=1")
+        assert "READY=1" not in manager.all, "nothing is kept alive yet"
+        nodes.a.start()
+        manager.wait("READY=1")
+        manager.wait("STATUS=KEEPING: the last whole checkpoint is kept")
+        nodes.wait_protected(nodes.a)
+
+        assert nodes.b.process is not None
+        nodes.b.process.send_signal(signal.SIGSTOP)
+        manager.heard()
+        nodes.a.console.wait_progress()
+        assert "WATCHDOG=1" not in manager.heard(), "a colo that hangs does not feed it"
+        nodes.b.process.send_signal(signal.SIGCONT)
+        wait(lambda: "WATCHDOG=1" in manager.heard(), "colo to live again")
+        assert nodes.b.end() == 0
+        manager.wait("STOPPING=1")

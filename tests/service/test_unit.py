@@ -9,6 +9,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from colo.cli import main
+from colo.cli.base import WRONG_USAGE
 from colo.service.unit import unit
 
 
@@ -31,6 +32,10 @@ def test_it_leaves_qemu_running_and_is_ready_when_colo_says_so() -> None:
     assert (
         "ExecStart=/opt/colo/bin/colo node /etc/colo/%i.toml --state-dir /var/lib/colo/%i" in lines
     )
+
+
+def test_what_no_further_try_changes_is_not_tried_again() -> None:
+    assert f"RestartPreventExitStatus={WRONG_USAGE}\n" in unit(Path("/colo"))
 
 
 def test_the_command_prints_it() -> None:
