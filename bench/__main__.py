@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import checkpoint, clock, machine, memory, network, pauses, receive, takeover
+from bench import checkpoint, clock, hosts, machine, memory, network, pauses, receive, takeover
 from bench.errors import BenchError
 from bench.render import render
 from colo.qemu.accelerator import Outcome, try_kvm
@@ -28,6 +28,7 @@ _NAMES: Final = (
     "memory",
     "costs",
     "gaps",
+    "hosts",
     "clock",
     "receive",
     "checkpoint",
@@ -112,6 +113,10 @@ def _measure_qemu(
     elif name == "gaps":
         _say(f"a client's view of a takeover, QEMU {version}")
         yield network.measure_gaps(binary, kills, _say)
+    elif name == "hosts":
+        for kind in hosts.KINDS:
+            _say(f"two hosts, QEMU {version}, {kind}")
+            yield hosts.measure(binary, kind, kills, _say)
     elif name == "clock":
         works = try_kvm(binary, ("-cpu", "qemu64")) is Outcome.WORKS
         for accel in ("tcg", "kvm") if works else ("tcg",):

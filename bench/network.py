@@ -36,6 +36,7 @@ from colo.qemu.process import plan
 __all__ = ["Kind", "Scene", "measure_costs", "measure_gaps", "scene_of"]
 
 _GUEST: Final = "10.77.0.5"
+_PLACES: Final = {"a": Place.HOST_A, "b": Place.HOST_B}
 _TO: Final = f"tcp:{REPLICATION_ADDRESS[Place.HOST_B]}:9000"
 _PAUSE_MS: Final = 20
 _LINE_MS: Final = 10
@@ -180,7 +181,7 @@ class Scene:
 
     def __init__(self, lab: Lab, folder: Path, binary: str, kind: Kind) -> None:
         self.lab = lab
-        self._folder = folder
+        self.folder = folder
         self._tuned = kind.tuned
         self._qmp = folder / "colo.qmp"
         self._other_qmp = folder / "bench.qmp"
@@ -207,7 +208,11 @@ class Scene:
             f'name = "bench"\n[qemu]\nbinary = {json.dumps(binary)}\naccel = "{kind.accel}"\n'
             f"args = {json.dumps(args)}\n{''.join(roles)}"
             f'[failover]\narbiter = "file:{folder / "grant"}"\n'
-            f"{tuning}"
+            f"{tuning}[hosts]\n"
+            + "".join(
+                f'{name} = "tcp:{REPLICATION_ADDRESS[place]}:9000"\n'
+                for name, place in _PLACES.items()
+            )
         )
 
     @contextlib.contextmanager
@@ -223,7 +228,7 @@ class Scene:
         command = [*self._on(_PROCESSORS[:-1]), *command]
         with self._process(Place.HOST_A, "qemu", command, env=environment) as process:
             self.qemu_pid = process.pid
-            console = self._folder / "primary.console"
+            console = self.folder / "primary.console"
             wait_until("the guest", lambda: _holds(console, "ready mode=serve"), _START_S)
             yield
 
@@ -236,7 +241,7 @@ class Scene:
                 yield
             finally:
                 with contextlib.suppress(OSError, ValueError):
-                    os.kill(int((self._folder / state / "qemu.pid").read_text()), signal.SIGKILL)
+                    os.kill(int((self.folder / state / "qemu.pid").read_text()), signal.SIGKILL)
 
     @contextlib.contextmanager
     def primary(self, state: str) -> Iterator[subprocess.Popen[Any]]:
@@ -245,11 +250,22 @@ class Scene:
         with self._colo(Place.HOST_A, state, "primary", *options) as process:
             wait_until("protection", lambda: self._state(state) == "PROTECTED" or None, _START_S)
             yield process
-        shutil.rmtree(self._folder / state, ignore_errors=True)
+        shutil.rmtree(self.folder / state, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def node(self, host: str) -> Iterator[subprocess.Popen[Any]]:
+        """``colo node`` on a host, which is called a or b; its state folder is called so too."""
+        with self._colo(_PLACES[host], host, "node", "--host", host) as process:
+            yield process
+
+    def order(self, host: str, order: str) -> None:
+        """Give an order to the colo of a host."""
+        command = [sys.executable, "-m", "colo", order, "--state-dir", str(self.folder / host)]
+        self.lab.run(_PLACES[host], *command)
 
     def echo(self, requests: int) -> list[float]:
         """Round trips of one byte, in milliseconds."""
-        log = self._folder / "echo.jsonl"
+        log = self.folder / "echo.jsonl"
         options = ["--count", str(requests), "--pause-ms", str(_PAUSE_MS), "--log", str(log)]
         self.verdict(self.start_client("echo", *options))
         return [json.loads(line)["rtt_ms"] for line in log.read_text().splitlines()]
@@ -264,7 +280,7 @@ class Scene:
         async def transfer() -> float:
             qemu = AttachedQemu(self._other_qmp)
             await qemu.attach()
-            gate = NetGate(qemu, self._folder, _HOLD_LIMIT)
+            gate = NetGate(qemu, self.folder, _HOLD_LIMIT)
             await gate.install(["n0"])
             try:
                 return await asyncio.to_thread(self.bulk, mib)
@@ -281,7 +297,7 @@ class Scene:
 
     def status(self, state: str) -> dict[str, Any]:
         """The status file of a colo."""
-        content = json.loads((self._folder / state / "status.json").read_text())
+        content = json.loads((self.folder / state / "status.json").read_text())
         assert isinstance(content, dict)
         return content
 
@@ -300,7 +316,7 @@ class Scene:
 
     def _state(self, state: str) -> str | None:
         try:
-            return str(json.loads((self._folder / state / "status.json").read_text())["state"])
+            return str(json.loads((self.folder / state / "status.json").read_text())["state"])
         except (OSError, ValueError):
             return None
 
@@ -310,14 +326,14 @@ class Scene:
         command = [*self._on(_PROCESSORS[-1:]), sys.executable, "-m", "colo"]
         command += [verb, str(self._vm), *options]
         return self._process(
-            place, f"colo-{verb}", [*command, "--state-dir", str(self._folder / state)]
+            place, f"colo-{verb}", [*command, "--state-dir", str(self.folder / state)]
         )
 
     @contextlib.contextmanager
     def _process(
         self, place: Place, name: str, command: list[str], **options: Any
     ) -> Iterator[subprocess.Popen[Any]]:
-        with (self._folder / f"{name}.log").open("a") as log:
+        with (self.folder / f"{name}.log").open("a") as log:
             process = self.lab.start(
                 place, *command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **options
             )

@@ -146,6 +146,25 @@ def _gaps(rows: Sequence[_Row]) -> str:
     )
 
 
+def _hosts(rows: Sequence[_Row]) -> str:
+    head = ["QEMU", "what happens", "noticed, ms", "taken over", "protected again", "gap", "n"]
+    return _table(
+        head,
+        (
+            [
+                row["qemu"],
+                row["kind"],
+                *(
+                    f"{row[name]['median']:.0f} (max {row[name]['max']:.0f})"
+                    for name in ("noticed", "taken_over", "protected_again", "gap")
+                ),
+                str(row["gap"]["n"]),
+            ]
+            for row in rows
+        ),
+    )
+
+
 def _takeover(rows: Sequence[_Row]) -> str:
     head = [
         "QEMU",
@@ -239,6 +258,7 @@ _TABLES: Final[dict[str, Callable[[Any], str]]] = {
     "relay": _pauses,
     "costs": _costs,
     "gaps": _gaps,
+    "hosts": _hosts,
     "clock": _clock,
     "takeover": _takeover,
     "memory": _memory,
