@@ -12,7 +12,10 @@ from tests.e2e.harness import Scene
 from tests.e2e.vm import VmFile
 from tests.e2e.wire import Phase
 
-pytestmark = pytest.mark.e2e
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.parametrize("qemu", ["7.2"], indirect=True),  # decided above QEMU
+]
 
 
 def test_hold_until_told_to(scene: Scene) -> None:

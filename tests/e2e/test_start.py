@@ -11,7 +11,10 @@ import pytest
 from tests.e2e.harness import Host, Scene
 from tests.e2e.vm import VmFile
 
-pytestmark = pytest.mark.e2e
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.parametrize("qemu", ["11.1"], indirect=True),  # decided above QEMU
+]
 
 TMPFS_MIB = 32
 

@@ -9,7 +9,7 @@ from tests.sim.mutants import MUTANTS, SEEDS, broken
 from tests.sim.run import play, play_all, rows_that_do
 from tests.sim.search import search
 
-RUNS = 800
+RUNS = 600
 
 
 def test_nothing_is_lost_doubled_or_stuck() -> None:
