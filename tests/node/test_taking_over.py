@@ -36,8 +36,6 @@ class Session:
 
     def handle(self, event: SecondaryEvent) -> None:
         self.events.append(event)
-
-    def close(self) -> None:
         self.closed = True
 
     async def applied(self) -> None:

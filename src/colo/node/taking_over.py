@@ -33,9 +33,6 @@ class Session(Protocol):
     def handle(self, event: SecondaryEvent) -> None:
         """Take an event."""
 
-    def close(self) -> None:
-        """Close the connection."""
-
     async def applied(self) -> None:
         """Wait until the images equal the last whole checkpoint.  Raises StoreError."""
 
@@ -134,8 +131,7 @@ class Takeover:
     async def load(self, session: Session) -> Outcome:
         """Start the VM from the last whole checkpoint."""
         self.error, self.waits_for = None, None
-        session.close()
-        session.handle(SecondaryEvent.FAILOVER)
+        session.handle(SecondaryEvent.FAILOVER)  # which closes its connection
         try:
             await session.applied()
             self.facts = await self._run()

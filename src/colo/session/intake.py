@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from colo.errors import ChannelLost, ColoError, StoreError
+from colo.errors import ChannelLost, ColoError, LocalProtocolError, StoreError
 from colo.protocol.tables import Do, SecondaryEvent, SecondaryState
 from colo.session.channel import Channel
 from colo.session.secondary import Checks, Incoming
@@ -100,6 +100,7 @@ class Receiving:
     def handle(self, event: SecondaryEvent) -> None:
         """Take an event from outside: the decision, and how a takeover went."""
         self._session.handle(event)
+        self._carry_out()
 
     def close(self) -> None:
         """Close the connection; nothing is called any more."""
@@ -136,12 +137,24 @@ class Receiving:
         if checkpoint is not None and checkpoint.number != self._number:
             self._number = checkpoint.number
             self._on_checkpoint()
+        self._carry_out()
+
+    def _carry_out(self) -> None:
+        """Perform what the table asks for and the session has not: what takes time."""
         while self._session.requests:
-            request = self._session.requests.pop(0)
-            if request is Do.APPLY:
-                self.applying = asyncio.create_task(self._apply())
-            elif request is Do.PREPARE and self.applying is None:
-                self._prepared()
+            match self._session.requests.pop(0):
+                case Do.APPLY:
+                    self.applying = asyncio.create_task(self._apply())
+                case Do.PREPARE if self.applying is None:
+                    self._prepared()
+                case Do.PREPARE:
+                    pass  # it is done when the last checkpoint has been applied
+                case Do.CLOSE:
+                    self.close()
+                case Do.TAKE_OVER:
+                    pass  # by whoever told of FAILOVER: see ``node.taking_over``
+                case other:
+                    raise LocalProtocolError(f"a secondary without a VM cannot {other.value}")
 
     async def _apply(self) -> None:
         """Copy the committed pages into the images, while the primary's VM runs."""
