@@ -21,7 +21,7 @@ def test_what_no_shell_performs_is_an_error_and_not_forgotten(tmp_path: Path) ->
     """A table that asks for more than this secondary does would hang."""
 
     async def run() -> None:
-        store = make_store(tmp_path, RamBlock("memory", 1 << 20))
+        store = make_store(tmp_path / "store", RamBlock("memory", 1 << 20))
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         lost: list[ColoError] = []
