@@ -89,6 +89,18 @@ def test_a_silent_side_is_lost_and_one_that_beats_is_not() -> None:
     scene(beating)
 
 
+def test_the_last_word_is_heard_though_a_heartbeat_is_sent_into_the_closed_link() -> None:
+    async def play(left: socket.socket, right: socket.socket) -> None:
+        a = End(left)
+        right.send(Word(WordKind.REFUSED, {"why": "another VM"}).encode())
+        right.close()
+        a.link.say(Word(WordKind.HEARTBEAT))  # before the loop has looked at what has come
+        assert [word.kind for word in a.words] == [WordKind.REFUSED]
+        assert len(a.lost) == 1
+
+    scene(play)
+
+
 def test_who_stood_still_is_lost_to_itself_whatever_has_come_meanwhile() -> None:
     """The other side has beaten all the time: that is in the socket, and is old."""
 

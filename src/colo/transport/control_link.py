@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -72,6 +73,7 @@ class Link:
         try:
             sent = self._sock.send(data)
         except OSError as error:
+            self._hear_last_words()
             self._lose(ChannelLost(f"the control link broke: {error.strerror}"))
             return
         if sent < len(data):
@@ -110,6 +112,15 @@ class Link:
         if not data:
             self._lose(ChannelLost("the other side closed the control link"))
             return
+        self._take(data)
+
+    def _hear_last_words(self) -> None:
+        """The other side has closed: what it said before that may still be unread."""
+        with contextlib.suppress(OSError):
+            while self._open and (data := self._sock.recv(_READ_BYTES)):
+                self._take(data)
+
+    def _take(self, data: bytes) -> None:
         self._heard = time.monotonic()
         try:
             for word in self._reader.feed(data):
