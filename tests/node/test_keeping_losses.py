@@ -110,9 +110,13 @@ class Mount(Arbiter):
 
 
 class Primary:
-    """A primary whose guest is memory."""
+    """A primary whose guest is memory; ``mute``: its control link sends no heartbeats.
 
-    def __init__(self) -> None:
+    One that is sent when the other side has closed ends the link before its last word is read.
+    """
+
+    def __init__(self, mute: bool = False) -> None:
+        self._beat_s = 3600.0 if mute else 0.02
         self.guest = MemoryGuest(PAGES)
         self.heard: list[Word] = []
         self.link: Link | None = None
@@ -122,7 +126,7 @@ class Primary:
     async def protect(self, host: Host, grant: int, holder: str = A) -> None:
         ours = Hello.ours(host.config, grant, holder)
         sock, _ = await call(host.address, ours, 3)
-        self.link = Link(sock, 0.02, 5, dict, self.heard.append, lambda error: None)
+        self.link = Link(sock, self._beat_s, 7200, dict, self.heard.append, lambda error: None)
         await self.protect_as_stock(host)
 
     async def protect_as_stock(self, host: Host) -> None:
@@ -180,7 +184,7 @@ class Host:
             "web1",
             qemu=QemuArgs(args=MEMORY),
             store=StoreRoom(folder=folder),
-            failover=Failover(arbiter=kind, heartbeat_s=0.02, heartbeat_limit_s=5),
+            failover=Failover(arbiter=kind, heartbeat_s=0.02, heartbeat_limit_s=60),
         )
         self.address = Address(path=str(folder / "b.sock"))
         self.said: list[str] = []
@@ -265,7 +269,7 @@ def test_why_there_is_no_first_copy_is_said_and_whether_that_can_change(
     tmp_path: Path, error: PeerError
 ) -> None:
     async def run() -> None:
-        primary = Primary()
+        primary = Primary(mute=True)
         async with hosted(tmp_path, granted(tmp_path)) as host:
             host.waiting.refuses = error
             protecting = asyncio.create_task(primary.protect(host, 1))
