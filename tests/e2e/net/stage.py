@@ -44,6 +44,8 @@ HERE: Final = Path(__file__).parent
 #: The numbers of the stages that are open.  One alone has always the same, so that its guest is of
 #: a kind that has booted before.
 _open: set[int] = set()
+#: A tap stays with the lab, so no two have one name.
+_taps = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -351,7 +353,7 @@ class Stage:
         made.state.mkdir()
         path = made.state / "qmp.sock"
         launch = plan(load(made.file))
-        tap = f"s{self._number}-{name}"
+        tap = f"s{next(_taps)}-{name}"
         self.lab.run(made.place, "ip", "tuntap", "add", "dev", tap, "mode", "tap")
         self.lab.run(made.place, "ip", "link", "set", tap, "up")
         command = [word.replace("ifname=tap0", f"ifname={tap}") for word in launch.primary()]
