@@ -9,6 +9,7 @@ from colo.membership.grant import Grant
 from colo.membership.member import Facts, Means, Member
 from colo.membership.states import FINAL, OUTCOMES, Do, Event, Row, State, When
 from colo.membership.table import TABLE
+from colo.membership.words import WordKind
 
 A = Grant(1, "a/1/1")
 #: What may happen at any moment to a host whose VM runs here, or is to.
@@ -176,3 +177,46 @@ def test_a_copy_that_is_let_go_is_said_to_be() -> None:
 
 def test_every_condition_is_used() -> None:
     assert {when for _, _, row in rows() for when in row.when} == set(When)
+
+
+def test_a_question_of_a_host_whose_vm_is_dead_voids_no_copy() -> None:
+    """It had got a later grant in vain, and has said so."""
+    member = Member("web1", Means(), State.CUT_OFF)
+    member.facts = Facts(known=A, linked=True)
+    member.handle(Event.SAYS_GONE, word=WordKind.DEAD, grant=Grant(2, ""))
+    assert member.handle(Event.LINK_UP, grant=Grant(2, A.holder)) == (Do.REFUSE,)
+    assert Do.FORGET in member.handle(Event.LINK_UP, grant=Grant(3, A.holder))
+
+
+def test_what_was_ordered_by_force_the_arbiter_is_told_as_soon_as_it_can_be() -> None:
+    member = lost(Means(node=True))
+    member.handle(Event.ORDER, force=True)
+    assert member.handle(Event.ANSWERS) == (Do.ASK_BY_ORDER,)
+    assert member.handle(Event.NO_ANSWER) == (Do.RUN_ALONE,)
+    assert member.handle(Event.RUNS)[-1] is Do.CALL
+    member.handle(Event.UNREACHED)
+    assert member.handle(Event.TIME) == (Do.ASK_BY_ORDER,)
+    assert member.handle(Event.NO_ANSWER) == (Do.PAUSE,)
+    member.handle(Event.TIME)
+    assert member.handle(Event.GRANTED, grant=Grant(9, A.holder)) == (Do.CALL,)
+    member.handle(Event.UNREACHED)
+    assert member.handle(Event.TIME) == (Do.CALL,)
+
+
+def test_a_vm_taken_over_by_force_is_led_without_a_claim_that_would_be_refused() -> None:
+    member = Member("web1", Means(node=True), State.ORPHANED)
+    member.facts = Facts(known=A)
+    member.handle(Event.ORDER, force=True)
+    assert member.handle(Event.NO_ANSWER) == (Do.LOAD,)
+    member.handle(Event.RUNS)
+    member.handle(Event.GO_ON)
+    assert member.handle(Event.BEGIN) == (Do.PREPARE,)
+
+
+def test_a_secondary_that_went_late_lets_the_vm_go_on_all_the_same() -> None:
+    member = Member("web1", Means(), State.PROTECTED)
+    member.facts = Facts(grant=A, contested=True, protected=True, linked=True, connected=True)
+    for event in (Event.INTERRUPT, Event.ANSWERS, Event.NO_ANSWER, Event.TIME, Event.LETS_GO):
+        member.handle(event)
+    assert member.state is State.LOST
+    assert member.handle(Event.ANSWERS) == (Do.RUN_ALONE,)

@@ -63,7 +63,7 @@ class Host:
         self.vm: Vm | None = None
         self.colo: Colo | None = None
         self.known = 0  # on its disk
-        self.drift = cluster.world.random.choice([0.8, 1.0, 1.0, 1.3])
+        self.drift = cluster.world.random.choice([0.9, 1.0, 1.0, 1.1])
         self._count = 0
 
     def begin(self) -> None:

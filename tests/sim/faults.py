@@ -161,8 +161,16 @@ def stranger_connects(cluster: Cluster, host: Host) -> None:
 
 def _told(host: Host, event: Event, **facts: bool) -> None:
     colo = host.colo
-    if colo is not None and colo.is_alive and colo.can(event):
-        colo.take(lambda: colo.tell(event, **facts))
+    if colo is None or not colo.is_alive:
+        return
+    state = colo.state
+
+    def give() -> None:
+        """Whoever gives an order to a host that hangs gives it for what he sees."""
+        if colo.can(event) and (event is not Event.ORDER or colo.state is state):
+            colo.tell(event, **facts)
+
+    colo.take(give)
 
 
 @_fault

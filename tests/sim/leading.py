@@ -20,7 +20,7 @@ __all__ = ["Leads"]
 
 SILENCE_S: Final = 10.0
 #: A host that stood still for longer releases nothing that it finds in its sockets.
-STOOD_LIMIT_S = HEARTBEAT_LIMIT_S
+STOOD_LIMIT_S = 0.75 * HEARTBEAT_LIMIT_S
 
 
 class Leads(Shell):
@@ -37,7 +37,7 @@ class Leads(Shell):
 
     def _ended(self, vm: Vm, event: Event) -> None:
         if vm is self.it.vm and vm.died is not nothing:
-            self.tell(event)
+            self.tell(Event.DIED if self.state is State.RUNNING else event)
 
     def do_prepare(self) -> None:
         vm = self.it.vm
@@ -121,7 +121,10 @@ class Leads(Shell):
             case ProtocolDo.RELEASE:
                 vm.release()
             case ProtocolDo.RESUME if kind is COLOMessage.CHECKPOINT_READY:
-                self.tell(Event.WHOLE)
+                if self.stood_s > STOOD_LIMIT_S:
+                    self._session_lost()
+                else:
+                    self.tell(Event.WHOLE)
             case ProtocolDo.RESUME if self._rests:
                 self._rests = False
                 self.ask(self.world.some(0.001, 0.02), self._at_rest)

@@ -94,6 +94,10 @@ class _Operator:
                 continue
             other = self.cluster.other(host).colo
             runs = other is not None and other.is_alive and other.state in _RUNS
+            if colo.state is State.LOST and runs and not self.cluster.means.node:
+                colo.tell(Event.INTERRUPT)
+                colo.tell(Event.INTERRUPT)
+                break
             if colo.state in (State.LOST, State.ORPHANED) and not runs:
                 colo.tell(Event.ORDER)  # also a takeover that failed waits for that
                 break

@@ -150,6 +150,8 @@ class Talks(Shell):
         """The copy is about to be forgotten: then the VM may not need it any more."""
         other = self.cluster.other(self.it).colo
         if other is not None and other.is_alive and other.state is State.LOST and self.store:
+            if other.member.facts.by_order:
+                return  # somebody has ended the protection
             raise Violation("the copy is to be forgotten, and nobody has decided yet")
 
     def _hear_if(self, event: Event, **facts: Any) -> None:

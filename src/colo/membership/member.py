@@ -108,6 +108,8 @@ class Facts:
     contested: bool = False
     protected: bool = False
     was_protected: bool = False
+    #: The VM runs by an operator's force, and the arbiter does not know yet.
+    owes: bool = False
     #: Nothing is let out any more.
     shut: bool = False
     #: As a secondary: the grant is being asked for, again and again.
@@ -222,11 +224,12 @@ class Member:
             case Event.OBJECTS | Event.UNFIT:
                 return replace(facts, turn=None)
             case Event.GRANTED:
-                return replace(facts, grant=grant or facts.grant, right=True)
+                return replace(facts, grant=grant or facts.grant, right=True, owes=False)
             case Event.NO_ANSWER:
                 number = facts.grant.number + 1 if may_be_done else facts.unheard
                 turn = facts.turn if self.facts.busy in _ASKED else None
-                return replace(facts, unheard=number, right=facts.forced, turn=turn)
+                owes = facts.owes or facts.forced
+                return replace(facts, unheard=number, right=owes, owes=owes, turn=turn)
             case Event.DIED | Event.SHUT_DOWN if self.facts.busy in _ASKED:
                 return replace(facts, unheard=facts.grant.number + 1, busy=None)
             case Event.REACHED:
@@ -246,11 +249,13 @@ class Member:
                 return replace(facts, linked=False)
             case Event.LINK_UP:
                 assert grant is not None
-                return replace(facts, newer=grant.number > facts.known.number)
+                # A grant in vain is none: whoever had it has said that its VM is dead.
+                newer = grant.number > facts.known.number and grant != facts.void
+                return replace(facts, newer=newer)
             case Event.SAYS_GONE:
                 dead = grant.number if grant is not None else None
                 return replace(facts, word=word, dead=dead)
-            case Event.LETS_GO if self.state is State.PARTING:
+            case Event.LETS_GO if facts.by_order:
                 return replace(facts, contested=False)
             case Event.ORDER:
                 return replace(facts, forced=facts.forced or force)
@@ -330,6 +335,8 @@ class Member:
                 return means.fence and facts.word is None and not facts.forced
             case When.NEWER:
                 return facts.newer
+            case When.OWES:
+                return facts.owes
             case When.NODE:
                 return means.node
 
@@ -373,7 +380,7 @@ class Member:
             case Do.SHUT:
                 return replace(facts, shut=True)
             case Do.END_GUEST:
-                return replace(facts, shut=False, contested=False, was_protected=False)
+                return replace(facts, shut=False, contested=False, was_protected=False, owes=False)
             case Do.OPEN:
                 return replace(facts, contested=False, unheard=0)
             case Do.FORGET:

@@ -91,7 +91,7 @@ _NOT_STARTED: Final = (
 #: The VM is to run here, or runs already, and has not been protected yet.
 _STARTING: Final = {
     **_all({_S.STARTING}, {
-        _E.BEGIN: _to(_S.STARTING, _D.CLAIM),
+        _E.BEGIN: (_to(_S.STARTING, _D.PREPARE, when=_W.OWES), _to(_S.STARTING, _D.CLAIM)),
         _E.GRANTED: _to(_S.STARTING, _D.PREPARE),
         _E.FIT: (_to(_S.STARTING, _D.START, when=(_W.STARTS, _W.STOCK)),
                  _to(_S.STARTING, _D.QUESTION, when=_W.STARTS),
@@ -137,7 +137,11 @@ _PROTECTING: Final = {
     **_all({_S.UNPROTECTED}, {
         _E.REACHED: _to(_S.BEGINNING, _D.COPY),
         _E.UNREACHED: _to(_S.UNPROTECTED, _D.HANG_UP, _D.PAUSE),
-        _E.TIME: _to(_S.UNPROTECTED, _D.CALL),
+        # What an operator has ordered by force, the arbiter is told as soon as it can be.
+        _E.TIME: (_to(_S.UNPROTECTED, _D.ASK_BY_ORDER, when=_W.OWES),
+                  _to(_S.UNPROTECTED, _D.CALL)),
+        _E.GRANTED: _to(_S.UNPROTECTED, _D.CALL),
+        _E.NO_ANSWER: _to(_S.UNPROTECTED, _D.PAUSE),
         _E.UNFIT: _to(_S.ENDED, _D.HANG_UP, _D.GIVE_BACK),
         _E.INTERRUPT: _to(_S.ENDED, _D.HANG_UP),
     }),

@@ -81,7 +81,7 @@ class Right:
 
     def _no_answer(self, error: LocalError) -> Outcome:
         self.missing = self._silent_until(f": {error}")
-        if self._told != self.missing:
+        if self._told != self.missing and not self._member.facts.owes:
             self._told = self.missing
             self._say(self.missing)
         may_be_done = isinstance(error, NoAnswer) and error.may_be_done

@@ -108,7 +108,7 @@ class Checkpointing:
 
         Raises UnexpectedMessage, and what ``check_heard`` raises.
         """
-        if message.kind is COLOMessage.VMSTATE_RECEIVED:
+        if message.kind in (COLOMessage.VMSTATE_RECEIVED, COLOMessage.CHECKPOINT_READY):
             self._check_heard()  # a host that stood still may find this in its socket, long after
         self._perform(self.machine.receive(message), message.kind, time.monotonic())
         if self.machine.state is not ObserverState.REPLIED:
