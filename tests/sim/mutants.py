@@ -33,7 +33,7 @@ from colo.protocol.tables import Do as ProtocolDo
 from tests.sim import leading
 from tests.sim.run import Outcome, play
 
-__all__ = ["MUTANTS", "SEEDS", "broken"]
+__all__ = ["MUTANTS", "SEARCHED", "SEEDS", "broken"]
 
 _S, _E, _D = State, Event, Do
 
@@ -48,30 +48,31 @@ SEEDS: Final[dict[str, int]] = {
     "runs_alone_without_asking": 3,
     "runs_alone_where_nobody_answers": 6,
     "runs_alone_though_another_has_the_grant": 3,
-    "ends_the_protection_on_its_own_word": 61,
-    "ends_the_protection_without_asking": 61,
-    "releases_when_the_vm_stops": 1,
-    "releases_when_the_secondary_replies": 1,
+    "ends_the_protection_on_its_own_word": 626,
+    "ends_the_protection_without_asking": 380,
+    "releases_when_the_vm_stops": 6,
+    "releases_when_the_secondary_replies": 6,
     "does_not_hold": 4,
-    "does_not_hold_where_a_first_copy_is_lost": 153,
-    "commits_before_all_is_here": 1,
+    "does_not_hold_where_a_first_copy_is_lost": 369,
+    "commits_before_all_is_here": 6,
     "acknowledges_before_all_is_here": 1,
     "takes_a_grant_that_has_moved_on": 3,
     "takes_any_grant_for_void": 3,
-    "gives_the_grant_back_that_the_copy_needs": 678,
-    "forgets_the_only_copy": 49,
-    "forgets_at_the_first_ctrl_c": 21,
-    "says_alone_before_it_may": 14,
+    "gives_the_grant_back_that_the_copy_needs": 227,
+    "forgets_at_the_first_ctrl_c": 87,
+    "says_alone_before_it_may": 2,
     "opens_the_gate_of_a_fenced_vm": 3,
-    "goes_on_after_a_handover": 7,
-    "starts_before_it_asks": 64,
+    "goes_on_after_a_handover": 6,
+    "starts_before_it_asks": 30,
     "starts_from_an_old_state": 1,
-    "adopts_a_stale_vm": 22,
-    "releases_after_it_stood_still": 112,
-    "overrides_the_arbiter_by_an_order": 126,
-    "asks_only_once_for_the_copy": 311,
-    "asks_only_once_for_the_vm": 6,
+    "adopts_a_stale_vm": 1,
+    "releases_after_it_stood_still": 249,
+    "forgets_the_only_copy": 6,
+    "asks_only_once_for_the_vm": 73,
 }
+
+#: What shows in the search, and seldom by chance.
+SEARCHED: Final = ("overrides_the_arbiter_by_an_order",)
 
 
 @contextlib.contextmanager
@@ -275,11 +276,6 @@ def releases_after_it_stood_still(stack: contextlib.ExitStack) -> None:
 def overrides_the_arbiter_by_an_order(stack: contextlib.ExitStack) -> None:
     order = Row(_S.ORPHANED, (_D.STOP_ASKING, _D.ASK_BY_ORDER))
     _row(stack, _S.ORPHANED, _E.ORDER, order)
-
-
-@_mutant
-def asks_only_once_for_the_copy(stack: contextlib.ExitStack) -> None:
-    _row(stack, _S.ORPHANED, _E.NO_ANSWER, Row(_S.ORPHANED, (_D.DECLINE,)))
 
 
 @_mutant

@@ -92,7 +92,7 @@ class Shell(Process):
     def _take(self, event: Event, facts: dict[str, Any]) -> tuple[Do, ...]:
         before = self.state
         effects = self.member.handle(event, **facts)
-        self._see_the_only_copy(before, event)
+        self._see_the_only_copy(before, event, Do.FORGET in effects)
         self._note_row(before, event, effects)
         if self.world.is_told:
             what = ", ".join(do.name for do in effects)
@@ -112,8 +112,12 @@ class Shell(Process):
                 self.cluster.rows.add((before, event, number))
                 return
 
-    def _see_the_only_copy(self, before: State, event: Event) -> None:
-        """Who is told to end gives the only copy of a VM up at the second word, not before."""
+    def _see_the_only_copy(self, before: State, event: Event, forgets: bool) -> None:
+        """It is given up by a word of the other host or the arbiter, or at an operator's second."""
+        said = (Event.LETS_GO, Event.SAYS_SHUTDOWN, Event.DENIED, Event.LINK_UP, Event.INTERRUPT)
+        runs = self.cluster.runs_elsewhere(self.it.vm)
+        if forgets and event not in said and not runs and self.cluster.checks.covers(self.store):
+            raise Violation("the only copy is forgotten, and nobody has said so")
         if before is not State.ORPHANED:
             self._words = 0
         elif event is Event.INTERRUPT:
