@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,19 +26,9 @@ FOLDER: Final = ROOT / "build" / "booted"
 #: The guest counts on its console once its services are there.
 READY: Final = b"count="
 
-#: Starts a QEMU: its command and environment.
-Starter = Callable[[list[str], Mapping[str, str]], "subprocess.Popen[Any]"]
 
-
-def _start_here(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[Any]:
-    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
-
-
-def booted(launch: LaunchPlan, start: Starter = _start_here) -> Path:
-    """The migration file of this VM's guest, booted; made now where nobody has made it yet.
-
-    ``start``: how to start a QEMU where the VM's network is.
-    """
+def booted(launch: LaunchPlan) -> Path:
+    """The migration file of this VM's guest, booted; made now where nobody has made it yet."""
     kind = [launch.config.qemu.binary, launch.version, launch.accelerator, launch.config.qemu.args]
     digest = hashlib.sha256(json.dumps(kind).encode()).hexdigest()[:16]
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -47,11 +36,11 @@ def booted(launch: LaunchPlan, start: Starter = _start_here) -> Path:
     with (FOLDER / f"{digest}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.exists():
-            _boot(launch, file, start)
+            _boot(launch, file)
     return file
 
 
-def _boot(launch: LaunchPlan, file: Path, start: Starter) -> None:
+def _boot(launch: LaunchPlan, file: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="colo-boot-") as name:
         folder = Path(name)
         console, monitor = folder / "console", folder / "qmp"
@@ -59,7 +48,7 @@ def _boot(launch: LaunchPlan, file: Path, start: Starter) -> None:
         command = [config.qemu.binary, *config.qemu.args, *launch.accelerator_args]
         command += ["-chardev", f"file,id=console,path={console}", "-serial", "chardev:console"]
         command += ["-qmp", f"unix:{monitor},server=on,wait=off"]
-        process = start(command, launch.environment)
+        process = subprocess.Popen(command, env=launch.environment, stdin=subprocess.DEVNULL)
         try:
             wait(
                 lambda: _has(console, READY) or process.poll() is not None,

@@ -1,7 +1,7 @@
 """What the scenarios with a network are played with: two hosts, a client, and a guest between.
 
 The hosts and the client are the boxes of a lab.  A stage has one guest with a MAC and an address
-that no other open stage has, one short folder, and a VM file for each colo that is
+that no other stage of this run has, one short folder, and a VM file for each colo that is
 started.  What a client says at its end is the judge.  Waits are polls with an end, and say what
 they waited for.
 """
@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,6 @@ from colo.demo.guest_image import KERNEL_WORDS, build
 from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
 from colo.qemu.process import plan
 from tests.e2e.basics import ACCEL, ROOT, SLOWNESS, TAIL_LINES, Console, qmp, wait
-from tests.e2e.booted import booted
 
 __all__ = ["OTHER", "Client", "Colo", "Ears", "Stage", "Vm", "alive", "kill"]
 
@@ -41,11 +40,7 @@ POWER_PORT: Final = 7006
 OTHER: Final = {Place.HOST_A: Place.HOST_B, Place.HOST_B: Place.HOST_A}
 HERE: Final = Path(__file__).parent
 
-#: The numbers of the stages that are open.  One alone has always the same, so that its guest is of
-#: a kind that has booted before.
-_open: set[int] = set()
-#: A tap stays with the lab, so no two have one name.
-_taps = itertools.count()
+_numbers = itertools.count(10)
 
 
 @dataclass(frozen=True)
@@ -240,8 +235,7 @@ class Stage:
         self.colos: list[Colo] = []
         self.processes: list[subprocess.Popen[Any]] = []
         self._binary = binary
-        self._number = next(number for number in itertools.count(10) if number not in _open)
-        _open.add(self._number)
+        self._number = next(_numbers)
         self.address = f"10.77.0.{self._number}"
         self.mac = f"52:54:00:77:00:{self._number:02x}"
 
@@ -319,10 +313,7 @@ class Stage:
         launch = plan(load(made.file))
         sockets = [made.state / "qmp.sock", made.state / "second.sock"]
         monitors = [f"unix:{path},server=on,wait=off" for path in sockets]
-        # A guest that boots anew would take seconds of a core, and these tests begin after that.
-        file = booted(launch, self._start_to_boot) if self.vm.guest and not options else None
         command = [*launch.primary(), *options, "-qmp", monitors[0], "-qmp", monitors[1]]
-        command += ["-incoming", "defer"] if file else []
         libraries = launch.environment["LD_PRELOAD"].split(":")
         given = [path for path in libraries if not without or without not in path]
         environment = {**launch.environment, "LD_PRELOAD": ":".join(given)}
@@ -332,20 +323,9 @@ class Stage:
         (made.state / "qemu.pid").write_text(f"{process.pid}\n")
         wait(lambda: _listens(sockets[1]) or process.poll() is not None, "QEMU to start")
         assert process.poll() is None, (made.state / "qemu.log").read_text()
-        if file:
-            qmp(sockets[1], "migrate-incoming", uri=f"exec:cat '{file}'")
-            wait(lambda: _is_loaded(sockets[1]), "the guest to be loaded", WAIT_S)
-            qmp(sockets[1], "cont")
         if ready and self.vm.guest:
             self.wait_booted(made)
         return made
-
-    def _start_to_boot(
-        self, command: list[str], environment: Mapping[str, str]
-    ) -> subprocess.Popen[Any]:
-        process = self.lab.start(Place.HOST_A, *command, env=environment, stdin=subprocess.DEVNULL)
-        self.processes.append(process)
-        return process
 
     def stock_secondary(self, name: str) -> Colo:
         """A stock QEMU on host B that waits for a primary; no network hears its VM."""
@@ -353,7 +333,7 @@ class Stage:
         made.state.mkdir()
         path = made.state / "qmp.sock"
         launch = plan(load(made.file))
-        tap = f"s{next(_taps)}-{name}"
+        tap = f"s{self._number}-{name}"
         self.lab.run(made.place, "ip", "tuntap", "add", "dev", tap, "mode", "tap")
         self.lab.run(made.place, "ip", "link", "set", tap, "up")
         command = [word.replace("ifname=tap0", f"ifname={tap}") for word in launch.primary()]
@@ -447,7 +427,6 @@ class Stage:
             for store in Path("/dev/shm").glob(f"*{self.folder.name}*"):
                 shutil.rmtree(store, ignore_errors=True)
             shutil.rmtree(self.folder)
-            _open.discard(self._number)
 
 
 @contextlib.contextmanager
@@ -482,13 +461,6 @@ def _listens(path: Path) -> bool:
     """Whether somebody listens at a socket: one that is bound may not do so yet."""
     with socket.socket(socket.AF_UNIX) as sock:
         return sock.connect_ex(str(path)) == 0
-
-
-def _is_loaded(path: Path) -> bool:
-    """Whether an incoming migration has ended well."""
-    status = qmp(path, "query-migrate").get("status")
-    assert status != "failed", "the booted guest was not loaded"
-    return bool(status == "completed")
 
 
 def left_in_qemu(path: Path) -> list[str]:
