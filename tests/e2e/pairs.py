@@ -153,6 +153,7 @@ class OurPrimary:
         lose(self.host)
 
     def check_goes_on(self) -> None:
+        self._onward.unlink()  # whoever is to be handed on to next comes through a wire of its own
         wait(lambda: self.host.file()["forward"]["error"], "the loss to be noticed")
         self.host.wait_checkpoint(self.host.file()["checkpoint"] + 5)
         self.console.wait_progress()

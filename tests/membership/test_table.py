@@ -220,3 +220,15 @@ def test_a_secondary_that_went_late_lets_the_vm_go_on_all_the_same() -> None:
         member.handle(event)
     assert member.state is State.LOST
     assert member.handle(Event.ANSWERS) == (Do.RUN_ALONE,)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_vm_is_started_anew_on_an_operators_word_unless_another_got_the_grant_since(
+    force: bool,
+) -> None:
+    """He says that the other host is gone; one that has a later grant is not, as far as we know."""
+    asked = Do.ASK_BY_ORDER if force else Do.ASK
+    member = Member("web1", Means(node=True), State.LISTENING)
+    assert member.handle(Event.ORDER, force=force) == (asked,)
+    assert member.state is State.LOOKING
+    assert member.handle(Event.DENIED) == (Do.END_GUEST, Do.DECLINE, Do.READ_RECORD)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +41,35 @@ def test_an_order_is_answered(tmp_path: Path) -> None:
         True, "did x"
     )
     assert asked(tmp_path, answer, lambda at: give_order(at, Order("y"))) == Answer(False, "did y")
+
+
+def test_an_order_that_has_waited_for_a_colo_that_stood_still_is_not_obeyed(
+    tmp_path: Path,
+) -> None:
+    obeyed = list[Order]()
+
+    def answer(order: Order) -> Answer:
+        obeyed.append(order)
+        return Answer(True, "done")
+
+    given_at = time.monotonic() - 60
+    line = Order("failover", force=True, given_at=given_at).line()
+    assert Order.of(line) == Order("failover", force=True, given_at=given_at)
+
+    def ask(folder: Path) -> bytes:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(folder / "control.sock"))
+            sock.sendall(line)
+            return sock.makefile("rb").readline()
+
+    told = json.loads(asked(tmp_path, answer, ask))
+    assert told == {
+        "ok": False,
+        "text": "the order is 60 s old: look at `colo status`, and give it again",
+    }
+    assert obeyed == []
+    given = asked(tmp_path, answer, lambda at: give_order(at, Order("failover")))
+    assert given == Answer(True, "done") and obeyed[0].given_at is not None
 
 
 def test_a_checkpoint_comes_in_its_pieces(tmp_path: Path) -> None:

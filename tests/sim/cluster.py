@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from colo.membership.member import Means, Member
-from colo.membership.states import Event, State
+from colo.membership.states import State
 from tests.sim.arbiter import SimArbiter
 from tests.sim.checks import Checks
 from tests.sim.colo import Colo
 from tests.sim.vm import Vm, nothing
 from tests.sim.world import World
 
-__all__ = ["Cluster", "Host"]
+__all__ = ["Cluster", "Day", "Host"]
+
+
+@dataclass(frozen=True)
+class Day:
+    """What is unusual about a run.
+
+    ``stock``: the primary's QEMU speaks for itself, and there is no control link.  ``holds``: no
+    secondary asks by itself.  ``unfit``: how likely what can be refused is refused.  ``eager``: how
+    likely a fault comes right behind a change of state.
+    """
+
+    stock: bool = False
+    holds: bool = False
+    unfit: float = 0.0
+    eager: float = 0.0
 
 
 class Cluster:
@@ -23,18 +39,24 @@ class Cluster:
         world: World,
         automatic: bool = True,
         fence: bool = False,
+        day: Day = Day(),
         make: Callable[..., Member] = Member,
     ) -> None:
-        self.world, self.checks = world, Checks()
+        self.world, self.checks, self.day = world, Checks(), day
+        self.entered: Callable[[Host], object] = nothing
+        automatic &= not day.stock
         self.arbiter = SimArbiter(world, automatic)
-        self.means = Means(automatic=automatic, fence=fence, node=automatic)
+        self.means = Means(automatic, not day.holds, fence, day.stock, node=automatic)
         self.make = make
-        self.rows: set[tuple[State, Event, int]] = set()
         self.was_shut_down = False
         self.hosts = {name: Host(self, name) for name in ("a", "b")}
 
     def other(self, host: Host) -> Host:
         return self.hosts["b" if host.name == "a" else "a"]
+
+    def is_refused(self) -> bool:
+        """Whether what can be refused is refused now."""
+        return self.world.random.random() < self.day.unfit
 
     def copies(self) -> bool:
         """Whether a whole checkpoint is anywhere, from which the VM could go on."""

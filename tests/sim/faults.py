@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
-from colo.membership.states import Event, State
+from colo.membership.grant import Grant
+from colo.membership.states import Do, Event, State
 from tests.sim.cluster import Cluster, Host
+from tests.sim.colo import Colo
+from tests.sim.talking import HEARTBEAT_LIMIT_S
 from tests.sim.vm import nothing
 from tests.sim.world import Connection, End, Process
 
-__all__ = ["FAULTS", "heal"]
+__all__ = ["FAULTS", "SUDDEN", "heal"]
 
+#: How old an order may be: see colo.node.orders.
+ORDER_S: Final = 5.0
 #: The faults by name: each is done to one of the hosts, and undoes itself after a while.
 FAULTS: Final[dict[str, Callable[[Cluster, Host], None]]] = {}
 
@@ -154,20 +160,35 @@ def stranger_connects(cluster: Cluster, host: Host) -> None:
     if colo is None or not colo.is_alive:
         return
     stranger = Process(cluster.world, "elsewhere")
+    if not cluster.means.automatic and cluster.world.random.random() < 0.5:
+        says = End(stranger, nothing, nothing)
+        colo.take(lambda: _says_hello(colo, says))
+        _later(cluster, 0.1, 1.0, stranger.kill)
+        return
     theirs = End(colo, colo._from_primary, colo._channel_lost)
     made = Connection(cluster.world, End(stranger, nothing, nothing), theirs, None)
     colo.take(lambda: colo._channel_up(made, theirs))
+
+
+def _says_hello(colo: Colo, stranger: End) -> None:
+    """With a grant that nobody can see to be none."""
+    if not stranger.process.is_alive or not colo.listens:
+        return
+    if Do.REFUSE not in colo.tell(Event.LINK_UP, grant=Grant(0, "x/1/1")):
+        theirs = End(colo, colo._hear, colo._link_lost)
+        colo.link = Connection(colo.world, stranger, theirs, HEARTBEAT_LIMIT_S), theirs
 
 
 def _told(host: Host, event: Event, **facts: bool) -> None:
     colo = host.colo
     if colo is None or not colo.is_alive:
         return
-    state = colo.state
+    state, given_at = colo.state, colo.world.now
 
     def give() -> None:
-        """Whoever gives an order to a host that hangs gives it for what he sees."""
-        if colo.can(event) and (event is not Event.ORDER or colo.state is state):
+        """Whoever gives an order gives it for what he sees: an old one is not obeyed."""
+        fresh = colo.state is state and colo.world.now - given_at < ORDER_S
+        if colo.can(event) and (event is not Event.ORDER or fresh):
             colo.tell(event, **facts)
 
     colo.take(give)
@@ -180,8 +201,13 @@ def order_failover(cluster: Cluster, host: Host) -> None:
     Without an arbiter he sees to it himself that only one side runs the VM: he ends the other's.
     """
     other = cluster.other(host)
-    if host.colo is None or host.colo.state in (State.LISTENING, State.WAITING):
+    if host.colo is None:
         return
+    if host.colo.state in (State.LISTENING, State.WAITING):
+        # He sees that it runs nowhere, and that there is no copy of it.
+        lives = any(each.vm is not None and each.vm.is_alive for each in cluster.hosts.values())
+        if lives or cluster.copies() or not cluster.means.automatic:
+            return
     if not cluster.means.automatic:
         if host.colo.state not in (State.LOST, State.ORPHANED):
             return
@@ -203,6 +229,24 @@ def order_failover_by_force(cluster: Cluster, host: Host) -> None:
 
 
 @_fault
+def host_dies_and_the_other_is_forced(cluster: Cluster, host: Host) -> None:
+    """The operator is quicker than any limit."""
+    host_dies(cluster, host)
+    order_failover_by_force(cluster, cluster.other(host))
+
+
+@_fault
+def secondary_says_no(cluster: Cluster, host: Host) -> None:
+    """Also at a time at which no secondary that we know says that."""
+    ours, other = host.colo, cluster.other(host).colo
+    if ours is None or other is None or not (ours.is_alive and other.is_alive):
+        return
+    late = ours.state is State.KEEPING and other.state is State.PROTECTED
+    if late or ours.state is State.RECEIVING:
+        ours.take(ours.do_reject)
+
+
+@_fault
 def order_switchover(cluster: Cluster, host: Host) -> None:
     _told(host, Event.SWITCHOVER)
 
@@ -217,13 +261,23 @@ def colo_is_told_to_end(cluster: Cluster, host: Host) -> None:
 def guest_shuts_down(cluster: Cluster, host: Host) -> None:
     """Seldom, as nothing comes after it."""
     vm = host.vm
-    if vm is not None and vm.runs and cluster.world.random.random() < 0.05:
+    often = 0.5 if cluster.day.eager else 0.05
+    if vm is not None and vm.runs and cluster.world.random.random() < often:
         vm.power_down()
+
+
+#: What comes right behind a change of state on some days.
+SUDDEN: Final = (
+    qemu_dies, guest_shuts_down, guest_hangs, host_hangs, connection_breaks, hosts_are_cut_off,
+    one_way_is_cut, colo_is_told_to_end, order_failover, order_switchover,
+    host_dies_and_the_other_is_forced,
+)  # fmt: skip
 
 
 def heal(cluster: Cluster) -> None:
     """From now on nothing goes wrong any more, and everybody does what is to be done."""
     world = cluster.world
+    cluster.day, cluster.entered = replace(cluster.day, unfit=0.0), nothing
     world.cut.clear()
     world.slow_s = 0.0
     world.changed()

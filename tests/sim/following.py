@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from colo.membership.states import Event, State
 from colo.membership.words import WordKind
@@ -10,12 +10,12 @@ from colo.protocol.messages import Message
 from colo.protocol.secondary import Secondary
 from colo.protocol.tables import Do as ProtocolDo
 from colo.protocol.tables import SecondaryEvent, SecondaryState
+from tests.sim.coverage import watched
 from tests.sim.shell import Shell
+from tests.sim.talking import SILENCE_S
 from tests.sim.vm import Vm
 
 __all__ = ["Follows"]
-
-SILENCE_S: Final = 10.0
 
 
 class Follows(Shell):
@@ -23,7 +23,8 @@ class Follows(Shell):
 
     def do_receive(self) -> None:
         self.channel = self._incoming
-        self.secondary, self._staged = Secondary("vm"), None
+        self.secondary = watched("secondary", Secondary("vm"), self.world.rows)
+        self._staged = None
         session = self.secondary
 
         def bound() -> None:
@@ -91,21 +92,28 @@ class Follows(Shell):
         self.do_hang_up()
         self.secondary, self.store = None, None
 
+    def _follow(self, event: SecondaryEvent) -> None:
+        if self.secondary is not None and self.secondary.can(event):
+            self.secondary.handle(event)
+
     def do_load(self) -> None:
         assert self.store is not None
         name = self._waiting_name[1] if self._waiting_name is not None else self.it.new_name()
         vm = self.it.vm = Vm(self.world, self.host, name, self.cluster.checks)
         at = self.store
+        self._follow(SecondaryEvent.FAILOVER)
         if self.member.facts.forced or not self.means.automatic:
             self.cluster.checks.undone()  # an operator takes what there is
 
         def run() -> None:
-            if not vm.is_alive or self.world.random.random() < 0.05:
+            if not vm.is_alive or self.world.random.random() < 0.05 or self.cluster.is_refused():
                 vm.kill()
                 self.it.vm = None
+                self._follow(SecondaryEvent.NOT_STARTED)
                 self.tell(Event.STUCK)
                 return
             vm.start(at)
+            self._follow(SecondaryEvent.RESUMED)
             self.after(0.005, lambda: self.tell(Event.RUNS))
 
         self.after(self.world.some(0.005, 0.05), run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from colo.membership.states import Event, State
 from colo.packets.gate import Gate
@@ -12,13 +12,13 @@ from colo.protocol.observer import Observer
 from colo.protocol.tables import Do as ProtocolDo
 from colo.protocol.tables import ObserverEvent, SecondaryEvent
 from tests.sim.checks import Violation
+from tests.sim.coverage import watched
 from tests.sim.shell import Shell
-from tests.sim.talking import HEARTBEAT_LIMIT_S
+from tests.sim.talking import HEARTBEAT_LIMIT_S, SILENCE_S
 from tests.sim.vm import Vm, nothing
 
 __all__ = ["Leads"]
 
-SILENCE_S: Final = 10.0
 #: A host that stood still for longer releases nothing that it finds in its sockets.
 STOOD_LIMIT_S = 0.75 * HEARTBEAT_LIMIT_S
 
@@ -44,7 +44,7 @@ class Leads(Shell):
         assert vm is not None
 
         def fit() -> None:
-            if not vm.is_alive or vm.is_paused:
+            if not vm.is_alive or vm.is_paused or self.cluster.is_refused():
                 self.tell(Event.UNFIT)
                 return
             if vm.has_run:
@@ -66,7 +66,7 @@ class Leads(Shell):
     def do_copy(self) -> None:
         vm = self.it.vm
         assert vm is not None
-        self.observer = Observer("vm")
+        self.observer = watched("observer", Observer("vm"), self.world.rows)
 
         def begin() -> None:
             if self.state is not State.BEGINNING or not vm.is_alive or vm.is_paused:
@@ -160,7 +160,8 @@ class Leads(Shell):
 
     def _at_rest(self) -> None:
         vm = self.it.vm
-        if vm is None or not vm.is_alive or vm.is_paused:
+        gone = vm is None or not (vm.is_alive or vm.is_shut_down)
+        if vm is None or gone or vm.is_paused or self.cluster.is_refused():
             self.tell(Event.NOT_AT_REST)
             return
         vm.runs = False
@@ -175,12 +176,17 @@ class Leads(Shell):
             self.channel[0].close(self.channel[1])
             self.channel = None
         self._reply = None
+        self._observe(ObserverEvent.LOST)
         if self.secondary is not None:
             if self.secondary.can(SecondaryEvent.LOST):
                 self.secondary.handle(SecondaryEvent.LOST)
             self._staged = None
         elif self.it.vm is not None:
             self.it.vm.take(self.it.vm.cut_off)
+
+    def _observe(self, event: ObserverEvent) -> None:
+        if self.observer is not None and self.observer.can(event):
+            self.observer.handle(event)
 
     def do_look(self) -> None:
         vm = self.it.vm
@@ -203,9 +209,12 @@ class Leads(Shell):
         if self.member.facts.forced:
             self.cluster.checks.undone()
 
+        self._observe(ObserverEvent.FAILOVER)
+
         def run() -> None:
             if vm.is_alive and not vm.is_paused:
                 vm.leave_colo()
+                self._observe(ObserverEvent.RESUMED)
                 self.tell(Event.RUNS)
             else:
                 self.tell(Event.STUCK)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, MutableMapping
+from functools import partial
+from multiprocessing import Pool
 from typing import Any, Final, cast
 
 from colo.membership import grant as moves
@@ -294,13 +296,13 @@ def hunt(name: str, most: int) -> Outcome | None:
 
 
 def main() -> int:
+    names, missed = [name for name in MUTANTS if name not in SEARCHED], 0
     most = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    missed = 0
-    for name in MUTANTS:
-        outcome = hunt(name, most)
-        missed += outcome is None
-        found = f"{outcome.seed}  # {outcome.violation}" if outcome is not None else "NOT FOUND"
-        print(f"    {name!r}: {found}", flush=True)
+    with Pool(2) as pool:
+        for name, outcome in zip(names, pool.imap(partial(hunt, most=most), names), strict=True):
+            missed += outcome is None
+            seed = f"{outcome.seed},  # {outcome.violation}" if outcome is not None else "none"
+            print(f"    {name!r}: {seed}", flush=True)
     return missed
 
 

@@ -13,15 +13,15 @@ from random import Random
 
 from colo.errors import ColoError
 from colo.membership.member import Member
-from colo.membership.states import FINAL, Event, State
-from colo.membership.table import TABLE
+from colo.membership.states import Event, State
 from tests.sim.checks import Violation
-from tests.sim.cluster import Cluster
+from tests.sim.cluster import Cluster, Day, Host
 from tests.sim.colo import Colo
-from tests.sim.faults import FAULTS, heal
+from tests.sim.coverage import ROWS, Taken
+from tests.sim.faults import FAULTS, SUDDEN, heal
 from tests.sim.world import World
 
-__all__ = ["Outcome", "Total", "play", "play_all", "rows_that_do"]
+__all__ = ["Outcome", "Total", "play", "play_all"]
 
 _FAULTS_S = 60.0
 _MORE_S = 180.0
@@ -37,7 +37,7 @@ class Outcome:
     faults: Counter[str] = field(default_factory=Counter)
     packets: int = 0
     lives: int = 0
-    rows: set[tuple[State, Event, int]] = field(default_factory=set)
+    rows: set[Taken] = field(default_factory=set)
 
 
 def play(
@@ -47,22 +47,33 @@ def play(
 ) -> Outcome:
     """Play one run: a minute of faults, and then there has to be an end."""
     world, dice = World(seed, log), Random(seed ^ 0x5EED)
-    cluster = Cluster(world, automatic=dice.random() < 0.85, fence=dice.random() < 0.2, make=make)
+    means = {"automatic": dice.random() < 0.85, "fence": dice.random() < 0.2}
+    cluster = Cluster(world, **means, day=_day(dice), make=make)
     outcome = Outcome(seed)
-    often_s, kinds = dice.choice([0.3, 1.0, 3.0, 8.0]), sorted(FAULTS)
+    often_s = dice.choice([0.3, 1.0, 3.0, 8.0])
+    usual, sudden = sorted(FAULTS), sorted(each.__name__ for each in SUDDEN)
 
-    def fault() -> None:
+    def fault(host: Host, kinds: list[str]) -> None:
         if world.now < _FAULTS_S:
-            kind, host = dice.choice(kinds), cluster.hosts[dice.choice("ab")]
+            kind = dice.choice(kinds)
             world.say("FAULT", f"{kind} {host.name}")
             outcome.faults[kind] += 1
             FAULTS[kind](cluster, host)
-            world.after(dice.expovariate(1 / often_s), fault)
 
+    def faults() -> None:
+        fault(cluster.hosts[dice.choice("ab")], usual)
+        if world.now < _FAULTS_S:
+            world.after(dice.expovariate(1 / often_s), faults)
+
+    def entered(host: Host) -> None:
+        if dice.random() < cluster.day.eager:
+            world.after(dice.uniform(0, dice.choice([0.02, 0.1])), lambda: fault(host, sudden))
+
+    cluster.entered = entered
     try:
         for host in cluster.hosts.values():
             world.after(dice.uniform(0, 2), host.begin)
-        world.after(dice.uniform(0, 5), fault)
+        world.after(dice.uniform(0, 5), faults)
         world.run(_FAULTS_S + 20)
         heal(cluster)
         operator = _Operator(cluster)
@@ -73,8 +84,19 @@ def play(
         outcome.violation = f"{type(error).__name__}: {error}"
         world.say("VIOLATED", outcome.violation)
     outcome.packets, outcome.lives = cluster.checks.packets, cluster.checks.lives
-    outcome.rows = cluster.rows
+    outcome.rows = world.rows
     return outcome
+
+
+def _day(dice: Random) -> Day:
+    """Every other one is as usual."""
+    unusual = Day(
+        stock=dice.random() < 0.15,
+        holds=dice.random() < 0.2,
+        unfit=dice.choice([0.0, 0.0, 0.1]),
+        eager=dice.choice([0.0, 0.1, 0.3]),
+    )
+    return unusual if dice.random() < 0.5 else Day()
 
 
 class _Operator:
@@ -132,16 +154,6 @@ class _Operator:
             raise Violation(f"no end: {states}")
 
 
-def rows_that_do() -> list[tuple[State, Event, int]]:
-    """The rows of a host's machine that change its state, or do something."""
-    return [
-        (state, event, number)
-        for (state, event), rows in TABLE.items()
-        for number, row in enumerate(rows)
-        if (row.to is not state or row.do) and (state not in FINAL or event is Event.GO_ON)
-    ]
-
-
 @dataclass
 class Total:
     """What many runs came to."""
@@ -150,7 +162,7 @@ class Total:
     faults: Counter[str] = field(default_factory=Counter)
     packets: int = 0
     lives: int = 0
-    rows: set[tuple[State, Event, int]] = field(default_factory=set)
+    rows: set[Taken] = field(default_factory=set)
     failures: list[Outcome] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
@@ -186,14 +198,14 @@ def main() -> int:
     began = time.monotonic()
     total = play_all(options.first, options.runs, options.processes)
     took_s = time.monotonic() - began
-    left = [row for row in rows_that_do() if row not in total.rows]
+    left = sorted(ROWS - total.rows)
     print(
         f"{total.runs:,} runs, {total.faults.total():,} faults, {total.lives:,} lives of the VM, "
-        f"{total.packets:,} packets heard, in {took_s:.0f} s; of {len(rows_that_do())} rows that "
-        f"change or do something {len(rows_that_do()) - len(left)} were taken"
+        f"{total.packets:,} packets heard, in {took_s:.0f} s; of {len(ROWS)} rows of all "
+        f"tables {len(ROWS) - len(left)} were taken"
     )
-    for state, event, number in left if options.rows else []:
-        print(f"not taken: {event.name} in {state.name}, row {number}")
+    for role, state, event, number in left if options.rows else []:
+        print(f"not taken: {role}: {event} in {state}, row {number}")
     for outcome in total.failures[:20]:
         print(f"seed {outcome.seed}: {outcome.violation}")
     print(f"{len(total.failures)} of {total.runs} runs violated something")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from colo.membership.grant import Foreign, Record
 from colo.membership.states import FINAL, Do, Event, State
-from colo.membership.table import TABLE
 from colo.protocol.messages import Message
 from colo.protocol.observer import Observer
 from colo.protocol.secondary import Secondary
 from tests.sim.arbiter import Asking, Move
 from tests.sim.checks import Moment, Violation
+from tests.sim.coverage import watch_member
 from tests.sim.vm import nothing
 from tests.sim.world import Connection, End, Process, Timer
 
@@ -34,6 +34,7 @@ class Shell(Process):
         alone = other is None or not other.is_alive
         self.means = replace(cluster.means, claims=alone and not cluster.means.node)
         self.member = cluster.make("vm", self.means, part)
+        watch_member(self.member, self.world.rows)
         self.store: Moment | None = None
         self.told: list[tuple[str, bool]] = []
         self._events: list[tuple[Event, dict[str, Any]]] = []
@@ -93,7 +94,6 @@ class Shell(Process):
         before = self.state
         effects = self.member.handle(event, **facts)
         self._see_the_only_copy(before, event, Do.FORGET in effects)
-        self._note_row(before, event, effects)
         if self.world.is_told:
             what = ", ".join(do.name for do in effects)
             self.world.say(self.host, f"{before.name} -{event.name}-> {self.state.name}: {what}")
@@ -105,12 +105,6 @@ class Shell(Process):
             self._perform(effect)
         self._go_on(before)
         return effects
-
-    def _note_row(self, before: State, event: Event, effects: tuple[Do, ...]) -> None:
-        for number, row in enumerate(TABLE[before, event]):
-            if row.to is self.state and row.do == effects:
-                self.cluster.rows.add((before, event, number))
-                return
 
     def _see_the_only_copy(self, before: State, event: Event, forgets: bool) -> None:
         """It is given up by a word of the other host or the arbiter, or at an operator's second."""
@@ -130,6 +124,7 @@ class Shell(Process):
     _words = 0
 
     def _entered(self, before: State) -> None:
+        self.cluster.entered(self.it)
         if self.state is State.PROTECTED:
             other = self.cluster.other(self.it).colo
             has = other is not None and (other.store is not None or not other.is_alive)

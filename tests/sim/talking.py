@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from colo.membership import grant as moves
 from colo.membership.grant import Foreign, Grant, Moved
@@ -14,15 +14,13 @@ from tests.sim.checks import Violation
 from tests.sim.shell import Shell
 from tests.sim.world import Connection, End
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["Offer", "Talks"]
 
 #: One end of a connection.
 Offer: TypeAlias = tuple[Connection, End]
 
 HEARTBEAT_LIMIT_S: Final = 0.8
+SILENCE_S: Final = 10.0
 
 
 class Talks(Shell):
@@ -80,6 +78,9 @@ class Talks(Shell):
         """A primary says hello: see that the arbiter here shows its grant, and take it in."""
 
         def checked(result: Any) -> None:
+            if self.cluster.is_refused():
+                answer(self.world.random.choice([Event.UNFIT, Event.OBJECTS]))
+                return
             if not self.listens or isinstance(result, Foreign | Moved):
                 answer(Event.OBJECTS)
                 return
@@ -104,21 +105,39 @@ class Talks(Shell):
         self._hello(lambda event, _: self.tell(event), stays=False)
 
     def do_call(self) -> None:
+        if self.means.stock:
+            self.ask(self.world.some(0.0005, 0.004), self._connect)
+            return
+
         def reply(event: Event, offer: Offer | None) -> None:
             if event is not Event.AGREES or offer is None or not offer[1].is_open:
-                self.tell(Event.UNREACHED)
+                self.tell(Event.UNFIT if event is Event.UNFIT else Event.UNREACHED)
                 return
             self.link = offer
-            peer = self.cluster.other(self.it).colo
-            assert peer is not None
-            ours = End(self, self._from_secondary, self._session_lost)
-            theirs = End(peer, peer._from_primary, peer._channel_lost)
-            made = Connection(self.world, ours, theirs, None)
-            self.channel = made, ours
-            peer.take(lambda: peer._channel_up(made, theirs))
-            self.tell(Event.REACHED)
+            self.ask(self.world.some(0.0005, 0.02), self._connect)
 
         self._hello(reply, stays=True)
+
+    def _connect(self) -> None:
+        """Have the checkpoint channel, which goes the way of the control link."""
+        other = self.cluster.other(self.it)
+        peer, cut = other.colo, (self.host, other.name) in self.world.cut
+        linked = self.link is not None and self.link[1].is_open
+        if peer is None or not peer.is_alive or cut or not (linked or self.means.stock):
+            self.tell(Event.UNREACHED)
+            return
+        ours = End(self, self._from_secondary, self._session_lost)
+        theirs = End(peer, lambda _: begin(), lambda: None)
+
+        def begin() -> None:
+            theirs.heard, theirs.lost = peer._from_primary, peer._channel_lost
+            peer._channel_up(made, theirs)
+
+        # Without a control link its silence is all that tells of the other host.
+        made = Connection(self.world, ours, theirs, SILENCE_S if self.means.stock else None)
+        self.channel = made, ours
+        made.send(ours, "it begins")
+        self.tell(Event.REACHED)
 
     def _channel_up(self, made: Connection, end: End) -> None:
         if not self.can(Event.CHANNEL_UP):

@@ -9,8 +9,9 @@ from typing import Final
 from colo.packets.gate import Gate, GateState
 from colo.protocol.messages import COLOMessage, Message
 from colo.protocol.primary import Primary
-from colo.protocol.tables import Do, Effect, PrimaryEvent
+from colo.protocol.tables import Do, Effect, PrimaryEvent, PrimaryState
 from tests.sim.checks import Checks, Moment
+from tests.sim.coverage import watched
 from tests.sim.world import Process, World
 
 __all__ = ["Vm", "nothing"]
@@ -27,7 +28,7 @@ class Vm(Process):
         self.name, self._checks = name, checks
         self.life, self.position = -1, 0
         self.runs = False
-        self.has_run = False
+        self.has_run = self.is_shut_down = False
         self.gate: Gate | None = None
         self.is_deaf = False  # the gate is there, and nobody behind it
         self.machine: Primary | None = None  # in COLO
@@ -93,14 +94,14 @@ class Vm(Process):
         """The guest shuts down, by itself."""
         if self.is_alive:
             super().kill()
-            self.runs = False
+            self.runs, self.is_shut_down = False, True
             self.shut_down()
 
     # -- COLO -----------------------------------------------------------------------------
 
     def migrate(self) -> None:
         """Send a first copy; the VM runs until it is sent."""
-        self.machine = Primary("vm")
+        self.machine = watched("primary", Primary("vm"), self.world.rows)
         self.after(self.world.some(0.05, 0.8), self._migrated)
 
     def _migrated(self) -> None:
@@ -111,8 +112,9 @@ class Vm(Process):
 
     def receive(self, message: Message) -> None:
         """The secondary says this."""
-        if self.machine is not None and self.is_alive:
-            self._perform(self.machine.receive(message))
+        machine = self.machine
+        if machine is not None and self.is_alive and machine.state is not PrimaryState.LOST:
+            self._perform(machine.receive(message))
 
     def _handle(self, event: PrimaryEvent) -> None:
         if self.machine is not None and self.machine.can(event):
@@ -138,7 +140,7 @@ class Vm(Process):
                     self.send(("devices", self.now))
                 case Do.RESUME:
                     self.runs = True
-                    self._handle(PrimaryEvent.RESUMED)
+                    self.after(0, lambda: self._handle(PrimaryEvent.RESUMED))
                     self.after(0.02, lambda: self._handle(PrimaryEvent.CHECKPOINT_DUE))
                 case Do.RELEASE:
                     pass  # that is for who watches QEMU
@@ -152,11 +154,17 @@ class Vm(Process):
             self.runs = True
         elif machine is not None and machine.can(PrimaryEvent.MIGRATED):
             self.machine = None
+        if machine is not None and machine.can(PrimaryEvent.LOST):
+            machine.handle(PrimaryEvent.LOST)
 
     def leave_colo(self) -> None:
         """Run without a secondary."""
+        machine = self.machine
         self.machine, self.send = None, lambda what: None
         self.runs = True
+        if machine is not None and machine.can(PrimaryEvent.FAILOVER):
+            machine.handle(PrimaryEvent.FAILOVER)
+            machine.handle(PrimaryEvent.RESUMED)
 
 
 def nothing(*_: object) -> None:

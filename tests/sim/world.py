@@ -13,6 +13,8 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from tests.sim.coverage import Taken
+
 __all__ = ["Connection", "End", "Process", "Timer", "World"]
 
 
@@ -37,6 +39,7 @@ class World:
         self.cut: set[tuple[str, str]] = set()  # wires, from and to: hosts, or "arbiter"
         self.slow_s = 0.0  # how much longer than usual a message may take
         self.connections: list[Connection] = []
+        self.rows: set[Taken] = set()
         self._log = log
         self._heap: list[tuple[float, int, Timer]] = []
         self._count = 0

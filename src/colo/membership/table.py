@@ -66,7 +66,7 @@ _LOOKING: Final = {
         ),
         _E.AGREES: _to(_S.LOOKING, _D.ASK),
         _E.GRANTED: _to(_S.STARTING, _D.AGREE),
-        _E.DENIED: _to(_S.LOOKING, _D.END_GUEST, _D.READ_RECORD),
+        _E.DENIED: _to(_S.LOOKING, _D.END_GUEST, _D.DECLINE, _D.READ_RECORD),
         _E.NO_ANSWER: _to(_S.WAITING, _D.END_GUEST, _D.DECLINE, _D.PAUSE),
         _E.OBJECTS: _to(_S.WAITING, _D.PAUSE),
         _E.UNFIT: _to(_S.WAITING, _D.PAUSE),
@@ -76,12 +76,16 @@ _LOOKING: Final = {
     }),
     **_all({_S.WAITING}, {
         _E.TIME: _to(_S.LOOKING, _D.READ_RECORD),
-        _E.ORDER: (_to(_S.LOOKING, _D.ASK_BY_ORDER, when=_W.ASKS_FIRST),
+        # Who orders it says that the other host is gone: not if that has got a grant meanwhile.
+        _E.ORDER: (_to(_S.LOOKING, _D.ASK_BY_ORDER, when=(_W.ASKS_FIRST, _W.FORCED)),
+                   _to(_S.LOOKING, _D.ASK, when=_W.ASKS_FIRST),
                    _to(_S.WAITING, _D.DECLINE)),
         _E.INTERRUPT: _to(_S.GONE),
     }),
 }  # fmt: skip
 
+#: Not a line of it has run; the grant stays ours where an operator has claimed it.
+_REFUSED_A_START: Final = _to(_S.REFUSED, _D.END_GUEST, _D.GIVE_BACK_UNUSED)
 _NOT_STARTED: Final = (
     _to(_S.REFUSED, _D.END_GUEST, when=(_W.STARTS, _W.CLAIMED)),
     _to(_S.REFUSED, _D.END_GUEST, _D.GIVE_BACK_UNUSED, when=_W.STARTS),
@@ -97,8 +101,8 @@ _STARTING: Final = {
                  _to(_S.STARTING, _D.QUESTION, when=_W.STARTS),
                  _to(_S.UNPROTECTED, _D.CALL)),
         _E.AGREES: _to(_S.STARTING, _D.START),
-        _E.SILENT: (_to(_S.STARTING, _D.START, when=_W.DECIDED), *_NOT_STARTED),
-        _E.OBJECTS: _NOT_STARTED,
+        _E.SILENT: (_to(_S.STARTING, _D.START, when=_W.DECIDED), _REFUSED_A_START),
+        _E.OBJECTS: (_to(_S.REFUSED, _D.END_GUEST, when=_W.CLAIMED), _REFUSED_A_START),
         _E.UNFIT: _NOT_STARTED,
         _E.RUNS: (_to(_S.ENDED, when=_W.ENDS), _to(_S.UNPROTECTED, _D.CALL)),
         _E.INTERRUPT: (
@@ -116,11 +120,11 @@ _STARTING: Final = {
 
 _SILENCED: Final = _to(_S.FENCED, _D.SHUT, _D.CLOSE, _D.HANG_UP, _D.STOP, _D.DECLINE)
 _HUNG: Final = _to(_S.DEAD, _D.SHUT, _D.CLOSE, _D.SAY_DEAD, _D.HANG_UP, _D.DECLINE)
+_DIES: Final = (_D.STOP_ASKING, _D.CLOSE, _D.SAY_DEAD, _D.HANG_UP, _D.DECLINE)
 #: What the other host may run is left to it: given back, the grant would be anybody's.
-_DIED: Final = (
-    _to(_S.DEAD, _D.STOP_ASKING, _D.CLOSE, _D.SAY_DEAD, _D.HANG_UP, _D.DECLINE, when=_W.CONTESTED),
-    _to(_S.DEAD, _D.STOP_ASKING, _D.CLOSE, _D.SAY_DEAD, _D.HANG_UP, _D.DECLINE, _D.GIVE_BACK),
-)
+_DIED_BESIDE_A_COPY: Final = (_to(_S.DEAD, *_DIES),)
+_DIED_ALONE: Final = (_to(_S.DEAD, *_DIES, _D.GIVE_BACK),)
+_DIED: Final = (_to(_S.DEAD, *_DIES, when=_W.CONTESTED), *_DIED_ALONE)
 _SHUT_DOWN: Final = _to(
     _S.SHUTDOWN,
     _D.STOP_ASKING,
@@ -179,8 +183,9 @@ _PROTECTING: Final = {
         _E.SWITCHOVER: _to(_S.GOING_OVER, _D.DECLINE),
     }),
     **_ignore({_S.GOING_OVER}, _E.LOST, _E.LINK_LOST, _E.REJECTED),
-    **_all({_S.UNPROTECTED, _S.BEGINNING, _S.COPYING, _S.PROTECTED, _S.GOING_OVER}, {
-        _E.DIED: _DIED,
+    **_all({_S.UNPROTECTED, _S.BEGINNING}, {_E.DIED: _DIED_ALONE, _E.SHUT_DOWN: _SHUT_DOWN}),
+    **_all({_S.COPYING, _S.PROTECTED, _S.GOING_OVER}, {
+        _E.DIED: _DIED_BESIDE_A_COPY,
         _E.SHUT_DOWN: _SHUT_DOWN,
     }),
     **{(state, _E.ORDER): (_to(state, _D.DECLINE),)
@@ -265,7 +270,8 @@ _RECEIVING: Final = {
         _E.BEGIN: _to(_S.LISTENING),
         _E.LINK_UP: _to(_S.GREETED),
         _E.CHANNEL_UP: _to(_S.RECEIVING, _D.RECEIVE),
-        _E.ORDER: (_to(_S.LOOKING, _D.ASK_BY_ORDER, when=_W.NODE),
+        _E.ORDER: (_to(_S.LOOKING, _D.ASK_BY_ORDER, when=(_W.NODE, _W.FORCED)),
+                   _to(_S.LOOKING, _D.ASK, when=_W.NODE),
                    _to(_S.LISTENING, _D.DECLINE)),
         _E.INTERRUPT: _to(_S.GONE),
     }),
@@ -292,6 +298,11 @@ _RECEIVING: Final = {
        for state in (_S.GREETED, _S.RECEIVING)},
 }  # fmt: skip
 
+_HELLO: Final = (
+    _to(_S.GREETED, _D.STOP_ASKING, _D.FORGET, when=_W.NEWER),
+    _to(_S.CUT_OFF, _D.REFUSE),
+)
+
 #: A whole checkpoint is here: the VM can be run from it.
 _KEEPING: Final = {
     **_all({_S.KEEPING}, {
@@ -317,8 +328,7 @@ _KEEPING: Final = {
         _E.GRANTED: (_to(_S.ORPHANED, _D.FENCE, when=_W.MUST_FENCE),
                      _to(_S.TAKING_OVER, _D.LOAD)),
         _E.OFF: _to(_S.TAKING_OVER, _D.LOAD),
-        _E.NOT_OFF: (_to(_S.TAKING_OVER, _D.LOAD, when=_W.FORCED),
-                     _to(_S.ORPHANED, _D.DECLINE, _D.PAUSE, when=(_W.ORDERED, _W.WAS_ASKING)),
+        _E.NOT_OFF: (_to(_S.ORPHANED, _D.DECLINE, _D.PAUSE, when=(_W.ORDERED, _W.WAS_ASKING)),
                      _to(_S.ORPHANED, _D.DECLINE, when=_W.ORDERED),
                      _to(_S.ORPHANED, _D.PAUSE)),
         _E.NO_ANSWER: (_to(_S.TAKING_OVER, _D.LOAD, when=_W.FORCED),
@@ -338,10 +348,9 @@ _KEEPING: Final = {
     **_ignore({_S.ORPHANED}, _E.LOST, _E.LINK_LOST, _E.SAYS_GONE, _E.LETS_GO, _E.SAYS_SHUTDOWN),
     # Whoever runs the VM by a later grant has said by that that the copy here is old; but not while
     # an order is carried out, which may have the grant after that.
-    **{(state, _E.LINK_UP): (_to(state, _D.REFUSE, when=_W.ORDERED),
-                             _to(_S.GREETED, _D.STOP_ASKING, _D.FORGET, when=_W.NEWER),
-                             _to(state, _D.REFUSE))
-       for state in (_S.CUT_OFF, _S.ORPHANED)},
+    **_all({_S.CUT_OFF}, {_E.LINK_UP: _HELLO}),
+    **_all({_S.ORPHANED}, {_E.LINK_UP: (_to(_S.ORPHANED, _D.REFUSE, when=_W.ORDERED),
+                                        _HELLO[0], _to(_S.ORPHANED, _D.REFUSE))}),
     # To start it is bounded, and never given up half-way.
     **_all({_S.TAKING_OVER}, {
         _E.RUNS: (_to(_S.GONE, _D.AGREE, when=_W.ENDS), _to(_S.RUNNING, _D.AGREE)),

@@ -137,8 +137,10 @@ class Daemon(Performer):
 
     def _go_on(self) -> None:
         """A part has ended."""
-        if self.state is State.LOOKING:
-            self.perform(Do.ASK_BY_ORDER)  # a secondary was told to start the VM anew
+        if self.state is State.LOOKING:  # a secondary was told to start the VM anew
+            asked = self.member.facts.busy
+            assert asked is not None
+            self.perform(asked)
         else:
             self.tell(Event.GO_ON)
 
@@ -279,6 +281,10 @@ class Daemon(Performer):
             raise
         if grant is None:
             await qemu.kill()
+            self._why = (
+                f"another host has got the grant since grant {known.number}; where its VM is "
+                "certainly silent, `colo failover --force` starts the VM here anew"
+            )
             return Event.DENIED, {}
         self._qemu, self._start = qemu, Start(qemu)
         return Event.GRANTED, {"grant": grant}

@@ -12,8 +12,9 @@ import contextlib
 import json
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
@@ -41,6 +42,8 @@ _ANSWER_S: Final = 120.0
 GRACE_S: Final = 60.0
 _GRACE_MAX_S: Final = 86_400.0
 _TAKE_S: Final = 30.0
+#: What an operator saw when he gave an order may not hold any more after so long.
+_FRESH_S: Final = 5.0
 _LENGTH: Final = struct.Struct(">I")
 _PIECE_MAX: Final = 16 << 20
 _BEGIN: Final = b"{"  # of an answer; as a length it would be far over what a piece may have
@@ -48,11 +51,16 @@ _BEGIN: Final = b"{"  # of an answer; as a length it would be far over what a pi
 
 @dataclass(frozen=True)
 class Order:
-    """What an operator wants; ``grace_s``: how long a guest may take to shut down."""
+    """What an operator wants.
+
+    ``grace_s``: how long a guest may take to shut down.  ``given_at``: the machine's monotonic
+    clock when it was given, in seconds; None where whoever gives it does not say.
+    """
 
     name: str
     force: bool = False
     grace_s: float = GRACE_S
+    given_at: float | None = None
 
     @classmethod
     def of(cls, line: bytes) -> Order:
@@ -61,12 +69,14 @@ class Order:
         grace_s = float(content.get("grace_s", GRACE_S))
         if not 0 <= grace_s < _GRACE_MAX_S:
             raise ValueError(grace_s)
-        return cls(str(content["order"]), bool(content.get("force")), grace_s)
+        given_at = content.get("given_at")
+        given_at = None if given_at is None else float(given_at)
+        return cls(str(content["order"]), bool(content.get("force")), grace_s, given_at)
 
     def line(self) -> bytes:
         """The line that says it."""
-        content = {"order": self.name, "force": self.force, "grace_s": self.grace_s}
-        return json.dumps(content).encode() + b"\n"
+        content = asdict(self)
+        return json.dumps({"order": content.pop("name"), **content}).encode() + b"\n"
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ async def serve_orders(path: Path, obey: Obey) -> asyncio.Server:
         except (ValueError, KeyError, TypeError, AttributeError, TimeoutError):
             answer = Answer(False, "that is not an order")
         else:
-            answer = await obey(order)
+            answer = _refusal(order) or await obey(order)
         with contextlib.suppress(OSError):
             if answer.pieces is not None:
                 answer = await _send_pieces(writer, answer)
@@ -109,6 +119,15 @@ async def serve_orders(path: Path, obey: Obey) -> asyncio.Server:
             raise LocalError(f"{path}: {error.strerror or error}") from error
         stack.pop_all()
     return server
+
+
+def _refusal(order: Order) -> Answer | None:
+    """Refuse an order that has waited: this colo stood still, and all may be different now."""
+    waited_s = 0.0 if order.given_at is None else time.monotonic() - order.given_at
+    if waited_s <= _FRESH_S:
+        return None
+    text = f"the order is {waited_s:.0f} s old: look at `colo status`, and give it again"
+    return Answer(False, text)
 
 
 async def exported(store: Store, settled: Callable[[], Awaitable[None]]) -> Answer:
@@ -163,7 +182,7 @@ def _order(state_dir: Path, order: Order) -> Iterator[IO[bytes]]:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(_ANSWER_S + order.grace_s)
             sock.connect(str(path))
-            sock.sendall(order.line())
+            sock.sendall(replace(order, given_at=time.monotonic()).line())
             with sock.makefile("rb") as stream:
                 yield stream
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
