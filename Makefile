@@ -6,6 +6,8 @@ PYTEST := $(PYTHON) -m pytest
 CODE := $(wildcard src tests bench)
 # More pytest arguments: make test ARGS="-k store"
 ARGS ?=
+# How many tests run at a time: what waits for a limit leaves its core to another one.
+WORKERS ?= 2
 # How often make soak has each death.
 ROUNDS ?= 20
 # How many seeds make sim plays.
@@ -32,7 +34,7 @@ demo: ## show the whole story on this machine; without QEMU where there can be n
 
 test: qemu11 ## run every test; one on real QEMU that is skipped counts as failed
 	@scripts/kvm-lab build
-	$(PYTEST) --e2e=require $(ARGS)
+	$(PYTEST) --e2e=require --numprocesses=$(WORKERS) --dist=loadgroup $(ARGS)
 
 lint: setup-test ## check style and formatting
 	$(PYTHON) -m ruff check $(CODE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ QEMUS = {
     "7.2": ("qemu-system-x86_64", 7),
     "11.1": (str(ROOT / "build" / "qemu11" / "qemu-system-x86_64"), 11),
 }
+LOCKS = ROOT / "build" / "locks"
 #: Set it to the number that a failed run has shown, to draw the same again.
 SEED = "COLO_E2E_SEED"
 
@@ -46,6 +48,21 @@ def find(version: str) -> str:
     if found < major or (found > major and major < 11):
         pytest.skip(f"no QEMU {version}: {binary} is {found}.{minor}")
     return binary
+
+
+@pytest.fixture(autouse=True)
+def turn(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The tests of all workers share the machine; one marked `alone` has it for itself.
+
+    Whoever waits for it keeps the others from beginning: see flock(2).
+    """
+    kind = fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    with (LOCKS / "next").open("w") as next_one, (LOCKS / "machine").open("w") as machine:
+        fcntl.flock(next_one, fcntl.LOCK_EX)
+        fcntl.flock(machine, kind)
+        fcntl.flock(next_one, fcntl.LOCK_UN)
+        yield
 
 
 @pytest.fixture

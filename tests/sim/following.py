@@ -10,6 +10,7 @@ from colo.protocol.messages import Message
 from colo.protocol.secondary import Secondary
 from colo.protocol.tables import Do as ProtocolDo
 from colo.protocol.tables import SecondaryEvent, SecondaryState
+from tests.sim.checks import Violation
 from tests.sim.coverage import watched
 from tests.sim.shell import Shell
 from tests.sim.talking import SILENCE_S
@@ -97,7 +98,8 @@ class Follows(Shell):
             self.secondary.handle(event)
 
     def do_load(self) -> None:
-        assert self.store is not None
+        if self.store is None:
+            raise Violation("a takeover from nothing whole")
         name = self._waiting_name[1] if self._waiting_name is not None else self.it.new_name()
         vm = self.it.vm = Vm(self.world, self.host, name, self.cluster.checks)
         at = self.store

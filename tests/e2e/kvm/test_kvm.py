@@ -16,7 +16,12 @@ import pytest
 from tests.e2e.basics import ROOT
 from tests.e2e.kvm.lab import run
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.alone,
+    pytest.mark.xdist_group("kvm"),
+    pytest.mark.timeout(1800),
+]
 
 #: What is shown, and by which tests; «V» stands for QEMU's version.
 SCENARIOS: Final[dict[str, tuple[str, ...]]] = {
