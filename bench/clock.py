@@ -6,8 +6,11 @@ all through it, and holds that against the time that passed here.  A clock that 
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from typing import Any, Final
 
 from bench.network import Kind, Scene, scene_of
 
-__all__ = ["measure"]
+__all__ = ["CLOCKS", "main", "measure"]
 
 _EDGE: Final = 30  # questions: half of them are one reading of the guest's clock
 _BUSY_PAUSE_MS: Final = 55
@@ -38,7 +41,7 @@ _CASES: Final = (
 )
 _TAKEOVER: Final = "over a takeover"
 #: By accelerator: the guest's clocksource and what chooses it.
-_CLOCKS: Final = {
+CLOCKS: Final = {
     "tcg": {"its own choice": ""},
     "kvm": {"kvm-clock": "", "tsc": "clocksource=tsc tsc=reliable"},
 }
@@ -48,13 +51,35 @@ def measure(
     binary: str, accel: str, seconds: float, say: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each clock and case, with colo's library in QEMU and without."""
-    for clock, words in _CLOCKS[accel].items():
+    for clock in CLOCKS[accel]:
         for library in (True, False):
-            what = {"accelerator": accel, "clock": clock, "library": library}
-            for row in _one_vm(binary, Kind(accel=accel, words=words), library, seconds):
+            for row in _measure_one(binary, accel, clock, library, seconds):
                 where = f"{clock}, {'with' if library else 'without'} the library"
                 say(f"  {where}, {row['case']}: lost {row['lost_ms']:.1f} ms")
-                yield {**what, **row}
+                yield row
+
+
+def _measure_one(
+    binary: str, accel: str, clock: str, library: bool, seconds: float
+) -> Iterator[dict[str, Any]]:
+    what = {"accelerator": accel, "clock": clock, "library": library}
+    for row in _one_vm(binary, Kind(accel=accel, words=CLOCKS[accel][clock]), library, seconds):
+        yield {**what, **row}
+
+
+def main() -> int:
+    """Measure one kind of VM, and print a row of JSON for each case."""
+    parser = argparse.ArgumentParser(prog="python -m bench.clock", description=__doc__)
+    parser.add_argument("binary")
+    parser.add_argument("accel", choices=CLOCKS)
+    parser.add_argument("clock")
+    parser.add_argument("--bare", action="store_true", help="without colo's library in QEMU")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    given = parser.parse_args()
+    rows = _measure_one(given.binary, given.accel, given.clock, not given.bare, given.seconds)
+    for row in rows:
+        print(json.dumps(row), flush=True)
+    return 0
 
 
 def _one_vm(binary: str, kind: Kind, library: bool, seconds: float) -> Iterator[dict[str, Any]]:
@@ -96,3 +121,7 @@ def _take_over(scene: Scene, colo: int) -> dict[str, Any]:
         os.kill(pid, signal.SIGKILL)
     verdict = scene.verdict(client)
     return {"case": _TAKEOVER, "span_s": verdict["span_s"], "lost_ms": verdict["lost_ms"]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

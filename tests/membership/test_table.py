@@ -232,3 +232,41 @@ def test_a_vm_is_started_anew_on_an_operators_word_unless_another_got_the_grant_
     assert member.handle(Event.ORDER, force=force) == (asked,)
     assert member.state is State.LOOKING
     assert member.handle(Event.DENIED) == (Do.END_GUEST, Do.DECLINE, Do.READ_RECORD)
+
+
+@pytest.mark.parametrize("node", [False, True])
+def test_a_refusal_for_good_ends_a_part_and_not_a_daemon(node: bool) -> None:
+    """Who goes on looks again: what was wrong on the other host may be mended there."""
+    member = Member("web1", Means(node=node), State.BEGINNING)
+    member.facts = Facts(grant=A, right=True, linked=True, connected=True)
+    member.handle(Event.REJECTED, final=True)
+    member.handle(Event.ANSWERS)
+    effects = member.handle(Event.RUNS)
+    assert (member.state is State.ENDED) is not node
+    assert (Do.PAUSE in effects) is node and (Do.GIVE_BACK in effects) is not node
+
+    member = Member("web1", Means(node=node), State.UNPROTECTED)
+    effects = member.handle(Event.UNFIT)
+    assert (member.state is State.ENDED) is not node
+    assert (Do.PAUSE in effects) is node and (Do.GIVE_BACK in effects) is not node
+
+
+@pytest.mark.parametrize(
+    ("means", "state", "event", "facts", "to", "does"),
+    [
+        (Means(), State.PARTING, Event.DIED, Facts(grant=A), State.DEAD, Do.GIVE_BACK),
+        (Means(), State.GOING_OVER, Event.SHUT_DOWN, Facts(grant=A, contested=True),
+         State.SHUTDOWN, Do.SAY_SHUTDOWN),
+        (Means(claims=True), State.STARTING, Event.OBJECTS, Facts(starts=True), State.REFUSED,
+         Do.END_GUEST),
+    ],
+    ids=["dies while it parts", "shuts down on its way", "claimed, and spoken against"],
+)  # fmt: skip
+def test_what_chance_seldom_comes_to(
+    means: Means, state: State, event: Event, facts: Facts, to: State, does: Do
+) -> None:
+    member = Member("web1", means, state)
+    member.facts = facts
+    effects = member.handle(event)
+    assert member.state is to and does in effects
+    assert Do.GIVE_BACK_UNUSED not in effects, "a grant that was claimed is kept"

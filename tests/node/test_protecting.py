@@ -285,7 +285,8 @@ def test_a_dead_vms_grant_is_left_to_the_host_that_may_have_its_copy(
         s.node._right.holder = "a"
         granted = s.arbiter.take(0, "a")
         s.node._peer._link = cast(Link, SimpleNamespace(say=said.append, close=lambda: None))
-        s.stand(State.PROTECTED, contested=contested, grant=granted, unheard=2)
+        state = State.PROTECTED if contested else State.BEGINNING
+        s.stand(state, contested=contested, grant=granted, unheard=2)
         s.node.tell(Event.DIED)
         assert await s.node._ended() == 1
         assert s.arbiter.current().grant == Grant(1, "a" if contested else "")
@@ -362,5 +363,21 @@ def test_what_qemu_refuses_is_not_tried_again(
             "colo again"
         )
         assert s.said == ["web1: UNPROTECTED: the VM runs here alone (grant 0)"]
+
+    play(scene)
+
+
+def test_a_daemon_that_is_refused_for_good_says_why_and_looks_again(folder: StateFolder) -> None:
+    async def scene() -> None:
+        s = Scene(folder)
+        s.node.member.means = replace(s.node.member.means, node=True)
+        s.stand(State.BEGINNING, contested=False)
+        s.node._hear(Word(WordKind.REFUSED, {"why": "another machine", "final": True}))
+        await s.until(State.UNPROTECTED)
+        await s.until_it_tries_again()
+        to = f"unix:{folder.path}/b"
+        assert f"web1: {to} refuses: another machine; trying again in 1 s" in s.said
+        assert not s.node.over.done()
+        await s.node.close()
 
     play(scene)

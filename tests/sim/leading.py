@@ -189,6 +189,7 @@ class Leads(Shell):
             self.observer.handle(event)
 
     def do_look(self) -> None:
+        self._rests = False  # that question is given up by this one
         vm = self.it.vm
         if vm is None or not vm.is_alive:
             return  # its end is told

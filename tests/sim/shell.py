@@ -128,7 +128,11 @@ class Shell(Process):
         if self.state is State.PROTECTED:
             other = self.cluster.other(self.it).colo
             has = other is not None and (other.store is not None or not other.is_alive)
-            if not has:
+            # Where the other end is closed already, that comes next.
+            ends = self.channel is not None and not all(
+                each.is_open for each in self.channel[0].ends
+            )
+            if not has and not ends:
                 raise Violation("PROTECTED, and the other host has nothing whole")
         if self.state is State.SHUTDOWN:
             self.cluster.was_shut_down = True

@@ -79,6 +79,7 @@ def secondary(
     arbiter = make_arbiter(config)
 
     async def run(folder: StateFolder) -> int:
+        folder.clean(folder.store(config.store.folder, config.name))
         node = SecondaryNode(
             config, plan(config, say), address, folder, arbiter, OnLoss(on_loss), say, destination
         )

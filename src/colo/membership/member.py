@@ -296,7 +296,7 @@ class Member:
             case When.CLAIMED:
                 return means.claims
             case When.ONE_SHOT:
-                return facts.one_shot
+                return facts.one_shot and not means.node
             case When.FRUITLESS:
                 return not facts.protected
             case When.CONTESTED:

@@ -108,7 +108,7 @@ class When(Enum):
     STOCK = "the secondary is a stock QEMU, which cannot be asked"
     DECIDED = "an arbiter or an operator has said that the VM may run"
     CLAIMED = "the grant was taken from another holder by order"
-    ONE_SHOT = "no further try changes it"
+    ONE_SHOT = "no further try changes it, and this colo ends with its part"
     FRUITLESS = "the session ended before the VM was protected"
     CONTESTED = "the other host may have a whole copy, and may run it"
     MAY_ASK = "the arbiter grants by itself, or an operator has given an order"

@@ -346,6 +346,7 @@ class Daemon(Performer):
 
     async def _follow(self) -> None:
         """Be the VM's secondary, until it runs here or nowhere."""
+        self._folder.clean(self._folder.store(self._config.store.folder, self._config.name))
         node = self._part = SecondaryNode(
             self._config,
             self._plan,

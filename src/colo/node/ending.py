@@ -1,4 +1,4 @@
-"""How a primary's part ends, by the state that it ends in."""
+"""What a primary says at the end of its part, and of an order to decide: by the state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from colo.membership.states import State
 
-__all__ = ["HUNG", "LAST"]
+__all__ = ["HUNG", "LAST", "decided"]
 
 #: How a part ends: the exit code, and a line for the user.  ``{shutdown}`` is QEMU's reason.
 LAST: Final[dict[State, tuple[int, str]]] = {
@@ -23,3 +23,25 @@ HUNG: Final = (
     "QEMU does not answer: the other host takes over if it has a checkpoint; the copy here is "
     "silent: end its QEMU"
 )
+
+
+def decided(state: State, ok: bool, hung: bool, missing: str) -> str:
+    """What an operator hears who has said that the VM is to run here.
+
+    ``ok``: it does.  ``hung``: its QEMU does not answer.  ``missing``: what it takes to decide.
+    """
+    match state:
+        case State.LOST:
+            return f"{missing}; --force does without it"
+        case State.FENCED:
+            return "the other host has the right to run the VM"
+        case State.LEFT:
+            return "colo was told to end before anybody had decided"
+        case State.DEAD:
+            return "QEMU does not answer" if hung else "the VM has ended meanwhile"
+        case State.RESUMING | State.PARTING:
+            return "nothing to decide: the decision has fallen"
+        case _ if ok:
+            return "the VM runs here alone"
+        case _:
+            return f"nothing to decide: the VM is {state.name}"

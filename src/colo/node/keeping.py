@@ -84,10 +84,8 @@ class SecondaryNode(Performer):
         self._tell_user = say
         self._awake = Awake(config, self._say)
         self._refusals = Refusals()
-        store_folder = folder.store(config.store.folder, config.name)
-        folder.clean(store_folder)
         main = tuple(backend.block for backend in config.backends)
-        store = Store(store_folder, main, config.limits)
+        store = Store(folder.store(config.store.folder, config.name), main, config.limits)
         files = {block.name: store.images[block.name].path for block in main}
         self.waiting = WaitingQemu(plan, files, folder.path, self._write_status)
         self._kept = Kept(config, store, self.waiting, self._fresh, self._lost)

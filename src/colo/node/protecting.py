@@ -27,7 +27,7 @@ from colo.membership.member import Means, Member
 from colo.membership.states import Do, Event, State
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.copying import Copying
-from colo.node.ending import HUNG, LAST
+from colo.node.ending import HUNG, LAST, decided
 from colo.node.first_start import Start, question
 from colo.node.guest_here import GuestHere
 from colo.node.orders import Answer, Order, serve_orders
@@ -363,11 +363,13 @@ class PrimaryNode(Performer):
     def _wait(self) -> None:
         """Wait before the next try: longer each time, where every try copies the whole VM."""
         pause_s = RETRY_S
+        refused, self._fatal = self._fatal, None  # whoever goes on has not ended by it
         if self.state is State.PARTING:
             pause_s = _FORGOTTEN_S
-        elif self.state is State.UNPROTECTED and self._peer.was_reached:
+        elif self.state is State.UNPROTECTED and (self._peer.was_reached or refused):
             pause_s = self._retry.pause_s()
-            self._say(f"trying again in {pause_s:.0f} s")
+            again = f"trying again in {pause_s:.0f} s"
+            self._say(f"{refused}; {again}" if refused else again)
         self.pause(pause_s)
 
     def _hello(self) -> Hello:
@@ -451,24 +453,9 @@ class PrimaryNode(Performer):
 
     def _answer(self, ok: bool) -> None:
         order, self._order = self._order, None
-        if order is None or order.done():
-            return
-        match self.state:
-            case State.LOST:
-                text = f"{self._right.missing}; --force does without it"
-            case State.FENCED:
-                text = "the other host has the right to run the VM"
-            case State.LEFT:
-                text = "colo was told to end before anybody had decided"
-            case State.DEAD:
-                text = "QEMU does not answer" if self._hung else "the VM has ended meanwhile"
-            case State.RESUMING | State.PARTING:
-                text = "nothing to decide: the decision has fallen"
-            case _ if ok:
-                text = "the VM runs here alone"
-            case _:
-                text = f"nothing to decide: the VM is {self.state.name}"
-        order.set_result(Answer(ok, text))
+        if order is not None and not order.done():
+            text = decided(self.state, ok, self._hung, self._right.missing)
+            order.set_result(Answer(ok, text))
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # nobody reads it any more: that decides nothing

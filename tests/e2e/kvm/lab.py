@@ -1,9 +1,9 @@
-"""A machine whose KVM works, and the end-to-end tests run in it: see scripts/kvm-lab.
+"""A machine whose KVM works, and what is run in it: see scripts/kvm-lab.
 
-The tests are those that run under TCG everywhere else, with guests under KVM.  They run in the
-machine, by the machine's Python; what came of each comes home as a file.  The machine's kernel may
-die, as TCG's emulation of the virtualization that it uses is not perfect: then the same is tried
-again, and what had run by then counts for nothing.
+The tests are those that run under TCG everywhere else, with guests under KVM; the figures are the
+benchmark's.  Both run in the machine, by the machine's Python, and what came of it comes home as a
+file.  The machine's kernel may die, as TCG's emulation of the virtualization that it uses is not
+perfect: then the same is tried again, and what had run by then counts for nothing.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from xml.etree import ElementTree
 from colo.demo.guest_image import build as build_guest
 from tests.e2e.basics import ROOT
 
-__all__ = ["Outcome", "run"]
+__all__ = ["Outcome", "measure", "run"]
 
 BOOTS: Final = 3
-BOOT_S: Final = 420
+#: Idle, a boot and a scenario take some two minutes; a busy machine takes a multiple of that.
+BOOT_S: Final = 900
 #: scripts/kvm-lab's exit code where the machine's kernel died.
 PANICKED: Final = 70
 #: What the tests need of this checkout, and how what they do not need of its environment begins.
-PARTS: Final = ("src", "tests", "pyproject.toml")
+PARTS: Final = ("src", "tests", "bench", "pyproject.toml")
 NEEDLESS: Final = ("mypy", "ruff", "colo-", "_colo", "pip", "hatch", "setuptools", "__pycache__")
 QEMU11: Final = (
     "bin/qemu-system-x86_64",
@@ -44,8 +45,10 @@ printf '#!/bin/sh\\nexec python3 -m colo "$@"\\n' >/usr/bin/colo
 chmod 755 /usr/bin/colo
 export PYTHONPATH=/tmp/tree/src:/job/site PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8
 export COLO_E2E_ACCEL=kvm COLO_E2E_SLOWNESS=4
+"""
+TESTS: Final = """\
 mapfile -t tests </job/tests
-python3 -m pytest --e2e=require -q -p no:cacheprovider --timeout 400 \\
+python3 -m pytest --e2e=require -q -p no:cacheprovider --timeout 800 \\
     --junitxml=/out/result.xml "${tests[@]}" >/out/log 2>&1
 """
 
@@ -64,7 +67,26 @@ def run(folder: Path, tests: list[str]) -> Outcome:
     Raises AssertionError where the machine does not bring the outcome of each home.
     """
     job = folder / "job"
-    _pack(job, tests)
+    _pack(job, TESTS, with_new=any("11.1" in test for test in tests))
+    (job / "tests").write_text("".join(f"{test}\n" for test in tests))
+    home = _boot(job, "result.xml")
+    outcome = Outcome(_read(home / "result.xml"), (home / "log").read_text(errors="replace"))
+    assert len(outcome.results) == len(tests), f"{sorted(outcome.results)} of {tests}"
+    return outcome
+
+
+def measure(folder: Path, command: str, with_new: bool) -> str:
+    """Return what a command prints in the machine, which has this checkout's benchmark.
+
+    ``with_new``: it needs the newer QEMU as well.  Raises AssertionError.
+    """
+    job = folder / "job"
+    _pack(job, f"{command} >/out/figures 2>/out/log\n", with_new)
+    return (_boot(job, "figures") / "figures").read_text()
+
+
+def _boot(job: Path, outcome: str) -> Path:
+    """Have the machine do the job; return the folder with what it has brought home."""
     for _ in range(BOOTS):
         done = subprocess.run(
             [ROOT / "scripts" / "kvm-lab", "boot", job, str(BOOT_S)],
@@ -76,17 +98,16 @@ def run(folder: Path, tests: list[str]) -> Outcome:
         )
         if done.returncode != PANICKED:
             break
-    result, log = folder / "job.out" / "result.xml", folder / "job.out" / "log"
-    assert result.exists(), (
+    home = job.with_suffix(".out")
+    assert (home / outcome).exists(), (
         f"the machine brought nothing home ({done.returncode}): "
         + (done.stdout + done.stderr)[-2000:]
     )
-    outcome = Outcome(_read(result), log.read_text(errors="replace"))
-    assert len(outcome.results) == len(tests), f"{sorted(outcome.results)} of {tests}"
-    return outcome
+    return home
 
 
-def _pack(job: Path, tests: list[str]) -> None:
+def _pack(job: Path, script: str, with_new: bool) -> None:
+    """Lay out what goes into the machine, and what it does there."""
     tree, build = job / "tree", ROOT / "build"
     for part in PARTS:
         source = ROOT / part
@@ -103,7 +124,7 @@ def _pack(job: Path, tests: list[str]) -> None:
             shutil.copytree(each, job / "site" / each.name)
         elif each.suffix == ".py":
             shutil.copy(each, job / "site")
-    if any("11.1" in test for test in tests):
+    if with_new:
         qemu = (build / "qemu11").resolve()
         for part in QEMU11:
             source, target = qemu / "root" / "usr" / part, job / "qemu11" / "root" / "usr" / part
@@ -111,8 +132,7 @@ def _pack(job: Path, tests: list[str]) -> None:
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, target)
         shutil.copy(qemu / "qemu-system-x86_64", job / "qemu11")
-    (job / "tests").write_text("".join(f"{test}\n" for test in tests))
-    (job / "job.sh").write_text(JOB)
+    (job / "job.sh").write_text(JOB + script)
 
 
 def _read(result: Path) -> dict[str, str | None]:
