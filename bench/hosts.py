@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -18,13 +19,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from bench.network import Scene, scene_of
+from bench.network import Kind, Scene, scene_of
 from bench.stats import summarise
 from bench.vm import wait_until
+from colo.demo.lab import Place
 
 __all__ = ["KINDS", "measure"]
 
-KINDS: Final = ("QEMU killed", "host killed", "host silent", "switchover")
+_CUT_OFF: Final = "host cut off"
+#: A host is cut off from the other one and from the arbiter, which is an etcd in the network.
+KINDS: Final = (
+    *("QEMU killed", "host killed", "host silent", "switchover"),
+    *([_CUT_OFF] if shutil.which("etcd") else []),
+)
+_ETCD: Final = "10.78.0.3"
 _START_S: Final = 90.0
 _AGAIN_S: Final = 60.0
 _LINES: Final = 900
@@ -57,7 +65,10 @@ def measure(binary: str, kind: str, runs: int, say: Callable[[str], None]) -> di
 
 
 def _one_run(binary: str, kind: str, offset: float) -> _Times:
-    with scene_of(binary) as scene, contextlib.ExitStack() as stack:
+    vm = Kind(arbiter=f"etcd:http://{_ETCD}:2379") if kind == _CUT_OFF else Kind()
+    with scene_of(binary, vm) as scene, contextlib.ExitStack() as stack:
+        if vm.arbiter:
+            stack.enter_context(_etcd(scene))
         a = stack.enter_context(_node(scene, "a"))
         stack.enter_context(_node(scene, "b"))
         _protected(scene, "a", _START_S)
@@ -95,6 +106,39 @@ def _happen(scene: Scene, kind: str, a: subprocess.Popen[Any], stack: contextlib
                 os.kill(pid, signal.SIGCONT)
         case "switchover":
             scene.order("a", "switchover")
+        case _ if kind == _CUT_OFF:
+            scene.lab.run(Place.SWITCH, "ip", "link", "set", "repl-a", "nomaster")
+            log = scene.folder / "b" / "colo.log"
+            wait_until("the takeover", lambda: _found(log, "RUNNING HERE"), _AGAIN_S)
+            scene.lab.run(Place.SWITCH, "ip", "link", "set", "repl-a", "master", "replication")
+        case _:
+            raise AssertionError(kind)
+
+
+@contextlib.contextmanager
+def _etcd(scene: Scene) -> Iterator[None]:
+    """One member, at the switch between the hosts."""
+    for command in (
+        ("link", "set", "lo", "up"),
+        ("addr", "add", f"{_ETCD}/24", "dev", "replication"),
+    ):
+        scene.lab.run(Place.SWITCH, "ip", *command)
+    client, peer = f"http://{_ETCD}:2379", f"http://{_ETCD}:2380"
+    with (scene.folder / "etcd.log").open("wb") as log:
+        process = scene.lab.start(
+            *(Place.SWITCH, "etcd", "--name", "one", "--data-dir", str(scene.folder / "etcd")),
+            *("--listen-client-urls", client, "--advertise-client-urls", client),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+            *("--initial-cluster", f"one={peer}"),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager

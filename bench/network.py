@@ -52,13 +52,14 @@ class Kind:
 
     ``lean``: a VM whose devices have little state.  ``tuned``: QEMU and colo have processors of
     their own, QEMU all but the last one, and colo keeps them awake while a client is answered.
-    ``words``: more for the guest's kernel.
+    ``words``: more for the guest's kernel.  ``arbiter``: a file where it is "".
     """
 
     lean: bool = False
     tuned: bool = False
     accel: str = "tcg"
     words: str = ""
+    arbiter: str = ""
 
 
 _AS_THEY_COME: Final = Kind()
@@ -207,7 +208,7 @@ class Scene:
         self._vm.write_text(
             f'name = "bench"\n[qemu]\nbinary = {json.dumps(binary)}\naccel = "{kind.accel}"\n'
             f"args = {json.dumps(args)}\n{''.join(roles)}"
-            f'[failover]\narbiter = "file:{folder / "grant"}"\n'
+            f'[failover]\narbiter = "{kind.arbiter or f"file:{folder}/grant"}"\n'
             f"{tuning}[hosts]\n"
             + "".join(
                 f'{name} = "tcp:{REPLICATION_ADDRESS[place]}:9000"\n'

@@ -129,8 +129,10 @@ def _pack(job: Path, script: str, with_new: bool) -> None:
         for part in QEMU11:
             source, target = qemu / "root" / "usr" / part, job / "qemu11" / "root" / "usr" / part
             target.parent.mkdir(parents=True, exist_ok=True)
-            copy = shutil.copytree if source.is_dir() else shutil.copy
-            copy(source, target)
+            if source.is_dir():
+                shutil.copytree(source, target, symlinks=True)
+            elif source.exists():  # Debian's QEMU has had its network ROMs in one place or another
+                shutil.copy(source, target)
         shutil.copy(qemu / "qemu-system-x86_64", job / "qemu11")
     (job / "job.sh").write_text(JOB + script)
 

@@ -54,7 +54,8 @@ def test_guest_process_dies(stage: Stage, draw: random.Random) -> None:
 
 
 @pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
-def test_guest_process_hangs(stage: Stage, draw: random.Random) -> None:
+@pytest.mark.parametrize("vm", [Vm(options="silence_s = 4.0")], ids=["soon"])
+def test_guest_process_hangs(stage: Stage, vm: Vm, draw: random.Random) -> None:
     """It would not run alone either; and once it is back it is not heard."""
     primary, secondary = stage.protected()
     watching = clients(stage)
