@@ -759,14 +759,14 @@ def test_the_status_has_only_what_is_so_now(tmp_path: Path) -> None:
     async def run() -> None:
         arbiter, primary = granted(tmp_path), Primary()
         async with hosted(tmp_path, arbiter) as host:
-            assert host.node._status()["grant"] is None
+            assert host.node.status()["grant"] is None
             await primary.protect(host, 1)
-            status = host.node._status()
+            status = host.node.status()
             assert (status["primary"], status["grant"]) == ("a unix socket", 1)
             granted(tmp_path, 2, "c/1/1")
             primary.die()
             await host.until_said("the other host has the right to run the VM")
-            status = host.node._status()
+            status = host.node.status()
             assert (status["state"], status["grant"]) == ("LISTENING", None)
             assert "primary" not in status
             assert "lost_in" not in status

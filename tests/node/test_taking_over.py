@@ -21,6 +21,7 @@ from colo.membership.member import Facts, Means, Member
 from colo.membership.states import Do, Event, State
 from colo.membership.words import WordKind
 from colo.node.performer import Performer
+from colo.node.state_folder import StateFolder
 from colo.node.taking_over import Takeover
 from colo.protocol.tables import SecondaryEvent
 from colo.store.store import Store
@@ -105,7 +106,8 @@ class Host(Performer):
 
     def __init__(self, folder: Path, failures: int = 0, fence: Fence | None = None) -> None:
         means = Means(fence=fence is not None)
-        super().__init__(Member("web1", means, State.KEEPING))
+        nowhere = cast(StateFolder, SimpleNamespace())
+        super().__init__(Member("web1", means, State.KEEPING), nowhere, lambda text: None)
         self.member.facts = Facts(known=Grant(0, "a/1/1"), linked=True)
         self.arbiter = AbsentArbiter(folder / "grant")
         self.arbiter.begin()
@@ -147,6 +149,9 @@ class Host(Performer):
 
     def performed(self, event: Event) -> None:
         pass
+
+    def status(self) -> dict[str, Any]:
+        return {}
 
     def lose(self) -> None:
         """The primary is lost."""

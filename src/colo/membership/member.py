@@ -148,7 +148,7 @@ class Member:
     """
 
     def __init__(self, vm: str, means: Means, state: State = State.LOOKING) -> None:
-        self._vm = vm
+        self.vm = vm
         self.means = means
         self.state = state
         self.facts = Facts()
@@ -188,7 +188,7 @@ class Member:
             raise
         self.facts = self._follow(event, row, grant)
         if row.to is not self.state:
-            _trace.debug("%s %s → %s (%s)", self._vm, self.state.name, row.to.name, event.name)
+            _trace.debug("%s %s → %s (%s)", self.vm, self.state.name, row.to.name, event.name)
             self.state = row.to
         self._check_end()
         return row.do
@@ -270,7 +270,7 @@ class Member:
         for row in TABLE.get((self.state, event), ()):
             if all(self._holds(when) for when in row.when):
                 return row
-        raise LocalProtocolError(f"{self._vm}: {event.name} is out of place in {self.state.name}")
+        raise LocalProtocolError(f"{self.vm}: {event.name} is out of place in {self.state.name}")
 
     def _holds(self, when: When) -> bool:
         facts, means = self.facts, self.means
@@ -443,10 +443,10 @@ class Member:
         pauses = self.state in (State.WAITING, State.LOST, State.ORPHANED, State.UNPROTECTED)
         pauses |= self.state in (State.BEGINNING, State.PARTING)
         if not (waits or operator or pauses):
-            raise InvariantBroken(f"{self._vm}: {self.state.name} has no end")
+            raise InvariantBroken(f"{self.vm}: {self.state.name} has no end")
 
     def _guard(self, holds: bool, rule: str, event: Event) -> None:
         if not holds:
             raise InvariantBroken(
-                f"{self._vm}: {event.name} in {self.state.name} would break: {rule}"
+                f"{self.vm}: {event.name} in {self.state.name} would break: {rule}"
             )

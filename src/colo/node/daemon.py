@@ -9,7 +9,6 @@ fenced ends its stale copy and follows.  This shell looks and waits, and has the
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -77,17 +76,15 @@ class Daemon(Performer):
                 "file:PATH or exec:COMMAND; without one take `colo run` and `colo secondary`"
             )
         means = Means(fence=fence, node=True)
-        super().__init__(Member(config.name, means))
+        super().__init__(Member(config.name, means), folder, say)
         self._config = config
         self._host = host
         self._is_first = next(iter(config.hosts)) == host
         self._peer = config.other_host(host)
         self._addresses = addresses
         self._plan = plan
-        self._folder = folder
         self._arbiter = arbiter
         self._adopted = adopted
-        self._tell_user = say
         self._notifier = notifier
         self._why = ""  # nothing is done now
         self._told = ""
@@ -97,7 +94,6 @@ class Daemon(Performer):
         self._qemu: Monitor | None = None
         self._start: Start | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._order: asyncio.Future[Answer] | None = None
         self._crashes = Retry()
         self._pause_s = RETRY_S
 
@@ -175,7 +171,9 @@ class Daemon(Performer):
             case Do.PAUSE:
                 self.ask(self._wait())
             case Do.AGREE | Do.DECLINE:
-                self._answer(effect is Do.AGREE)
+                ok = effect is Do.AGREE
+                anew = "the VM is being started here, anew"
+                self.pending.answer(ok, anew if ok else f"not now: {self._why}")
             case _:
                 raise AssertionError(f"a daemon cannot {effect.value}")
 
@@ -214,7 +212,7 @@ class Daemon(Performer):
                 f"{record.number}), and not to the QEMU at {self._adopted}: end that QEMU"
             )
         if foreign:
-            self._say(f"a stale copy of the VM is ended here: {record.left_by} has run it since")
+            self.say(f"a stale copy of the VM is ended here: {record.left_by} has run it since")
         turn = whose_turn(record, self._host, lives, self._is_first)
         known = Grant(record.number, record.left_by)
         return Event.RECORD, {"grant": known, "turn": turn, "foreign": foreign}
@@ -252,7 +250,7 @@ class Daemon(Performer):
             if status not in ("prelaunch", "inmigrate", "shutdown"):
                 return qemu
         except GuestError as error:
-            self._say(f"the QEMU that was left here is of no use, and is ended: {error}")
+            self.say(f"the QEMU that was left here is of no use, and is ended: {error}")
         await qemu.detach()
         await _kill(pid)
         return None
@@ -305,9 +303,7 @@ class Daemon(Performer):
                 f"{why}; if that host is gone for good, `colo failover` starts the VM here anew"
             )
         else:
-            self._say(
-                f"the VM died here, and host {self._peer} has nothing of it: starting it anew"
-            )
+            self.say(f"the VM died here, and host {self._peer} has nothing of it: starting it anew")
         return event, {}
 
     # -- the two parts --------------------------------------------------------------------
@@ -360,7 +356,7 @@ class Daemon(Performer):
         )
         known = self.member.facts.known
         if other := host_of(known.holder):
-            self._say(
+            self.say(
                 f"the VM is host {other}'s (grant {known.number}): following; if that "
                 "host is gone for good, `colo failover` starts the VM here anew"
             )
@@ -372,7 +368,7 @@ class Daemon(Performer):
         if self.state is State.RUNNING:
             self._qemu = node.waiting.qemu
         elif self.state is State.SHUTDOWN:
-            self._say("the guest has shut down: it ends on both hosts")
+            self.say("the guest has shut down: it ends on both hosts")
 
     def _end_guest(self) -> None:
         """End a QEMU whose VM is not ours to run, or has ended."""
@@ -388,8 +384,8 @@ class Daemon(Performer):
             await self._ending
         if self._why != self._told:
             self._told = self._why
-            self._say(self._why)
-        self._write_status()
+            self.say(self._why)
+        self.write_status()
         orders = await serve_orders(self._folder.control, self._obey)
         try:
             await asyncio.sleep(self._pause_s)
@@ -400,27 +396,9 @@ class Daemon(Performer):
     async def _obey(self, order: Order) -> Answer:
         if order.name != "failover":
             return Answer(False, f"not now: {self._why}")
-        if self._order is None or self._order.done():
-            self._order = asyncio.get_running_loop().create_future()
-        answer = self._order
-        self.tell(Event.ORDER, force=order.force)
-        return await asyncio.shield(answer)
+        return await self.pending.answered(lambda: self.tell(Event.ORDER, force=order.force))
 
-    def _answer(self, ok: bool) -> None:
-        order, self._order = self._order, None
-        if order is not None and not order.done():
-            text = "the VM is being started here, anew" if ok else f"not now: {self._why}"
-            order.set_result(Answer(ok, text))
-
-    def _say(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            self._tell_user(f"{self._config.name}: {text}")
-
-    def _write_status(self) -> None:
-        with contextlib.suppress(OSError):
-            self._folder.write_status(self._status())
-
-    def _status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         return {
             "role": "node",
             "vm": self._config.name,

@@ -76,18 +76,16 @@ class SecondaryNode(Performer):
         if member is None:
             means = Means(arbiter.automatic, on_loss is OnLoss.TAKEOVER, fence is not None)
             member = Member(config.name, means, State.LISTENING)
-        super().__init__(member)
+        super().__init__(member, folder, say)
         self._config = config
         self._listen = listen
-        self._folder = folder
         self._arbiter = arbiter
-        self._tell_user = say
-        self._awake = Awake(config, self._say)
+        self._awake = Awake(config, self.say)
         self._refusals = Refusals()
         main = tuple(backend.block for backend in config.backends)
         store = Store(folder.store(config.store.folder, config.name), main, config.limits)
         files = {block.name: store.images[block.name].path for block in main}
-        self.waiting = WaitingQemu(plan, files, folder.path, self._write_status)
+        self.waiting = WaitingQemu(plan, files, folder.path, self.write_status)
         self._kept = Kept(config, store, self.waiting, self._fresh, self._lost)
         self._link: Link | None = None
         self._greetings: list[Greeting] = []
@@ -96,15 +94,14 @@ class SecondaryNode(Performer):
         self._forwarding: Forwarding | None = None
         if forward is not None:
             self._forwarding = Forwarding(
-                who, store, self._kept.settled, forward, silence_s, self._say
+                who, store, self._kept.settled, forward, silence_s, self.say
             )
         holder = partial(self.waiting.instance, host)
         self._takeover = Takeover(
-            self.member, arbiter, fence, store, self.waiting, holder, self._say
+            self.member, arbiter, fence, store, self.waiting, holder, self.say
         )
         self._loading: asyncio.Task[None] | None = None
         self._runs_here = False
-        self._order: asyncio.Future[Answer] | None = None
         self._why = ""
         self._final = False
         self._error: str | None = None
@@ -127,11 +124,11 @@ class SecondaryNode(Performer):
                 server = stack.enter_context(self._listen.listen())
                 await self.waiting.start()
                 stack.callback((await serve_orders(self._folder.control, self._obey)).close)
-                self._say(
+                self.say(
                     f"waiting for a primary on {self._listen} "
                     f"(QEMU {self.waiting.pid} is ready to take over)"
                 )
-                self._write_status()
+                self.write_status()
                 door = Reception(server, self._begin, self._greet, self._strange, self._listen.tls)
                 self.spawn(door.serve())
                 self.spawn(self._watch())
@@ -172,7 +169,7 @@ class SecondaryNode(Performer):
                 assert self._kept.session is not None
                 self._loading = self.spawn(self._load(self._kept.session))
             case Do.WARN:
-                self._say(
+                self.say(
                     f"not ended: checkpoint {self._kept.number} is all that is left of the lost "
                     f"primary's VM; `colo export --state-dir {self._folder.path} FILE` keeps it, "
                     "`colo failover` runs it; end colo once more to give it up"
@@ -189,9 +186,9 @@ class SecondaryNode(Performer):
         number = self._kept.number
         match self.state:
             case State.KEEPING:
-                self._say("PROTECTED, the first copy is whole")
+                self.say("PROTECTED, the first copy is whole")
             case State.ORPHANED if event is Event.STUCK:
-                self._say(f"NOT RUNNING: {self._takeover.error}; `colo failover` tries again")
+                self.say(f"NOT RUNNING: {self._takeover.error}; `colo failover` tries again")
                 self._error = str(self._takeover.error)
             case State.ORPHANED:
                 self._takeover.begin()
@@ -200,26 +197,27 @@ class SecondaryNode(Performer):
             case State.RUNNING | State.GONE if event is Event.RUNS:
                 self._runs()
             case State.GREETED if before in _WHOLE:
-                self._say("the primary was granted the VM: forgetting the checkpoint held here")
+                self.say("the primary was granted the VM: forgetting the checkpoint held here")
             case State.LISTENING if before in _WHOLE and event is Event.DENIED:
-                self._say(
+                self.say(
                     f"the other host has the right to run the VM: forgetting checkpoint {number}"
                 )
             case State.LISTENING | State.SHUTDOWN if before in _WHOLE:
-                self._say(f"{self._why}; forgetting checkpoint {number}")
+                self.say(f"{self._why}; forgetting checkpoint {number}")
             case State.LISTENING if before is State.RECEIVING and event is Event.LOST:
-                self._say(f"no first copy: {self._error}")
+                self.say(f"no first copy: {self._error}")
             case State.LOOKING if event is Event.ORDER:
-                self._answer(True, "there is no checkpoint here: the VM is being started anew")
+                anew = "there is no checkpoint here: the VM is being started anew"
+                self.pending.answer(True, anew)
 
     def performed(self, event: Event) -> None:
         """Keep others informed; what is not this part's ends it."""
         if self.state not in (State.ORPHANED, State.TAKING_OVER):
-            self._answer(False, "that checkpoint was forgotten meanwhile")
+            self.pending.answer(False, "that checkpoint was forgotten meanwhile")
         goes_on = self.state is State.RUNNING and self.member.means.node
         if (goes_on or self.state is State.LOOKING) and not self.over.done():
             self.over.set_result(None)
-        self._write_status()
+        self.write_status()
 
     # -- the primary's connections --------------------------------------------------------
 
@@ -261,7 +259,7 @@ class SecondaryNode(Performer):
         sock, peer = self._incoming
         self._error = None
         self._kept.receive(sock, peer)
-        self._say(f"a primary has connected from {peer}")
+        self.say(f"a primary has connected from {peer}")
 
     def _greet(self, sock: socket.socket, peer: str) -> None:
         """A control link has connected."""
@@ -289,8 +287,8 @@ class SecondaryNode(Performer):
         """A connection was refused; that is said once, however often it comes again."""
         self._error = f"a connection from {peer} was refused: {why}"
         if self._refusals.is_new(peer, why):
-            self._inform(self._error)
-        self._write_status()
+            super().say(self._error)
+        self.write_status()
 
     def _hear(self, word: Word) -> None:
         self._why = f"the primary says: {word.kind.value}"
@@ -345,9 +343,9 @@ class SecondaryNode(Performer):
         """Say that the primary is lost, and what happens now."""
         self._error = self._why
         if self.member.facts.asking or self.member.facts.busy is not None:
-            self._say(f"the primary is lost: {self._why}")
+            self.say(f"the primary is lost: {self._why}")
         else:
-            self._say(
+            self.say(
                 f"the primary is lost: {self._why}; holding checkpoint {self._kept.number}: "
                 f"`colo failover --state-dir {self._folder.path}` starts it"
             )
@@ -356,7 +354,7 @@ class SecondaryNode(Performer):
         """Bound the primary's silence, and keep the status file fresh."""
         while True:
             await asyncio.sleep(_STATUS_S)
-            self._write_status()
+            self.write_status()
             self._kept.bound_silence(self._link is not None)
 
     # -- the takeover ---------------------------------------------------------------------
@@ -370,7 +368,7 @@ class SecondaryNode(Performer):
         """The VM was taken over."""
         facts = self._takeover.facts
         self._kept.facts["takeover"] = facts
-        self._say(
+        self.say(
             f"RUNNING HERE, from checkpoint {self._kept.number}, started in "
             f"{facts['total_ms']:.0f} ms (QEMU {self.waiting.pid})"
         )
@@ -381,7 +379,7 @@ class SecondaryNode(Performer):
     async def _see_end(self) -> None:
         assert self.waiting.qemu is not None
         how = await self.waiting.qemu.wait()
-        self._say(f"the VM has ended; QEMU: {how}")
+        self.say(f"the VM has ended; QEMU: {how}")
         self.tell(Event.DIED)
 
     async def _leave(self) -> None:
@@ -396,13 +394,13 @@ class SecondaryNode(Performer):
                 self._forget()
                 return
             if not qemu.exited:
-                self._say(f"the VM goes on without colo: QEMU {qemu.pid}, QMP {qemu.qmp_socket}")
+                self.say(f"the VM goes on without colo: QEMU {qemu.pid}, QMP {qemu.qmp_socket}")
             await qemu.detach()
         else:
             self._forget()
             await self.waiting.stop()
             self._kept.store.remove()
-        self._write_status()
+        self.write_status()
 
     # -- orders and status ----------------------------------------------------------------
 
@@ -418,47 +416,30 @@ class SecondaryNode(Performer):
             return Answer(False, f"there is no order {order.name!r}")
         if self.state is State.RUNNING:
             return Answer(True, "the VM runs here already")
-        if self._order is None or self._order.done():
-            self._order = asyncio.get_running_loop().create_future()
-        answer = self._order
-        self.tell(Event.ORDER, force=order.force)
-        return await asyncio.shield(answer)
+        return await self.pending.answered(lambda: self.tell(Event.ORDER, force=order.force))
 
-    def _answer(self, ok: bool, text: str | None = None) -> None:
-        """Answer the operator's order, where one waits."""
-        order, self._order = self._order, None
-        if order is None or order.done():
-            return
-        if text is None and ok:
-            text = f"the VM runs here, from checkpoint {self._kept.number}"
-        elif text is None:
-            match self.state:
-                case State.KEEPING:
-                    text = (
-                        "the primary is connected and its VM runs: two VMs would run; "
-                        "end that one first, or say --force"
-                    )
-                case State.ORPHANED if self._takeover.waits_for is not None:
-                    text = f"{self._takeover.error}; --force does without it"
-                case State.ORPHANED:
-                    text = f"the VM could not be started: {self._takeover.error}"
-                case _:
-                    text = "there is no whole checkpoint to run the VM from"
-        order.set_result(Answer(ok, text))
+    def _answer(self, ok: bool) -> None:
+        """Tell an operator what came of an order to run the VM here."""
+        match self.state:
+            case _ if ok:
+                text = f"the VM runs here, from checkpoint {self._kept.number}"
+            case State.KEEPING:
+                text = (
+                    "the primary is connected and its VM runs: two VMs would run; "
+                    "end that one first, or say --force"
+                )
+            case State.ORPHANED if self._takeover.waits_for is not None:
+                text = f"{self._takeover.error}; --force does without it"
+            case State.ORPHANED:
+                text = f"the VM could not be started: {self._takeover.error}"
+            case _:
+                text = "there is no whole checkpoint to run the VM from"
+        self.pending.answer(ok, text)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Tell the user a line; what was refused is told again after it."""
         self._refusals.clear()
-        self._inform(text)
-
-    def _inform(self, text: str) -> None:
-        """Tell the user; where nobody can be told any more, nothing changes by that."""
-        with contextlib.suppress(OSError):
-            self._tell_user(f"{self._config.name}: {text}")
-
-    def _write_status(self) -> None:
-        """Say what we do; a folder that is full or gone decides nothing."""
-        with contextlib.suppress(OSError):
-            self._folder.write_status(self._status())
+        super().say(text)
 
     def _grant(self) -> int | None:
         """The number of the grant as far as it is known now: no primary, none."""
@@ -472,7 +453,7 @@ class SecondaryNode(Performer):
             return "UP"
         return "LOST" if self._link_was else "NONE"
 
-    def _status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         return {
             "role": "secondary",
             "vm": self._config.name,

@@ -29,6 +29,7 @@ __all__ = [
     "Answer",
     "Obey",
     "Order",
+    "Pending",
     "exported",
     "fetch_checkpoint",
     "give_order",
@@ -86,6 +87,27 @@ class Answer:
     ok: bool
     text: str
     pieces: Iterator[bytes] | None = None
+
+
+class Pending:
+    """An operator's order that waits for its answer; whoever gives it again gets the same."""
+
+    def __init__(self) -> None:
+        self._answer: asyncio.Future[Answer] | None = None
+
+    async def answered(self, begin: Callable[[], object]) -> Answer:
+        """Have the order begun, and wait until it is answered."""
+        if self._answer is None:
+            self._answer = asyncio.get_running_loop().create_future()
+        answer = self._answer
+        begin()
+        return await asyncio.shield(answer)
+
+    def answer(self, ok: bool, text: str) -> None:
+        """Answer the one that waits, if there is one."""
+        answer, self._answer = self._answer, None
+        if answer is not None and not answer.done():
+            answer.set_result(Answer(ok, text))
 
 
 Obey: TypeAlias = Callable[[Order], Awaitable[Answer]]

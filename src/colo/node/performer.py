@@ -4,6 +4,8 @@ What happens is told to the machine, one thing after the other, and what it asks
 its order.  A question is a coroutine that ends with its outcome; there is one at a time, and who
 stops asking gets no answer any more.  A task that fails ends the part with its error: nothing goes
 on half.
+
+What people are told is told from here too; where nobody can be told, nothing changes by that.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ import asyncio
 import contextlib
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 from colo.membership.member import Member
 from colo.membership.states import FINAL, Do, Event, State
+from colo.node.orders import Pending
+from colo.node.state_folder import StateFolder
 
 __all__ = ["Outcome", "Performer"]
 
@@ -27,8 +31,13 @@ Outcome: TypeAlias = tuple[Event, dict[str, Any]] | None
 class Performer(ABC):
     """Performs what ``member`` asks for; ``over`` is done once its part has ended."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(
+        self, member: Member, folder: StateFolder, tell_user: Callable[[str], None]
+    ) -> None:
         self.member = member
+        self.pending = Pending()  # an order to decide
+        self._folder = folder
+        self._tell_user = tell_user
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._events: deque[tuple[Event, dict[str, Any]]] = deque()
         self._telling = False
@@ -89,6 +98,22 @@ class Performer(ABC):
     @abstractmethod
     def performed(self, event: Event) -> None:
         """An event has been dealt with."""
+
+    # -- people ---------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Tell the user a line."""
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            self._tell_user(f"{self.member.vm}: {text}")
+
+    def write_status(self) -> None:
+        """Have the state folder say how the VM stands."""
+        with contextlib.suppress(OSError):  # it is full, or gone
+            self._folder.write_status(self.status())
+
+    @abstractmethod
+    def status(self) -> dict[str, Any]:
+        """What ``status.json`` says of this part."""
 
     # -- what takes time ------------------------------------------------------------------
 

@@ -93,17 +93,15 @@ class PrimaryNode(Performer):
         member: Member | None = None,
     ) -> None:
         means = Means(automatic=arbiter.automatic, stock=stock, claims=claim)
-        super().__init__(member or Member(config.name, means, State.STARTING))
+        super().__init__(member or Member(config.name, means, State.STARTING), folder, say)
         self._config = config
         self._qemu = qemu
-        self._folder = folder
-        self._tell_user = say
         self._allow_disks = allow_disks
         self._start = start
         self._colo = ColoPrimary(qemu, allow_broken)
         self._gate = NetGate(qemu, folder.path, int(config.network.hold_limit_mib * (1 << 20)))
-        self._awake = awake = Awake(config, self._say)
-        still = StandStill(config, qemu, self._say)
+        self._awake = awake = Awake(config, self.say)
+        still = StandStill(config, qemu, self.say)
         self._peer = Peer(config, to, stock, self._figures, self._hear, self._link_lost)
         self._session = Checkpointing(
             config,
@@ -116,11 +114,11 @@ class PrimaryNode(Performer):
             self._peer.check_heard,
         )
         self._right = Right(
-            arbiter, self.member, instance(qemu.pid, host), config.name, stock, claim, self._say
+            arbiter, self.member, instance(qemu.pid, host), config.name, stock, claim, self.say
         )
         self._guest = GuestHere(config, qemu, self._colo)
         self._rejected = asyncio.Event()
-        self._planned = Planned(qemu, self._session, self._gate, self._guest.gone, self._say)
+        self._planned = Planned(qemu, self._session, self._gate, self._guest.gone, self.say)
         self._copying = Copying(
             self._colo,
             self._gate,
@@ -130,7 +128,6 @@ class PrimaryNode(Performer):
             self._lost,
             self._left_by_qemu,
         )
-        self._order: asyncio.Future[Answer] | None = None
         self._hung = False
         self._error: str | None = None
         self._told: str | None = None
@@ -154,7 +151,7 @@ class PrimaryNode(Performer):
         Where it raises before a VM was started that was to be, no QEMU is left.
         """
         with contextlib.ExitStack() as stack:
-            stack.callback(self._write_status)
+            stack.callback(self.write_status)
             try:
                 stack.enter_context(only_one(self._right.holder))
                 shutdowns = self._guest.shutdowns()
@@ -196,7 +193,7 @@ class PrimaryNode(Performer):
         if self.state is State.DEAD and self._hung:
             text = HUNG
         if text:
-            self._say(text.format(shutdown=self._guest.shutdown))
+            self.say(text.format(shutdown=self._guest.shutdown))
         return code
 
     async def _perform_last(self, effect: Do) -> None:
@@ -209,7 +206,7 @@ class PrimaryNode(Performer):
             case Do.STOP:
                 with contextlib.suppress(GuestError):
                     await self._qemu.execute("stop")
-                self._say(await self._right.fenced(self._planned.is_going_over))
+                self.say(await self._right.fenced(self._planned.is_going_over))
                 self._planned.concluded(True)
 
     # -- what the machine asks for --------------------------------------------------------
@@ -225,7 +222,7 @@ class PrimaryNode(Performer):
                 self.ask(self._or_unfit(self._question_other()))
             case Do.START:
                 assert self._start is not None
-                self._write_status()
+                self.write_status()
                 self.ask(self._or_unfit(self._start.begin()))
             case Do.CALL:
                 self.ask(self._or_unfit(self._call()))
@@ -257,7 +254,7 @@ class PrimaryNode(Performer):
             case Do.OPEN:
                 self._copying.open()
                 number = self.member.facts.grant.number
-                self._say(f"UNPROTECTED: the VM runs here alone (grant {number})")
+                self.say(f"UNPROTECTED: the VM runs here alone (grant {number})")
             case Do.SHUT:
                 self._gate.shut()
             case Do.SAY_DEAD:
@@ -265,9 +262,10 @@ class PrimaryNode(Performer):
             case Do.SAY_SHUTDOWN | Do.SAY_BYE | Do.SAY_ALONE | Do.SAY_HANDOVER:
                 self._peer.say(_WORDS[effect])
             case Do.WARN:
-                self._say(self._right.warning())
+                self.say(self._right.warning())
             case Do.AGREE | Do.DECLINE:
-                self._answer(effect is Do.AGREE)
+                here = decided(self.state, effect is Do.AGREE, self._hung, self._right.missing)
+                self.pending.answer(effect is Do.AGREE, here)
             case _ if effect in _ENDINGS or effect in (Do.STOP, Do.END_GUEST):
                 self._last.append(effect)
             case _:
@@ -302,10 +300,10 @@ class PrimaryNode(Performer):
                 self._lines.append(f"{loss}: {self._error}")
         lines, self._lines = self._lines, []
         for line in lines:
-            self._say(line)
+            self.say(line)
         if self.state is State.LOST and self.member.facts.busy is None:
             self._right.tell_what_is_missing()
-        self._write_status()
+        self.write_status()
 
     async def _or_unfit(self, work: Any) -> Outcome:
         """An outcome, or that this can never be: the part ends with why."""
@@ -322,7 +320,7 @@ class PrimaryNode(Performer):
         """See that the VM can be protected.  Raises GuestError."""
         self._copying.netdevs = await self._guest.fit(self._allow_disks, self._start is None)
         if not self._copying.netdevs:
-            self._say("no network card: nothing to hold back")
+            self.say("no network card: nothing to hold back")
         return Event.FIT, {}
 
     async def _question_other(self) -> Outcome:
@@ -350,7 +348,7 @@ class PrimaryNode(Performer):
             self._error = f"{self._peer.to} is out of reach: {why}"
             if self._told != self._error:
                 self._told = self._error
-                self._say(f"UNPROTECTED: {self._error}; trying again every {RETRY_S:.0f} s")
+                self.say(f"UNPROTECTED: {self._error}; trying again every {RETRY_S:.0f} s")
             return Event.UNREACHED, {}
         self._error = self._told = None
         return Event.REACHED, {}
@@ -369,7 +367,7 @@ class PrimaryNode(Performer):
         elif self.state is State.UNPROTECTED and (self._peer.was_reached or refused):
             pause_s = self._retry.pause_s()
             again = f"trying again in {pause_s:.0f} s"
-            self._say(f"{refused}; {again}" if refused else again)
+            self.say(f"{refused}; {again}" if refused else again)
         self.pause(pause_s)
 
     def _hello(self) -> Hello:
@@ -417,7 +415,7 @@ class PrimaryNode(Performer):
 
     async def _watch(self) -> None:
         while True:
-            self._write_status()
+            self.write_status()
             await asyncio.sleep(_STATUS_S)
             limit = self._config.failover.silence_s
             if self.state is State.PROTECTED and self._session.overdue(limit):
@@ -442,33 +440,16 @@ class PrimaryNode(Performer):
 
     async def _failover(self, force: bool) -> Answer:
         """Take an operator's order to run the VM here; return what came of it."""
-        if self._order is None or self._order.done():
-            self._order = asyncio.get_running_loop().create_future()
-        answer = self._order
-        self.tell(Event.ORDER, force=force)
+        answered = self.pending.answered(lambda: self.tell(Event.ORDER, force=force))
         try:
-            return await asyncio.wait_for(asyncio.shield(answer), _ORDER_S)
+            return await asyncio.wait_for(answered, _ORDER_S)
         except TimeoutError:
             return Answer(False, "it takes long: see `colo status`")
-
-    def _answer(self, ok: bool) -> None:
-        order, self._order = self._order, None
-        if order is not None and not order.done():
-            text = decided(self.state, ok, self._hung, self._right.missing)
-            order.set_result(Answer(ok, text))
-
-    def _say(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # nobody reads it any more: that decides nothing
-            self._tell_user(f"{self._config.name}: {text}")
-
-    def _write_status(self) -> None:
-        with contextlib.suppress(OSError):  # no room: nor does that
-            self._folder.write_status(self._status())
 
     def _figures(self) -> dict[str, Any]:
         return {"checkpoint": self._session.count, "held_bytes": self._gate.held_bytes}
 
-    def _status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         return {
             "role": "primary",
             "vm": self._config.name,
