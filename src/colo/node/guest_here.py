@@ -20,7 +20,7 @@ from colo.qemu.packet_filters import NetGate, cards
 
 __all__ = ["GuestHere"]
 
-_LAST_EVENTS_S: Final = 0.05
+_LAST_EVENTS_S: Final = 1.0
 _QEMU_S: Final = 5.0
 _DYING_S: Final = 0.5
 
@@ -88,6 +88,6 @@ class GuestHere:
     async def see_death(self, tell: Callable[[Event], Any]) -> None:
         """Tell that its process has ended, when it has."""
         await self._qemu.wait()
-        await asyncio.sleep(_LAST_EVENTS_S)  # what it had said before is still being read
+        await self._qemu.heard_out(_LAST_EVENTS_S)
         self.gone.set()
         tell(Event.SHUT_DOWN if self.shutdown else Event.DIED)

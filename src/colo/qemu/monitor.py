@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 from typing import Any, Final
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError
+from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
 from colo.errors import GuestError, QemuRefusal
 
@@ -63,6 +63,14 @@ class Monitor:
         """Wait for the process to end; say how it did, as far as that can be known."""
         await self._ended.wait()
         return "it ended"
+
+    async def heard_out(self, limit_s: float) -> None:
+        """Wait until all is read that the process had said before it ended; that is bounded."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self.qmp.runstate is Runstate.RUNNING:
+                    await self.qmp.runstate_changed()
+        await asyncio.sleep(0)  # whoever listens has it now
 
     async def detach(self) -> None:
         """Let go of the process, once: if it runs, it goes on by itself."""
