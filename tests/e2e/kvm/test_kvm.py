@@ -62,11 +62,7 @@ SHORT: Final = (tuple(SCENARIOS)[:2], "7.2")
 LONG: Final = [
     SHORT,
     (SHORT[0], "11.1"),
-    *(
-        (tuple(SCENARIOS)[at : at + 2], version)
-        for at in range(2, len(SCENARIOS), 2)
-        for version in ("7.2", "11.1")
-    ),
+    *(((name,), version) for name in tuple(SCENARIOS)[2:] for version in ("7.2", "11.1")),
 ]
 ALL: Final = os.environ.get("COLO_KVM") == "all"
 BEGIN, END = "<!-- kvm: begin -->\n", "<!-- kvm: end -->"
