@@ -34,7 +34,7 @@ demo: ## show the whole story on this machine; without QEMU where there can be n
 
 test: qemu11 ## run every test; one on real QEMU that is skipped counts as failed
 	@scripts/kvm-lab build
-	$(PYTEST) --e2e=require --numprocesses=$(WORKERS) --dist=loadgroup $(ARGS)
+	$(PYTEST) --e2e=require --numprocesses=$(WORKERS) --dist=loadfile $(ARGS)
 
 lint: setup-test ## check style and formatting
 	$(PYTHON) -m ruff check $(CODE)

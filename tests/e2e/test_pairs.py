@@ -27,7 +27,7 @@ from tests.e2e.pairs import (
 )
 from tests.e2e.wire import Phase
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("pairs")]
+pytestmark = pytest.mark.e2e
 
 OLD, NEW, OURS = "7.2", "11.1", "ours"
 KINDS: Final = (OLD, NEW, OURS)

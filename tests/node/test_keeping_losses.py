@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, cast
@@ -30,6 +31,7 @@ from colo.node import keeping
 from colo.node.keeping import SecondaryNode
 from colo.node.orders import Answer, Order
 from colo.node.state_folder import StateFolder
+from colo.node.taking_over import Takeover
 from colo.qemu.process import LaunchPlan
 from colo.session.own_primary import Sending
 from colo.store.store import Store
@@ -772,3 +774,30 @@ def test_the_status_has_only_what_is_so_now(tmp_path: Path) -> None:
             assert "lost_in" not in status
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_to_start_the_vm_anew_is_asked_for_by_the_daemon_alone(tmp_path: Path, force: bool) -> None:
+    """Asked for twice, by two names, one of them is denied: and it may be the one that starts."""
+
+    async def scene() -> None:
+        arbiter = Arbiter(FileRegister(tmp_path / "grant"))
+        arbiter.begin()
+        host = Host(tmp_path, arbiter, OnLoss.TAKEOVER)
+        await host.until_said("waiting for a primary")
+        host.node.member.means = replace(host.node.member.means, node=True)
+        performed = list[str]()
+        host.node._takeover = cast(
+            Takeover,
+            SimpleNamespace(
+                take=lambda: performed.append("take"),
+                order=lambda: performed.append("order"),
+                **{name: None for name in ("waits_for", "error")},
+            ),
+        )
+        answer = await host.order(force)
+        assert answer.ok and "started anew" in answer.text
+        assert host.state == "LOOKING" and performed == []
+        await host.task
+
+    asyncio.run(scene())

@@ -157,9 +157,11 @@ class SecondaryNode(Performer):
                     self._link.say(Word(WordKind.BYE))
             case Do.FORGET:
                 self._forget()
+            case Do.ASK | Do.ASK_BY_ORDER if self.state is State.LOOKING:
+                pass  # the VM is to be started anew: the daemon asks, in that VM's name
             case Do.ASK:
                 self.ask(self._takeover.take())
-            case Do.ASK_BY_ORDER if self.state is not State.LOOKING:
+            case Do.ASK_BY_ORDER:
                 self.ask(self._takeover.order())
             case Do.FENCE:
                 self.ask(self._takeover.fence_off())
@@ -176,8 +178,8 @@ class SecondaryNode(Performer):
                 )
             case Do.AGREE | Do.DECLINE:
                 self._answer(effect is Do.AGREE)
-            case Do.REFUSE | Do.ASK_BY_ORDER:
-                pass  # the caller does; the daemon does
+            case Do.REFUSE:
+                pass  # the caller does
             case _:
                 raise AssertionError(f"a secondary cannot {effect.value}")
 

@@ -19,7 +19,6 @@ from tests.e2e.kvm.lab import run
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.alone,
-    pytest.mark.xdist_group("kvm"),
     pytest.mark.timeout(1800),
 ]
 
