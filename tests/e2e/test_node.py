@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -210,6 +211,9 @@ def test_a_service_manager_is_told_how_the_vm_stands_and_that_colo_lives(nodes: 
         nodes.a.console.wait_progress()
         assert "WATCHDOG=1" not in manager.heard(), "a colo that hangs does not feed it"
         nodes.b.process.send_signal(signal.SIGCONT)
+        goes_on = time.time()
         wait(lambda: "WATCHDOG=1" in manager.heard(), "colo to live again")
+        # Until it keeps the VM again it may be asking for it, and is not ended by one word.
+        wait(lambda: (nodes.b.status().get("checkpoint_at") or 0.0) > goes_on, "a checkpoint")
         assert nodes.b.end() == 0
         manager.wait("STOPPING=1")
