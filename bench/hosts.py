@@ -93,7 +93,7 @@ def _happen(scene: Scene, kind: str, a: subprocess.Popen[Any], stack: contextlib
         case "QEMU killed":
             os.kill(qemu, signal.SIGKILL)
         case "host killed":
-            for pid in (qemu, a.pid):
+            for pid in (a.pid, qemu):  # colo would say that QEMU is dead
                 os.kill(pid, signal.SIGKILL)
             a.wait()
             stack.enter_context(_node(scene, "a"))

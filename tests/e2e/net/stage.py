@@ -395,8 +395,8 @@ class Stage:
         self.lab.run(Place.CLIENT, sys.executable, "-c", script, seconds=WAIT_S)
 
     def kill(self, host: Colo, qemu: bool = True, colo: bool = True) -> None:
-        """SIGKILL to QEMU and colo of a host."""
-        kill(*([host.qemu_pid()] if qemu else []), *([host.pid] if colo else []))
+        """SIGKILL to colo and QEMU of a host; colo first: it is quick to say that QEMU is dead."""
+        kill(*([host.pid] if colo else []), *([host.qemu_pid()] if qemu else []))
 
     # -- the end --------------------------------------------------------------------------
 
