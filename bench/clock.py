@@ -117,7 +117,7 @@ def _stood_still(scene: Scene) -> float:
 def _take_over(scene: Scene, colo: int) -> dict[str, Any]:
     client = scene.start_client("clock", "--count", "200", "--pause-ms", "10")
     time.sleep(2)
-    for pid in (scene.qemu_pid, colo):
+    for pid in (colo, scene.qemu_pid):
         os.kill(pid, signal.SIGKILL)
     verdict = scene.verdict(client)
     return {"case": _TAKEOVER, "span_s": verdict["span_s"], "lost_ms": verdict["lost_ms"]}

@@ -162,12 +162,12 @@ def _one_gap(binary: str, kind: str, offset: float) -> float:
         client = scene.start_client("stream", "--count", "600", "--gap-ms", "60000")
         time.sleep(2 + offset)
         number = signal.SIGKILL if kind == "kill" else signal.SIGSTOP
-        for pid in (scene.qemu_pid, colo.pid):
+        for pid in (colo.pid, scene.qemu_pid):
             os.kill(pid, number)
         try:
             return float(scene.verdict(client)["gap_ms_max"])
         finally:
-            for pid in (scene.qemu_pid, colo.pid):
+            for pid in (colo.pid, scene.qemu_pid):
                 os.kill(pid, signal.SIGKILL)
 
 

@@ -188,7 +188,7 @@ class _Story:
         await watcher.connect(str(self._files.a / "qmp.sock"))
         with watcher.listen(stops):
             await asyncio.wait_for(stops.get(), _STEP_S)
-            for pid in (qemu, primary.pid):
+            for pid in (primary.pid, qemu):  # colo has no last word
                 os.kill(pid, signal.SIGKILL)
         self._killed_at = time.time()
         with contextlib.suppress(Exception):

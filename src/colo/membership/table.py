@@ -84,8 +84,9 @@ _LOOKING: Final = {
     }),
 }  # fmt: skip
 
-#: Not a line of it has run; the grant stays ours where an operator has claimed it.
+#: The other host was asked, so the VM does not run yet.
 _REFUSED_A_START: Final = _to(_S.REFUSED, _D.END_GUEST, _D.GIVE_BACK_UNUSED)
+#: A grant that an operator has claimed stays ours.
 _NOT_STARTED: Final = (
     _to(_S.REFUSED, _D.END_GUEST, when=(_W.STARTS, _W.CLAIMED)),
     _to(_S.REFUSED, _D.END_GUEST, _D.GIVE_BACK_UNUSED, when=_W.STARTS),
@@ -299,10 +300,8 @@ _RECEIVING: Final = {
        for state in (_S.GREETED, _S.RECEIVING)},
 }  # fmt: skip
 
-_HELLO: Final = (
-    _to(_S.GREETED, _D.STOP_ASKING, _D.FORGET, when=_W.NEWER),
-    _to(_S.CUT_OFF, _D.REFUSE),
-)
+#: Whoever runs the VM by a later grant has said by that that the copy here is old.
+_OUTLIVED: Final = _to(_S.GREETED, _D.STOP_ASKING, _D.FORGET, when=_W.NEWER)
 
 #: A whole checkpoint is here: the VM can be run from it.
 _KEEPING: Final = {
@@ -347,11 +346,10 @@ _KEEPING: Final = {
                        _to(_S.ORPHANED, _D.WARN)),
     }),
     **_ignore({_S.ORPHANED}, _E.LOST, _E.LINK_LOST, _E.SAYS_GONE, _E.LETS_GO, _E.SAYS_SHUTDOWN),
-    # Whoever runs the VM by a later grant has said by that that the copy here is old; but not while
-    # an order is carried out, which may have the grant after that.
-    **_all({_S.CUT_OFF}, {_E.LINK_UP: _HELLO}),
-    **_all({_S.ORPHANED}, {_E.LINK_UP: (_to(_S.ORPHANED, _D.REFUSE, when=_W.ORDERED),
-                                        _HELLO[0], _to(_S.ORPHANED, _D.REFUSE))}),
+    **_all({_S.CUT_OFF}, {_E.LINK_UP: (_OUTLIVED, _to(_S.CUT_OFF, _D.REFUSE))}),
+    # Not while an order is carried out, which may have the grant after that.
+    **_all({_S.ORPHANED}, {_E.LINK_UP: (_to(_S.ORPHANED, _D.REFUSE, when=_W.ORDERED), _OUTLIVED,
+                                        _to(_S.ORPHANED, _D.REFUSE))}),
     # To start it is bounded, and never given up half-way.
     **_all({_S.TAKING_OVER}, {
         _E.RUNS: (_to(_S.GONE, _D.AGREE, when=_W.ENDS), _to(_S.RUNNING, _D.AGREE)),
