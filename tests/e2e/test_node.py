@@ -122,6 +122,35 @@ def test_a_host_that_is_gone_for_good_is_done_without_by_an_operator(nodes: Node
     nodes.wait_protected(b)
 
 
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
+def test_what_an_operator_forces_without_an_arbiter_outlives_the_colo_that_was_told(
+    nodes: Nodes,
+) -> None:
+    a, b = nodes.a, nodes.b
+    a.start()
+    b.start()
+    nodes.wait_protected(a)
+    away = nodes.grant.with_name("away")
+    nodes.grant.rename(away)
+    a.die()
+    wait(lambda: b.is_in("secondary", "ORPHANED"), "host B to miss host A")
+    done = b.run("failover", "--force")
+    assert done.returncode == 0, done.stderr
+    wait_leads(b)
+    pid = b.qemu_pid()
+    b.end(signal.SIGKILL)
+
+    b.start()
+    wait(lambda: b.is_in("node", "WAITING"), "host B to miss the arbiter")
+    away.rename(nodes.grant)
+    wait_leads(b)
+    assert b.qemu_pid() == pid
+    b.console.wait_progress()
+    wait(lambda: "b/" in nodes.grant.read_text(), "the arbiter to hear of it")
+    a.start()
+    nodes.wait_protected(b)
+
+
 def test_a_vm_that_died_with_its_host_is_started_anew_where_the_other_one_has_nothing_of_it(
     nodes: Nodes,
 ) -> None:

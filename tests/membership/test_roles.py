@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from colo.membership.grant import Record
-from colo.membership.roles import Turn, holder_name, host_of, whose_turn
+from colo.membership.roles import (
+    Turn,
+    holder_name,
+    host_of,
+    owes_a_grant,
+    runs_by_right,
+    whose_turn,
+)
 
 A, B = holder_name("a", 7, "100"), holder_name("b", 8, "200")
 
@@ -44,6 +51,17 @@ def test_of_two_hosts_that_begin_at_most_one_may_start_without_asking_the_other(
         for record in (Record(1, holder), Record(1, "", holder)):
             turns = [whose_turn(record, host, False, host == "a") for host in ("a", "b")]
             assert turns.count(Turn.ASK) + turns.count(Turn.START) <= 1
+
+
+def test_what_an_operator_has_forced_counts_until_somebody_has_got_another_grant() -> None:
+    assert runs_by_right(Record(7, B), B, None), "the usual right"
+    assert not owes_a_grant(Record(7, B), B, 7), "the arbiter knows already"
+    assert not runs_by_right(Record(7, A), B, None)
+    assert runs_by_right(Record(7, A), B, 7)
+    assert owes_a_grant(Record(7, A), B, 7)
+    for later in (Record(8, A), Record(8, "", A)):
+        assert not runs_by_right(later, B, 7)
+        assert not owes_a_grant(later, B, 7)
 
 
 def test_a_name_says_which_host_it_is() -> None:

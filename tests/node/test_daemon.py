@@ -255,6 +255,31 @@ def test_a_stale_copy_is_ended_and_the_other_host_followed(world: World) -> None
     assert world.did == ["ends its QEMU (found)", "follows"]
 
 
+def test_what_an_operator_has_forced_goes_on_under_the_next_colo(world: World) -> None:
+    """Without the arbiter, which has only heard of the other host's grant so far."""
+    world.record(THEIRS)
+    folder = StateFolder(world.path / "state")
+    folder.override(1)
+    folder.close()
+    world.left, world.leads = os.getpid(), [State.ENDED]
+
+    assert world.play() == 0
+    assert world.did == ["leads", "lets go of its QEMU (found)"]
+    assert world.daemon.member.facts.owes
+
+
+def test_what_was_forced_is_stale_once_another_grant_was_given(world: World) -> None:
+    world.record(THEIRS)
+    folder = StateFolder(world.path / "state")
+    folder.override(1)
+    folder.close()
+    world.record(THEIRS)
+    world.left, world.follows = os.getpid(), [State.SHUTDOWN]
+
+    assert world.play() == 0
+    assert world.did == ["ends its QEMU (found)", "follows"]
+
+
 def test_a_copy_is_stale_too_where_the_other_host_has_given_its_grant_back(world: World) -> None:
     """Its VM runs on there without protection, or died: either way it is newer than this one."""
     world.record(THEIRS)

@@ -369,6 +369,7 @@ def test_an_order_by_force_does_without_an_arbiter_out_of_reach(tmp_path: Path) 
             assert host.node.member.facts.asking, "it is still asked for"
             answer = await host.order(force=True)
             assert answer == Answer(True, "the VM runs here, from checkpoint 0")
+            assert host.node._folder.overridden == host.node.member.facts.known.number == 1
 
     asyncio.run(run())
 

@@ -34,11 +34,14 @@ class Asks(Shell):
         if vm is not None and (not vm.is_alive or not vm.has_run):
             vm.kill()
             vm = self.it.vm = None
-        lives = vm is not None and record.left_by in ("", vm.name)
+        holder = "" if vm is None else vm.name
+        overridden = None if vm is None else self.it.overridden
+        lives = vm is not None and roles.runs_by_right(record, holder, overridden)
         turn = roles.whose_turn(record, self.host, lives, self.host == "a")
         grant = Grant(record.number, record.left_by)
         foreign = vm is not None and not lives
-        self.tell(Event.RECORD, grant=grant, turn=turn, foreign=foreign)
+        owes = roles.owes_a_grant(record, holder, overridden)
+        self.tell(Event.RECORD, grant=grant, turn=turn, foreign=foreign, owes=owes)
 
     def _holder(self) -> str:
         """Our name for what is asked for now."""

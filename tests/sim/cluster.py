@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from colo.membership.member import Means, Member
 from colo.membership.states import State
 from tests.sim.arbiter import SimArbiter
-from tests.sim.checks import Checks
+from tests.sim.checks import Checks, Violation
 from tests.sim.colo import Colo
 from tests.sim.vm import Vm, nothing
 from tests.sim.world import World
@@ -49,6 +49,7 @@ class Cluster:
         self.means = Means(automatic, not day.holds, fence, day.stock, node=automatic)
         self.make = make
         self.was_shut_down = False
+        self._forced: tuple[Vm, int] | None = None
         self.hosts = {name: Host(self, name) for name in ("a", "b")}
 
     def other(self, host: Host) -> Host:
@@ -57,6 +58,16 @@ class Cluster:
     def is_refused(self) -> bool:
         """Whether what can be refused is refused now."""
         return self.world.random.random() < self.day.unfit
+
+    def is_forced(self, vm: Vm, known: int) -> None:
+        """An operator has it run, whatever the arbiter says; its host knows of grant ``known``."""
+        self._forced = vm, known
+
+    def check_end(self, vm: Vm) -> None:
+        """A host ends its VM by itself.  Raises Violation where an operator's word still counts."""
+        record = self.arbiter.record
+        if vm.is_alive and record is not None and self._forced == (vm, record.number):
+            raise Violation("a VM is ended that an operator has had run, and nobody has said more")
 
     def copies(self) -> bool:
         """Whether a whole checkpoint is anywhere, from which the VM could go on."""
@@ -84,7 +95,8 @@ class Host:
         self.is_up = True
         self.vm: Vm | None = None
         self.colo: Colo | None = None
-        self.known = 0  # on its disk
+        self.known = 0  # on its disk, as what follows
+        self.overridden: int | None = None
         self.drift = cluster.world.random.choice([0.9, 1.0, 1.0, 1.1])
         self._count = 0
 

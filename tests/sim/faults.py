@@ -236,6 +236,16 @@ def host_dies_and_the_other_is_forced(cluster: Cluster, host: Host) -> None:
 
 
 @_fault
+def a_host_is_forced_without_the_arbiter_and_begins_anew(cluster: Cluster, host: Host) -> None:
+    """What an operator has said outlives the colo that was told."""
+    other = cluster.other(host)
+    arbiter_dies(cluster, host)
+    host_dies_and_the_other_is_forced(cluster, host)
+    _later(cluster, 0.1, 2.0, other.end_colo)
+    _later(cluster, 2.0, 4.0, other.begin)
+
+
+@_fault
 def secondary_says_no(cluster: Cluster, host: Host) -> None:
     """Also at a time at which no secondary that we know says that."""
     ours, other = host.colo, cluster.other(host).colo

@@ -104,6 +104,8 @@ class Follows(Shell):
         vm = self.it.vm = Vm(self.world, self.host, name, self.cluster.checks)
         at = self.store
         self._follow(SecondaryEvent.FAILOVER)
+        if self.member.facts.forced:
+            self.cluster.is_forced(vm, self.member.facts.known.number)
         if self.member.facts.forced or not self.means.automatic:
             self.cluster.checks.undone()  # an operator takes what there is
 

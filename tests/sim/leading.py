@@ -241,6 +241,7 @@ class Leads(Shell):
 
     def do_end_guest(self) -> None:
         if self.it.vm is not None:
+            self.cluster.check_end(self.it.vm)
             self.it.vm.died = nothing
             self.it.vm.kill()
             self.it.vm = None

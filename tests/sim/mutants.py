@@ -285,6 +285,16 @@ def asks_only_once_for_the_vm(stack: contextlib.ExitStack) -> None:
     _row(stack, _S.LOST, _E.NO_ANSWER, Row(_S.LOST, (_D.DECLINE,)))
 
 
+@_mutant
+def forgets_what_an_operator_has_forced(stack: contextlib.ExitStack) -> None:
+    _set(stack, roles, "owes_a_grant", lambda record, holder, overridden: False)
+
+
+@_mutant
+def ends_what_may_run_where_nobody_answers(stack: contextlib.ExitStack) -> None:
+    _row(stack, _S.LOOKING, _E.NO_ANSWER, Row(_S.WAITING, (_D.END_GUEST, _D.DECLINE, _D.PAUSE)))
+
+
 def hunt(name: str, most: int) -> Outcome | None:
     """Look for a seed at which a breakage shows."""
     with broken(name):

@@ -91,8 +91,10 @@ class Shell(Process):
         return first or ()
 
     def _take(self, event: Event, facts: dict[str, Any]) -> tuple[Do, ...]:
-        before = self.state
+        before, overridden = self.state, self.member.facts.overridden
         effects = self.member.handle(event, **facts)
+        if self.member.facts.overridden != overridden:
+            self.it.overridden = self.member.facts.overridden
         self._see_the_only_copy(before, event, Do.FORGET in effects)
         if self.world.is_told:
             what = ", ".join(do.name for do in effects)

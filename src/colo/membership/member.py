@@ -101,6 +101,8 @@ class Facts:
     dead: int | None = None
     turn: Turn | None = None
     foreign: bool = False
+    #: What was not answered is who may run the VM.
+    asked: bool = False
     #: The control link, and the checkpoint channel.
     linked: bool = False
     connected: bool = False
@@ -129,6 +131,11 @@ class Facts:
     def last_number(self) -> int:
         """The number of the last grant that is, or may be, this host's."""
         return max(self.grant.number, self.unheard)
+
+    @property
+    def overridden(self) -> int | None:
+        """The number of the grant in spite of which the VM runs, until the arbiter knows."""
+        return max(self.known.number, self.grant.number) if self.owes else None
 
     @property
     def void(self) -> Grant | None:
@@ -161,6 +168,7 @@ class Member:
         word: WordKind | None = None,
         turn: Turn | None = None,
         foreign: bool = False,
+        owes: bool = False,
         force: bool = False,
         final: bool = False,
         may_be_done: bool = False,
@@ -169,16 +177,16 @@ class Member:
         """Take an event; return what is to be done.
 
         ``grant`` goes with RECORD (whose it is), GRANTED, LINK_UP, CHANNEL_UP (of a stock primary)
-        and SAYS_GONE (the number only); ``word`` with SAYS_GONE; ``turn`` and ``foreign`` with
-        RECORD; ``force`` with ORDER; ``final`` with LOST, REJECTED and UNFIT: no further try
-        changes it; ``may_be_done`` with NO_ANSWER; ``starts`` with BEGIN.
+        and SAYS_GONE (the number only); ``word`` with SAYS_GONE; ``turn``, ``foreign`` and
+        ``owes`` with RECORD; ``force`` with ORDER; ``final`` with LOST, REJECTED and UNFIT: no
+        further try changes it; ``may_be_done`` with NO_ANSWER; ``starts`` with BEGIN.
 
         Raises LocalProtocolError where the event is out of place, InvariantBroken where a rule
         would be broken; nothing has changed then.
         """
         before = self.facts
         self.facts = self._learn(
-            event, grant, word, turn, foreign, force, final, may_be_done, starts
+            event, grant, word, turn, foreign, owes, force, final, may_be_done, starts
         )
         try:
             row = self._row(event)
@@ -206,6 +214,7 @@ class Member:
         word: WordKind | None,
         turn: Turn | None,
         foreign: bool,
+        owes: bool,
         force: bool,
         final: bool,
         may_be_done: bool,
@@ -220,16 +229,17 @@ class Member:
                 return replace(facts, starts=starts, right=False, ends=False)
             case Event.RECORD:
                 assert grant is not None
-                return replace(facts, known=grant, turn=turn, foreign=foreign)
+                return replace(facts, known=grant, turn=turn, foreign=foreign, owes=owes)
             case Event.OBJECTS | Event.UNFIT:
                 return replace(facts, turn=None)
             case Event.GRANTED:
                 return replace(facts, grant=grant or facts.grant, right=True, owes=False)
             case Event.NO_ANSWER:
                 number = facts.grant.number + 1 if may_be_done else facts.unheard
-                turn = facts.turn if self.facts.busy in _ASKED else None
-                owes = facts.owes or facts.forced
-                return replace(facts, unheard=number, right=owes, owes=owes, turn=turn)
+                asked, owes = self.facts.busy in _ASKED, facts.owes or facts.forced
+                turn = facts.turn if asked else None
+                new = replace(facts, unheard=number, turn=turn, asked=asked)
+                return replace(new, right=owes, owes=owes)
             case Event.DIED | Event.SHUT_DOWN if self.facts.busy in _ASKED:
                 return replace(facts, unheard=facts.grant.number + 1, busy=None)
             case Event.REACHED:
@@ -281,6 +291,8 @@ class Member:
                 return facts.foreign
             case When.TURN:
                 return facts.turn is Turn.START
+            case When.ASKED:
+                return facts.asked
             case When.ASKS_FIRST:
                 return facts.turn is Turn.ASK
             case When.IN_VAIN:

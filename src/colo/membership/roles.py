@@ -5,6 +5,9 @@ down in good order; else a process of one of the two hosts, by its name.  A host
 and finds that process dead may be behind the other one, which may hold a checkpoint of that very
 VM; so it asks first, unless it gave its grant back: then there was no such checkpoint.  A host that
 did not run it last has an older state, and never starts it by itself.
+
+A VM that an operator has had run by force, while the arbiter did not answer, is by right too, as
+long as nobody has got a grant since.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from enum import Enum
 
 from colo.membership.grant import Record
 
-__all__ = ["Turn", "holder_name", "host_of", "whose_turn"]
+__all__ = ["Turn", "holder_name", "host_of", "owes_a_grant", "runs_by_right", "whose_turn"]
 
 
 class Turn(Enum):
@@ -33,6 +36,19 @@ def holder_name(host: str, pid: int, started: str) -> str:
 def host_of(holder: str) -> str:
     """The host in a holder's name; "" of nobody."""
     return holder.rsplit("/", 2)[0] if holder.count("/") >= 2 else holder
+
+
+def runs_by_right(record: Record, holder: str, overridden: int | None) -> bool:
+    """Whether the VM of the process ``holder``, which runs, is by right; see ``owes_a_grant``."""
+    return record.left_by in ("", holder) or owes_a_grant(record, holder, overridden)
+
+
+def owes_a_grant(record: Record, holder: str, overridden: int | None) -> bool:
+    """Whether the VM of ``holder`` runs by force in spite of the grant in the record.
+
+    ``overridden``: the number of that grant, as this host has noted it; None where it has not.
+    """
+    return record.number == overridden and record.left_by not in ("", holder)
 
 
 def whose_turn(record: Record, host: str, lives: bool, is_first: bool) -> Turn:

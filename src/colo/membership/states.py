@@ -101,6 +101,7 @@ class When(Enum):
     LIVES = "a QEMU of this host runs the VM, and nobody else has the right"
     FOREIGN = "a QEMU runs here, but the VM is another's by the record"
     TURN = "it is ours to start the VM, and nobody else has anything of it"
+    ASKED = "the grant was asked for, with a QEMU in which nothing runs yet"
     ASKS_FIRST = "the VM ran here and died: the other host may have a newer state"
     IN_VAIN = "the VM died before it was ever protected"
     STARTS = "the VM does not run yet"

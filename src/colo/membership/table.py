@@ -67,7 +67,9 @@ _LOOKING: Final = {
         _E.AGREES: _to(_S.LOOKING, _D.ASK),
         _E.GRANTED: _to(_S.STARTING, _D.AGREE),
         _E.DENIED: _to(_S.LOOKING, _D.END_GUEST, _D.DECLINE, _D.READ_RECORD),
-        _E.NO_ANSWER: _to(_S.WAITING, _D.END_GUEST, _D.DECLINE, _D.PAUSE),
+        # What runs here, if anything does, may run by right: nobody has said otherwise.
+        _E.NO_ANSWER: (_to(_S.WAITING, _D.END_GUEST, _D.DECLINE, _D.PAUSE, when=_W.ASKED),
+                       _to(_S.WAITING, _D.PAUSE)),
         _E.OBJECTS: _to(_S.WAITING, _D.PAUSE),
         _E.UNFIT: _to(_S.WAITING, _D.PAUSE),
         _E.SILENT: _to(_S.WAITING, _D.PAUSE),

@@ -21,7 +21,7 @@ from colo.config import VmConfig
 from colo.errors import GuestError, LocalError, PeerError, UsageError
 from colo.membership.grant import Grant, Record
 from colo.membership.member import Means, Member, OnLoss
-from colo.membership.roles import host_of, whose_turn
+from colo.membership.roles import host_of, owes_a_grant, runs_by_right, whose_turn
 from colo.membership.states import Do, Event, State
 from colo.membership.words import Hello
 from colo.node.first_start import Start, question
@@ -204,7 +204,9 @@ class Daemon(Performer):
             self._why = f"nobody can say who may run the VM: {error}"
             return Event.NO_ANSWER, {}
         self._qemu = qemu = await self._find()
-        lives = qemu is not None and record.left_by in ("", instance(qemu.pid, self._host))
+        holder = "" if qemu is None else instance(qemu.pid, self._host)
+        overridden = None if qemu is None else self._folder.overridden
+        lives = qemu is not None and runs_by_right(record, holder, overridden)
         foreign = qemu is not None and not lives
         if foreign and self._adopted is not None:
             raise UsageError(
@@ -215,7 +217,8 @@ class Daemon(Performer):
             self.say(f"a stale copy of the VM is ended here: {record.left_by} has run it since")
         turn = whose_turn(record, self._host, lives, self._is_first)
         known = Grant(record.number, record.left_by)
-        return Event.RECORD, {"grant": known, "turn": turn, "foreign": foreign}
+        owes = owes_a_grant(record, holder, overridden)
+        return Event.RECORD, {"grant": known, "turn": turn, "foreign": foreign, "owes": owes}
 
     async def _record(self) -> Record:
         """Who has the right to run the VM, by a record that is the one we know.

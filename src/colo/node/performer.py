@@ -72,8 +72,11 @@ class Performer(ABC):
         return first or ()
 
     def _take(self, event: Event, facts: dict[str, Any]) -> tuple[Do, ...]:
-        before = self.state
+        before, overridden = self.state, self.member.facts.overridden
         effects = self.member.handle(event, **facts)
+        if self.member.facts.overridden != overridden:
+            with contextlib.suppress(OSError):  # it is full, or gone
+                self._folder.override(self.member.facts.overridden)
         if self.state is not before:
             self._end_pause()
             self.entered(before, event)

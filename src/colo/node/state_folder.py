@@ -57,6 +57,7 @@ class StateFolder:
                 f"another colo uses the state folder {self.path}: stop it, or take another folder"
             ) from None
         self._grant = _number(self.path / "known-grant")
+        self._overridden = _number(self.path / "overridden-grant") or None
 
     @property
     def status(self) -> Path:
@@ -86,15 +87,24 @@ class StateFolder:
             raise LocalError(f"{self.path / 'grant'}: {error.strerror}") from error
 
     def _keep_grant(self, number: int) -> None:
-        if number <= self._grant:
+        if number > self._grant:
+            _keep_number(self.path / "known-grant", number)
+            self._grant = number
+
+    @property
+    def overridden(self) -> int | None:
+        """The number of the grant in spite of which the VM runs here by an operator's force."""
+        return self._overridden
+
+    def override(self, number: int | None) -> None:
+        """Remember it, until the arbiter knows; None where it does.  Raises OSError."""
+        if number == self._overridden:
             return
-        file, name = tempfile.mkstemp(dir=self.path, prefix=".known-grant-")
-        with os.fdopen(file, "w") as text:
-            text.write(f"{number}\n")
-            text.flush()
-            os.fsync(text.fileno())
-        os.replace(name, self.path / "known-grant")
-        self._grant = number
+        if number is None:
+            (self.path / "overridden-grant").unlink(missing_ok=True)
+        else:
+            _keep_number(self.path / "overridden-grant", number)
+        self._overridden = number
 
     def store(self, base: Path, vm_name: str) -> Path:
         """The folder for the store of this state folder's VM, below ``base``."""
@@ -188,6 +198,16 @@ def _number(path: Path) -> int:
         return int(path.read_text())
     except (OSError, ValueError):
         return 0
+
+
+def _keep_number(path: Path, number: int) -> None:
+    """Have the file say it, or what it said before.  Raises OSError."""
+    file, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(file, "w") as text:
+        text.write(f"{number}\n")
+        text.flush()
+        os.fsync(text.fileno())
+    os.replace(name, path)
 
 
 def _run_state(qmp: Path) -> str | None:
