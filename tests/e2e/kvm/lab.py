@@ -70,7 +70,7 @@ def run(folder: Path, tests: list[str]) -> Outcome:
     job = folder / "job"
     _pack(job, TESTS, with_new=any("11.1" in test for test in tests))
     (job / "tests").write_text("".join(f"{test}\n" for test in tests))
-    home = _boot(job, "result.xml")
+    home, _ = _boot(job, "result.xml")
     outcome = Outcome(_read(home / "result.xml"), (home / "log").read_text(errors="replace"))
     assert len(outcome.results) == len(tests), f"{sorted(outcome.results)} of {tests}"
     return outcome
@@ -79,15 +79,17 @@ def run(folder: Path, tests: list[str]) -> Outcome:
 def measure(folder: Path, command: str, with_new: bool) -> str:
     """Return what a command prints in the machine, which has this checkout's benchmark.
 
-    ``with_new``: it needs the newer QEMU as well.  Raises AssertionError.
+    ``with_new``: it needs the newer QEMU as well.  Raises AssertionError where it fails.
     """
     job = folder / "job"
     _pack(job, f"{command} >/out/figures 2>/out/log\n", with_new)
-    return (_boot(job, "figures") / "figures").read_text()
+    home, code = _boot(job, "figures")
+    assert code == 0, (home / "log").read_text(errors="replace")[-2000:]
+    return (home / "figures").read_text()
 
 
-def _boot(job: Path, outcome: str) -> Path:
-    """Have the machine do the job; return the folder with what it has brought home."""
+def _boot(job: Path, outcome: str) -> tuple[Path, int]:
+    """Have the machine do the job; return what it has brought home, and the exit code."""
     for _ in range(BOOTS):
         done = subprocess.run(
             [ROOT / "scripts" / "kvm-lab", "boot", job, str(BOOT_S)],
@@ -104,7 +106,7 @@ def _boot(job: Path, outcome: str) -> Path:
         f"the machine brought nothing home ({done.returncode}): "
         + (done.stdout + done.stderr)[-2000:]
     )
-    return home
+    return home, done.returncode
 
 
 def _pack(job: Path, script: str, with_new: bool) -> None:
