@@ -59,7 +59,7 @@ def test_the_firmware_counts_down_and_leaves(fake: Callable[[str], str], tmp_pat
     )
 
 
-@pytest.mark.parametrize("end", ["exit 0", "exit 1", "kill -9 $$", "echo no such cpu >&2; exit 1"])
+@pytest.mark.parametrize("end", ["exit 0", "exit 1", "kill -6 $$", "echo no such cpu >&2; exit 1"])
 def test_any_other_end_is_none(end: str, fake: Callable[[str], str]) -> None:
     assert probe(fake(end), "kvm", []) is Outcome.REFUSED
 
@@ -67,8 +67,24 @@ def test_any_other_end_is_none(end: str, fake: Callable[[str], str]) -> None:
 def test_a_vm_that_spins_for_ever_is_ended(
     fake: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accelerator, "_PROBE_S", 0.05)
+    """It has used up its share, whatever the clock says."""
+    monkeypatch.setattr(accelerator, "_PROCESSOR_S", 0)
     assert probe(fake("while :; do :; done"), "kvm", []) is Outcome.SPINS
+
+
+def test_a_vm_that_waits_for_ever_is_ended(
+    fake: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accelerator, "_PROBE_S", 0.05)
+    assert probe(fake("sleep 60"), "kvm", []) is Outcome.SPINS
+
+
+def test_a_vm_on_a_busy_host_has_its_time(
+    fake: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not what passes here that counts, but what it had of a processor."""
+    monkeypatch.setattr(accelerator, "_PROCESSOR_S", 1)
+    assert probe(fake("sleep 1.2; exit 33"), "kvm", []) is Outcome.WORKS
 
 
 def test_a_binary_that_is_not_there_proves_nothing(tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def plan(config: VmConfig, say: Callable[[str], None] = _log.warning) -> LaunchP
 
     ``say`` is told of what it has to do without.
 
-    Takes up to 5 seconds where KVM is there and does not work.  Raises GuestError; also where KVM
-    is wanted and does not work, as QEMU would call such a VM running.
+    Takes 5 seconds and more where KVM is there and does not work.  Raises GuestError; also where
+    KVM is wanted and does not work, as QEMU would call such a VM running.
     """
     version = version_of(config.qemu.binary)
     named = named_accelerators(config.qemu.args)
