@@ -128,7 +128,9 @@ class Primary:
     async def protect(self, host: Host, grant: int, holder: str = A) -> None:
         ours = Hello.ours(host.config, grant, holder)
         sock, _ = await call(host.address, ours, 3)
-        self.link = Link(sock, self._beat_s, 7200, dict, self.heard.append, lambda error: None)
+        self.link = Link(
+            sock, self._beat_s, (7200, 7200), dict, self.heard.append, lambda error: None
+        )
         await self.protect_as_stock(host)
 
     async def protect_as_stock(self, host: Host) -> None:

@@ -10,7 +10,7 @@ from colo.membership.grant import Grant
 from colo.membership.states import Do, Event, State
 from tests.sim.cluster import Cluster, Host
 from tests.sim.colo import Colo
-from tests.sim.talking import HEARTBEAT_LIMIT_S
+from tests.sim.shell import HEARTBEAT_LIMIT_S
 from tests.sim.vm import nothing
 from tests.sim.world import Connection, End, Process
 

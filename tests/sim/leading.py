@@ -13,8 +13,8 @@ from colo.protocol.tables import Do as ProtocolDo
 from colo.protocol.tables import ObserverEvent, SecondaryEvent
 from tests.sim.checks import Violation
 from tests.sim.coverage import watched
-from tests.sim.shell import Shell
-from tests.sim.talking import HEARTBEAT_LIMIT_S, SILENCE_S
+from tests.sim.shell import HEARTBEAT_LIMIT_S, Shell
+from tests.sim.talking import SILENCE_S
 from tests.sim.vm import Vm, nothing
 
 __all__ = ["Leads"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from colo.membership.grant import Foreign, Record
 from colo.membership.states import FINAL, Do, Event, State
@@ -20,7 +20,9 @@ from tests.sim.world import Connection, End, Process, Timer
 if TYPE_CHECKING:
     from tests.sim.cluster import Host
 
-__all__ = ["Shell"]
+__all__ = ["HEARTBEAT_LIMIT_S", "Shell"]
+
+HEARTBEAT_LIMIT_S: Final = 0.8
 
 
 class Shell(Process):
@@ -127,6 +129,8 @@ class Shell(Process):
 
     def _entered(self, before: State) -> None:
         self.cluster.entered(self.it)
+        if self.state in (State.PROTECTED, State.KEEPING) and self.link is not None:
+            self.link[0].be_strict(self.link[1], HEARTBEAT_LIMIT_S)
         if self.state is State.PROTECTED:
             other = self.cluster.other(self.it).colo
             has = other is not None and (other.store is not None or not other.is_alive)

@@ -19,7 +19,6 @@ __all__ = ["Offer", "Talks"]
 #: One end of a connection.
 Offer: TypeAlias = tuple[Connection, End]
 
-HEARTBEAT_LIMIT_S: Final = 0.8
 SILENCE_S: Final = 10.0
 
 
@@ -89,7 +88,7 @@ class Talks(Shell):
                 return
             end = End(self, self._hear, self._link_lost)
             theirs = End(caller, caller._hear, caller._link_lost)
-            made = Connection(self.world, theirs, end, HEARTBEAT_LIMIT_S)
+            made = Connection(self.world, theirs, end, SILENCE_S)  # before the first copy is whole
             self.link = made, end
             if not caller.is_alive or not stays:
                 made.close(theirs)

@@ -144,6 +144,7 @@ class End:
         self.inbox: deque[Any] = deque()
         self.is_open = True
         self.silence: Timer | None = None
+        self.limit_s: float | None = None  # of this end, where it has another
         self.comes: Timer | None = None
 
 
@@ -236,7 +237,15 @@ class Connection:
             if other.is_open and not other.process.is_paused and self._passes(end):
                 self._quiet(end)
             elif end.silence is None:
-                end.silence = end.process.after(self.limit_s, partial(self.lose, end))
+                limit_s = end.limit_s or self.limit_s
+                end.silence = end.process.after(limit_s, partial(self.lose, end))
+
+    def be_strict(self, end: End, limit_s: float) -> None:
+        """From now on this end waits no longer than that."""
+        end.limit_s = limit_s
+        if end.is_open:
+            self._quiet(end)
+            self.changed()
 
 
 _CLOSED = object()

@@ -29,7 +29,7 @@ class End:
         self.lost: list[PeerError] = []
         figures = {"checkpoint": 7}
         self.link = Link(
-            sock, SOON_S, limit_s, lambda: figures, self.words.append, self.lost.append
+            sock, SOON_S, (limit_s, limit_s), lambda: figures, self.words.append, self.lost.append
         )
 
 
@@ -87,6 +87,19 @@ def test_a_silent_side_is_lost_and_one_that_beats_is_not() -> None:
 
     scene(play)
     scene(beating)
+
+
+def test_before_the_first_copy_is_whole_a_silence_may_be_longer() -> None:
+    async def play(left: socket.socket, right: socket.socket) -> None:
+        lost: list[PeerError] = []
+        link = Link(left, SOON_S, (NEVER_S, 5 * SOON_S), dict, lambda word: None, lost.append)
+        await asyncio.sleep(10 * SOON_S)
+        assert not lost
+        link.be_strict()
+        await until(lambda: lost)
+        assert "the other side was silent" in str(lost[0])
+
+    scene(play)
 
 
 def test_the_last_word_is_heard_though_a_heartbeat_is_sent_into_the_closed_link() -> None:

@@ -152,6 +152,11 @@ class Failover:
     heartbeat_limit_s: float = 0.8
     silence_s: float = 10.0
 
+    @property
+    def limits_s(self) -> tuple[float, float]:
+        """How long the other host may be silent: while it has no whole copy, and then."""
+        return max(self.silence_s, self.heartbeat_limit_s), self.heartbeat_limit_s
+
 
 @dataclass(frozen=True)
 class Checkpoints:

@@ -59,8 +59,8 @@ class Greeting:
         self._lost = lost
         self._is_in = False
         self._judging: asyncio.Task[None] | None = None
-        every_s, limit_s = config.failover.heartbeat_s, config.failover.heartbeat_limit_s
-        self._link = Link(sock, every_s, limit_s, beat, self._word, self._ended, True)
+        every_s, limits_s = config.failover.heartbeat_s, config.failover.limits_s
+        self._link = Link(sock, every_s, limits_s, beat, self._word, self._ended, True)
         self._timer = asyncio.get_running_loop().call_later(_HELLO_S, self._close)
         self._undecided = undecided
         undecided.append(self)

@@ -188,6 +188,8 @@ class SecondaryNode(Performer):
         number = self._kept.number
         match self.state:
             case State.KEEPING:
+                if self._link is not None:
+                    self._link.be_strict()
                 self.say("PROTECTED, the first copy is whole")
             case State.ORPHANED if event is Event.STUCK:
                 self.say(f"NOT RUNNING: {self._takeover.error}; `colo failover` tries again")

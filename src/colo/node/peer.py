@@ -36,10 +36,10 @@ class Peer:
     ) -> None:
         self.to = to
         self._stock = stock
-        self._beats = config.failover.heartbeat_s, config.failover.heartbeat_limit_s
+        self._beats = config.failover.heartbeat_s, config.failover.limits_s
         self._figures, self._hear, self._lost = figures, hear, lost
         self._link: Link | None = None
-        self._limit_s = self._beats[1]
+        self._limit_s = config.failover.heartbeat_limit_s
         #: Whether the last ``reach`` had a channel.
         self.was_reached = False
 
@@ -57,7 +57,7 @@ class Peer:
         self.was_reached = False
         if not self._stock:
             sock, theirs = await call(self.to, ours, _CALL_S)
-            self._limit_s = theirs.heartbeat_limit_s or self._beats[1]
+            self._limit_s = theirs.heartbeat_limit_s or self._limit_s
             self._link = Link(sock, *self._beats, self._figures, self._hear, self._lost)
         channel = await asyncio.wait_for(self.to.connect(), _CALL_S)
         self.was_reached = True
@@ -75,6 +75,11 @@ class Peer:
                 f"this host stood still for {silence_s:.1f} s, and the other one waits no longer "
                 f"than {self._limit_s} s"
             )
+
+    def be_strict(self) -> None:
+        """The other host has a whole copy."""
+        if self._link is not None:
+            self._link.be_strict()
 
     def say(self, kind: WordKind, **content: int) -> None:
         """Say a word, where there is a link."""

@@ -282,6 +282,7 @@ class PrimaryNode(Performer):
                 self._loss = _LOSSES.get(before, "the secondary is lost")
             case State.PROTECTED if before is not State.PROTECTED:
                 to = self._peer.to
+                self._peer.be_strict()
                 self._error = None
                 self._retry.succeeded()
                 self._lines.append(f"PROTECTED by {to}{', over TLS' if to.tls else ''}")

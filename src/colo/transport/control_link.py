@@ -23,7 +23,9 @@ class Link:
     """One control link.
 
     ``figures`` gives what goes with a heartbeat.  ``on_word`` gets each word but heartbeats;
-    ``on_lost`` is called once, with why, when the other side is gone or silent for ``limit_s``.
+    ``on_lost`` is called once, with why, when the other side is gone, or silent for longer than
+    ``limits_s``: the first until the first copy is whole, which ``be_strict`` is told, the second
+    from then on.  A first copy makes both hosts busy, and before its end nobody could take over.
     ``waiting``: nothing is said by itself, and no silence is too long, before ``begin``.
     """
 
@@ -31,7 +33,7 @@ class Link:
         self,
         sock: socket.socket,
         every_s: float,
-        limit_s: float,
+        limits_s: tuple[float, float],
         figures: Callable[[], dict[str, Any]],
         on_word: Callable[[Word], None],
         on_lost: Callable[[PeerError], None],
@@ -39,7 +41,7 @@ class Link:
     ) -> None:
         self._sock = sock
         self._every_s = every_s
-        self._limit_s = limit_s
+        self._limit_s, self._strict_s = limits_s
         self._figures = figures
         self._on_word = on_word
         self._on_lost = on_lost
@@ -60,6 +62,10 @@ class Link:
         if self._open:
             self._heard = self._beaten = time.monotonic()
             self._timer = self._loop.call_later(self._every_s, self._beat)
+
+    def be_strict(self) -> None:
+        """The first copy is whole: from now on a silence may mean a takeover."""
+        self._heard, self._limit_s = time.monotonic(), self._strict_s
 
     def silence_s(self) -> float:
         """For how long the other side may have heard nothing: since the last beat went out."""

@@ -79,6 +79,7 @@ stopped_share_max = {share}
 [failover]
 arbiter = "manual"
 silence_s = 60
+heartbeat_limit_s = 10
 """
 
 
