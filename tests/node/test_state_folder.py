@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,9 @@ class LeftQemu:
         self.process = subprocess.Popen(
             [sys.executable, "-c", "import sys; sys.stdin.read()", str(qmp)], stdin=subprocess.PIPE
         )
+        command = Path(f"/proc/{self.process.pid}/cmdline")
+        while os.fsencode(qmp) not in command.read_bytes():  # it has been started, and has none yet
+            time.sleep(0.001)
         (folder.path / "qemu.pid").write_text(str(self.process.pid))
         self._state = state
         self._server = socket.socket(socket.AF_UNIX)
