@@ -337,7 +337,8 @@ def test_the_vm_waits_for_the_fence_with_the_grant_in_hand(tmp_path: Path) -> No
         assert host.arbiter.current().grant == Grant(1, "b")
         assert host.state is State.ORPHANED
         waits = "grant 1 is ours, but the other host may still run: the fence: exit 1"
-        assert host.takeover.waits_for == waits and host.said == [waits]
+        assert host.takeover.waits_for == waits
+        assert host.said.count(waits) == 1  # whatever it said of an arbiter that is slow
         fence.is_off = True
         await host.until(State.RUNNING)
         assert host.takeover.waits_for is None and set(fence.asked) == {"a"}
