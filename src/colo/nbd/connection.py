@@ -151,11 +151,19 @@ class Connection:
         return request
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> list[Request]:
-        """Receive a copy of ``data``, however long; return the requests that are whole now."""
+        """Receive a copy of ``data``, however long; return the requests that are whole now.
+
+        Raises NbdError, once all requests before it were returned.
+        """
         rest, requests = memoryview(data), []
         while True:
-            while (request := self.next_request()) is not None:
-                requests.append(request)
+            try:
+                while (request := self.next_request()) is not None:
+                    requests.append(request)
+            except NbdError:
+                if requests:
+                    return requests
+                raise
             room = self.receive_buffer()
             count = min(len(room), len(rest))
             if not count or self._phase is Phase.ENDED:

@@ -4,6 +4,9 @@ A connection's requests are begun in the order in which they came, and answered 
 of them need not wait, as an export only passes on what it got: such a one is performed at once,
 without a task.  Any other goes on in a task of its own.
 
+The socket is the loop's to watch and ours to use: a transport of asyncio would copy what is read
+once more before it sends it, which takes three times as long.
+
 Rules
 - What is under way is bounded by ``Limits``; beyond them no request is begun.  Then little more
   than a buffer is read, so that a client that goes away is noticed all the same.
