@@ -104,11 +104,14 @@ def test_requests_before_a_broken_one_are_not_lost() -> None:
 
 def test_the_phases_of_a_connection() -> None:
     connection = Connection(EXPORTS)
-    assert connection.phase is Phase.HANDSHAKE and connection.export is None
+    phases = [(connection.phase, connection.export)]
     connection.receive_data(STRUCTURED_GO)
-    assert connection.phase is Phase.TRANSMISSION and connection.export is EXPORTS["disk"]
+    phases.append((connection.phase, connection.export))
     (request,) = connection.receive_data(command(2))
-    assert connection.phase is Phase.ENDED and connection.waiting == 0
+    phases.append((connection.phase, connection.export))
+    disk = EXPORTS["disk"]
+    assert phases == [(Phase.HANDSHAKE, None), (Phase.TRANSMISSION, disk), (Phase.ENDED, disk)]
+    assert connection.waiting == 0
     with pytest.raises(LocalProtocolError):
         connection.done(request)
 
@@ -200,13 +203,12 @@ def test_the_longest_short_write_fits_whatever_was_before() -> None:
 def test_an_answer_that_does_not_fit_is_our_own_mistake(start: bytes) -> None:
     connection = begun(start)
     read, flush = connection.receive_data(command(READ, 0, 5) + command(FLUSH))
-    for wrong in (
-        lambda: connection.data(read, b"four"),
-        lambda: connection.data(flush, b""),
-        lambda: connection.status(read, [Extent(5)]),
-    ):
-        with pytest.raises(LocalProtocolError):
-            wrong()
+    with pytest.raises(LocalProtocolError, match="4 bytes answer no READ of 5"):
+        connection.data(read, b"four")
+    with pytest.raises(LocalProtocolError, match="0 bytes answer no FLUSH"):
+        connection.data(flush, b"")
+    with pytest.raises(LocalProtocolError, match="extents answer no READ"):
+        connection.status(read, [Extent(5)])
     connection.done(flush)
     with pytest.raises(LocalProtocolError, match="waits for no answer"):
         connection.done(flush)
