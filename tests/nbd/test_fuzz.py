@@ -87,8 +87,8 @@ def test_requests_with_any_numbers(start: bytes, requests: list[tuple[int, int, 
     outcome = run(sent, [len(sent)])
     well_formed(outcome)
     for text in outcome.asked:
-        name, offset, length = text.split()[:3]
-        assert name == "disc" or int(offset) + int(length) <= SIZE
+        name, first, count = text.split()[:3]
+        assert name == "disc" or int(first) + int(count) <= SIZE
 
 
 def finish(connection: Connection, request: Request, fails: bool) -> None:
