@@ -17,7 +17,7 @@ PURE = [
     for path, name in zip(MODULES, NAMES, strict=True)
     if name.startswith(("protocol/", "migration/", "membership/"))
     or name in ("qemu/command_line.py", "packets/gate.py")
-    or name in ("nbd/protocol.py", "nbd/negotiation.py", "nbd/connection.py")
+    or name in ("nbd/protocol.py", "nbd/replies.py", "nbd/negotiation.py", "nbd/connection.py")
 ]
 #: What does I/O, tells the time or throws dice.
 BANNED = {

@@ -303,14 +303,29 @@ def test_what_is_broken_once_stays_broken() -> None:
 
 def test_an_error_says_where_it_is() -> None:
     connection = begun()
-    for request in connection.receive_data(write(0, bytes(70_000)) + write(0, bytes(10))):
+    for request in connection.receive_data(write(0, bytes(300_000)) + write(0, bytes(10))):
         answer(connection, request)
     with pytest.raises(NbdError) as caught:
         connection.receive_data(bytes(28))
-    assert caught.value.position == len(STRUCTURED_GO) + 70_000 + 10 + 2 * 28
+    assert caught.value.position == len(STRUCTURED_GO) + 300_000 + 10 + 2 * 28
 
 
 def test_a_client_that_only_announces_gets_no_memory() -> None:
     connection = begun(hello() + go(b"big"))
     connection.receive_data(command(1, 0, MAX))
     assert connection.waiting == 0 and len(connection.receive_buffer()) == MAX
+
+
+@pytest.mark.parametrize("length", [MAX, MAX + 1, 1 << 30])
+def test_the_longest_write_is_taken_and_one_that_is_longer_is_skipped(length: int) -> None:
+    connection = begun(hello() + option(8) + go(b"big"))
+    piece = b"x" * (1 << 20)
+    requests = connection.receive_data(command(1, 0, length))
+    for sent in range(0, length, len(piece)):
+        requests += connection.receive_data(piece[: length - sent])
+    requests += connection.receive_data(command(FLUSH, cookie=8))
+    for request in requests:
+        assert request.command != 1 or bytes(request.data) == b"x" * length
+        connection.done(request)
+    refused = length > MAX
+    assert said(connection) == [f"7: error {EINVAL} said" if refused else "7: none", "8: none"]

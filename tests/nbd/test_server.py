@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -95,11 +97,17 @@ async def served(
 
 
 def play(scene: Callable[[], Awaitable[None]]) -> None:
+    """Play a scene; nothing may fail where nobody sees it."""
+    unseen: list[dict[str, Any]] = []
+
     async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: unseen.append(what))
         async with asyncio.timeout(LIMIT_S):
             await scene()
+        gc.collect()
 
     asyncio.run(run())
+    assert unseen == []
 
 
 def test_every_request_reaches_the_export() -> None:
@@ -486,16 +494,48 @@ def test_closing_refuses_what_was_received_and_not_begun() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("closing", [False, True])
+def test_what_is_finished_although_it_was_given_up_is_not_answered(closing: bool) -> None:
+    class Stubborn(WaitingExport):
+        async def flush(self) -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.wait()
+            await asyncio.sleep(0)
+            self.say("flush")
+
+    disk = Stubborn()
+
+    async def scene() -> None:
+        async with served(disk) as client:
+            await client.begin()
+            client.send(command(FLUSH))
+            await disk.begun.wait()
+            if closing:
+                client.served.cancel()
+                assert await client.rest() == [f"7: error {ESHUTDOWN} said"]
+            else:
+                client.writer.close()
+            await asyncio.wait({client.served})
+
+    play(scene)
+    assert disk.calls == ["flush"]
+
+
 def test_closing_waits_for_no_client_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("colo.nbd.server._LINGER_S", 0.01)
 
+    disk = MemoryExport(size=32 << 20)
+
     async def scene() -> None:
-        async with served(MemoryExport(size=32 << 20)) as client:
+        async with served(disk) as client:
             await client.begin()
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             client.send(write(0, b"x"), command(READ, 0, 32 << 20))
-            while client.served not in (await asyncio.wait({client.served}, timeout=0.01))[0]:
-                client.served.cancel()
+            while len(disk.calls) < 2:
+                await asyncio.sleep(0)
+            client.served.cancel()
+            await asyncio.wait({client.served})
+            assert client.served.cancelled()
 
     play(scene)
 

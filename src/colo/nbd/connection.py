@@ -34,6 +34,8 @@ from colo.nbd.protocol import (
     ExportInfo,
     Extent,
     Request,
+)
+from colo.nbd.replies import (
     pack_block_status,
     pack_chunk_done,
     pack_chunk_error,

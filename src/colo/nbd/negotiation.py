@@ -24,7 +24,6 @@ from colo.errors import NbdError
 from colo.migration.buffer import Parser, ReceiveBuffer, need, u32, u64
 from colo.nbd.protocol import (
     BASE_ALLOCATION,
-    GREETING,
     OPTION_MAGIC,
     STRING_BYTES_MAX,
     ClientFlag,
@@ -32,6 +31,9 @@ from colo.nbd.protocol import (
     Info,
     Option,
     OptionReply,
+)
+from colo.nbd.replies import (
+    GREETING,
     pack_export,
     pack_info_block_size,
     pack_info_export,

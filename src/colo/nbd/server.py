@@ -135,12 +135,14 @@ class _Client:
 
     async def serve(self) -> None:
         """Until the client has left; see ``serve_connection``."""
-        tune(self._sock)
         timer = self._loop.call_later(self._limits.handshake_s, self._too_late)
         try:
+            tune(self._sock)
             self._work()
             await asyncio.wait({self._over})
             self._over.result()
+        except OSError:
+            return  # it had gone again before it was served
         except asyncio.CancelledError:
             await self._shut_down()
             raise
@@ -164,7 +166,6 @@ class _Client:
         self._watch()
         try:
             if self._tasks:
-                await asyncio.sleep(0)  # a task that never began would not cancel what it waits for
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.wait(self._tasks)
@@ -354,11 +355,11 @@ def _resume(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, A
     try:
         while True:
             try:
-                result = yield waits_for
+                yield waits_for
             except BaseException as error:
                 waits_for = work.throw(error)
             else:
-                waits_for = work.send(result)
+                waits_for = work.send(None)
     except StopIteration:
         return
 
