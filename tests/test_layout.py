@@ -17,6 +17,7 @@ PURE = [
     for path, name in zip(MODULES, NAMES, strict=True)
     if name.startswith(("protocol/", "migration/", "membership/"))
     or name in ("qemu/command_line.py", "packets/gate.py")
+    or name in ("nbd/protocol.py", "nbd/replies.py", "nbd/negotiation.py", "nbd/connection.py")
 ]
 #: What does I/O, tells the time or throws dice.
 BANNED = {
@@ -26,7 +27,7 @@ BANNED = {
 }  # fmt: skip
 #: What of colo itself a pure module may build upon.
 ALLOWED = (
-    "colo.errors", "colo.protocol", "colo.migration", "colo.membership",
+    "colo.errors", "colo.protocol", "colo.migration", "colo.membership", "colo.nbd",
     "colo.config",  # what a hello says of a VM file
 )  # fmt: skip
 

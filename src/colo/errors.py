@@ -7,6 +7,7 @@
     │   ├── LocalProtocolError   our own side asked the state machine for something illegal
     │   │   └── InvariantBroken    or for something that must never be done
     │   ├── StoreError           the checkpoint store: no room, no right, not ours
+    │   ├── ExportError          an exported disk cannot do what an NBD client asked for
     │   └── GuestError           a QEMU of ours: did not start, died
     │       └── QemuRefusal        it refused a command
     └── PeerError              the other side of the channel
@@ -18,6 +19,7 @@
         ├── ShortRead            the channel ended inside a message or a section
         ├── LimitExceeded        a size or a count over what was agreed
         ├── StreamError          the migration stream is not what QEMU writes
+        ├── NbdError             an NBD client does not keep to its protocol
         └── UnsupportedFeature   it is, but with a capability that colo does not carry
 
 Errors carry their facts as fields and chain their cause.  Nobody logs an error and passes
@@ -26,11 +28,13 @@ it on: it is reported once, by whoever handles it.
 
 from __future__ import annotations
 
+import os
 from enum import IntEnum
 
 __all__ = [
     "ChannelLost",
     "ColoError",
+    "ExportError",
     "GuestError",
     "InvalidMessage",
     "InvariantBroken",
@@ -38,6 +42,7 @@ __all__ = [
     "LocalError",
     "LocalProtocolError",
     "Misfit",
+    "NbdError",
     "NoAnswer",
     "PeerError",
     "QemuRefusal",
@@ -81,6 +86,14 @@ class InvariantBroken(LocalProtocolError):
 
 class StoreError(LocalError):
     """The checkpoint store cannot be made or kept."""
+
+
+class ExportError(LocalError):
+    """An exported disk cannot do what an NBD client asked for; ``errno`` is what it gets told."""
+
+    def __init__(self, errno: int, text: str = "") -> None:
+        super().__init__(text or os.strerror(errno))
+        self.errno = errno
 
 
 class GuestError(LocalError):
@@ -164,6 +177,14 @@ class StreamError(PeerError):
 
     def __init__(self, text: str, position: int) -> None:
         super().__init__(f"Migration stream, byte {position}: {text}")
+        self.position = position
+
+
+class NbdError(PeerError):
+    """An NBD client broke its protocol at byte ``position``: the connection ends."""
+
+    def __init__(self, text: str, position: int) -> None:
+        super().__init__(f"NBD client, byte {position}: {text}")
         self.position = position
 
 
