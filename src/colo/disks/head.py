@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 from uuid import UUID
@@ -75,10 +75,6 @@ class Head:
         """The head to follow this one, without an index."""
         number = self.number + 1
         return Head(number, self.identity, self.disk_size, self.ring, state, epoch, next_)
-
-    def again(self) -> Head:
-        """The same, to follow this one."""
-        return replace(self, number=self.number + 1)
 
     def packed(self) -> bytes:
         """A place full of it."""

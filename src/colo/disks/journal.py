@@ -18,8 +18,8 @@ The order in which things become durable, by these rules:
 3. A committed epoch is written into the base only once a head that says JOURNAL is durable.
 4. A head says CLEAN only once the base is durable as it says.
 5. The ring's room is reused only once the head after the one that needs it is durable.
-6. A head found in a file may not be durable yet: whoever opens the journal syncs it and writes it
-   anew, into both places, before anything else.  What it names is durable by rules 2 and 4.
+6. A head found in a file may not be durable yet, or not all copies of it: whoever opens the journal
+   writes it once more before anything else.  What it says is durable by rules 2 and 4.
 7. Where a sync has failed nothing is done any more, as nothing is known.
 
 Nothing of this is in the way of a commit: records written before are synced with their batch.
@@ -88,7 +88,7 @@ class Journal:
             raise DiskError(disk, f"the journal needs {HEADS_SIZE + RING_MIN} bytes at least")
         journal = cls(file, disk, Head(0, identity, disk_size, ring))
         journal._write_head(journal._head)
-        journal._write_head(journal._head.again())
+        journal._write_head(replace(journal._head, number=1))
         return journal
 
     @classmethod
@@ -268,9 +268,7 @@ class Journal:
 
     def renew(self) -> None:
         """Make the head that was found durable (rule 6)."""
-        self._file.sync()
-        self._write_head(self._head.again())
-        self._write_head(self._head.again())
+        self._write_head(self._head)
 
     def _write_head(self, head: Head) -> None:
         self._file.pwrite(head.place, head.packed())

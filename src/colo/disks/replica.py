@@ -46,8 +46,6 @@ __all__ = ["Replica"]
 
 #: How often a read is tried while merges go on beside it, before it makes them wait.
 _READ_TRIES: Final = 3
-
-
 _LIMITS: Final = Limits()
 
 
