@@ -4,6 +4,7 @@ wrong."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -62,7 +63,7 @@ def checked(extents: Extents) -> list[int | None]:
     found = list(extents)
     assert found == sorted(found, key=lambda each: each.start)
     assert len(found) == len(extents)
-    for left, right in zip(found, found[1:], strict=False):
+    for left, right in pairwise(found):
         if left.end == right.start and left.source is right.source:
             assert left.source is not None
             assert left.at + left.end - left.start != right.at, "they are one"
@@ -75,7 +76,8 @@ def checked(extents: Extents) -> list[int | None]:
 
 @given(writes=WRITES, start=st.integers(0, SIZE - 1), length=st.integers(0, SIZE))
 def test_it_is_an_array(writes: list[tuple[int, int, str]], start: int, length: int) -> None:
-    extents, model = Extents(), [None] * SIZE
+    extents = Extents()
+    model: list[int | None] = [None] * SIZE
     play(extents, model, writes)
     assert checked(extents) == model
     end = min(start + length, SIZE)
@@ -86,7 +88,8 @@ def test_it_is_an_array(writes: list[tuple[int, int, str]], start: int, length: 
 
 @given(epochs=st.lists(WRITES, max_size=4))
 def test_the_newest_of_several_wins(epochs: list[list[tuple[int, int, str]]]) -> None:
-    maps, model = [], [None] * SIZE
+    maps: list[Extents] = []
+    model: list[int | None] = [None] * SIZE
     for writes in epochs:
         extents = Extents()
         play(extents, model, writes)

@@ -19,6 +19,7 @@ from colo.disks.epochs import Epochs
 from colo.disks.extents import Extents
 from colo.disks.head import Head, HeadState
 from colo.disks.journal import Journal
+from colo.disks.overlay import write_into
 from colo.disks.replica import Replica
 from colo.errors import InvariantBroken
 from tests.disks.histories import Complaint, History
@@ -112,7 +113,7 @@ def _oldest_wins(maps: Iterable[Extents]) -> Extents:
 
 
 def _straight_into_the_base(self: Replica, epoch: int, extents: Extents) -> None:
-    colo.disks.replica.write_into(self._base, extents, self._log.read)
+    write_into(self._base, extents, self._log.read)
     self._base.sync()
     self._log.say(HeadState.CLEAN, epoch)
 
@@ -140,7 +141,7 @@ def _forgets_to_write_zeroes(base: Any, extents: Extents, load: Any) -> None:
 
 def _no_replay(self: Replica, epoch: int, extents: Extents) -> None:
     if self._epochs.merging:
-        colo.disks.replica.write_into(self._base, extents, self._log.read)
+        write_into(self._base, extents, self._log.read)
         self._base.sync()
     self._log.say(HeadState.CLEAN, epoch)
 
@@ -175,7 +176,7 @@ BREAKS: dict[str, Break] = {
     ),
     "the ring has room without end": _endless,
     "any head will do": _replaced(
-        colo.disks.head, "max", lambda *args, **options: min(*args, **options)
+        colo.disks.head, "max", min
     ),
 }  # fmt: skip
 

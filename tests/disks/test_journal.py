@@ -10,7 +10,7 @@ import pytest
 
 from colo.disks import journal as module
 from colo.disks.extents import Extents, Source
-from colo.disks.head import HEADS_SIZE, HeadState, Unreadable
+from colo.disks.head import HEADS_SIZE, Head, HeadState, Unreadable
 from colo.disks.journal import BLOCK_SIZE, RING_MIN, Journal, room_for
 from colo.disks.replica import Replica
 from colo.disks.standing import At, Stale
@@ -191,8 +191,8 @@ def _unchecked(patch: pytest.MonkeyPatch) -> None:
 
 
 def _one_copy(patch: pytest.MonkeyPatch) -> None:
-    whole = module.Head.packed
-    patch.setattr(module.Head, "packed", lambda self: whole(self)[:512].ljust(4096, b"\0"))
+    whole = Head.packed
+    patch.setattr(Head, "packed", lambda self: whole(self)[:512].ljust(4096, b"\0"))
 
 
 @pytest.mark.parametrize("broken", [_unchecked, _one_copy])

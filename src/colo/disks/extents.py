@@ -164,7 +164,7 @@ class Extents:
                 extent = extents[index]
                 if extent.start >= end:
                     return
-                if extent.end > start:
+                if extent.end > start < end:
                     yield _cut(extent, start, end)
 
 
