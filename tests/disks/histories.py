@@ -91,9 +91,9 @@ class History:
                 self.in_merge = True
 
     def _learn_what_is_durable(self) -> None:
-        if self.replica is None or self.replica._journal is None or self.may_be_stale:
+        if self.replica is None or self.may_be_stale:
             return
-        head = self.replica._journal.head
+        head = self.replica._durable.journal.head
         if head.state in (HeadState.CLEAN, HeadState.JOURNAL):
             self.low = max(self.low, head.epoch)
 

@@ -152,7 +152,7 @@ def half_merged() -> tuple[bytes, bytes, bytes, range]:
 
     base.on_step = crash
     replica.merge()
-    (halfway, *_), head = left, replica._log.head
+    (halfway, *_), head = left, replica._durable.journal.head
     assert halfway[0] not in (BASE, whole)
     return *halfway, whole, range(HEADS_SIZE, HEADS_SIZE + head.next)
 

@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from colo.disks.blockfile import RealFile
-from colo.disks.head import HEADS_SIZE, HeadState
+from colo.disks.head import HEADS_SIZE
 from colo.disks.replica import Replica
 from colo.disks.standing import At, Condition, Limits, Stale
 from colo.errors import DiskDamaged, DiskError, DiskFull, InvariantBroken, LimitExceeded
@@ -401,7 +401,7 @@ def test_no_memory_for_a_merge_is_a_failure(disk: Disk, monkeypatch: pytest.Monk
 
     disk.replica.write(0, b"x")
     disk.checkpoint(1)
-    monkeypatch.setattr("colo.disks.replica.write_into", none_left)
+    monkeypatch.setattr("colo.disks.durable.write_into", none_left)
     with pytest.raises(DiskError, match="no memory"):
         disk.replica.merge()
     assert disk.replica.condition is Condition.FAILED
@@ -421,16 +421,18 @@ def test_a_record_that_changed_in_the_journal_is_not_merged_silently() -> None:
     assert disk.base.cache == disk.first
 
 
-def test_the_base_is_guarded(disk: Disk) -> None:
-    disk.replica.write(0, b"x")
-    disk.checkpoint(1)
-    with pytest.raises(InvariantBroken, match="only with what the journal holds"):
-        disk.replica._finish(1, disk.replica._epochs.waiting[0].extents)
+def test_a_write_out_of_range_is_one_that_is_lacking(disk: Disk) -> None:
+    with pytest.raises(LimitExceeded):
+        disk.replica.write(SIZE, b"x")
+    with pytest.raises(DiskError, match="lacks a write: a write to disk vda"):
+        disk.replica.cut()
+    disk.replica.drop()
     disk.replica.begin_copy(OTHER)
-    disk.replica._log.say(HeadState.CLEAN, 1)
-    with pytest.raises(InvariantBroken, match="only while the journal calls it a mixture"):
-        disk.replica.write(0, b"x")
-    assert disk.base.cache == disk.first
+    with pytest.raises(LimitExceeded):
+        disk.replica.zero(SIZE, 1)
+    for ends in (disk.replica.cut, lambda: disk.replica.end_copy(1)):
+        with pytest.raises(DiskError, match="lacks a write"):
+            ends()
 
 
 # Several threads

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from colo.disks.extents import Extents
 from colo.disks.journal import room_for
-from colo.errors import DiskError, InvariantBroken
+from colo.errors import ColoError, DiskError, InvariantBroken
 
 __all__ = ["Epoch", "Epochs"]
 
@@ -27,7 +27,7 @@ class Epoch:
     extents: Extents = field(default_factory=Extents)
     number: int = -1
     first: int | None = None
-    lacks: DiskError | None = None
+    lacks: ColoError | None = None
 
     def room(self, data_bytes: int = 0, extents: int = 0) -> int:
         """What merging it takes of the journal, with so much more in memory."""
@@ -56,9 +56,13 @@ class Epochs:
     def end_current(self) -> None:
         """Cut: what comes is of the next epoch."""
         self._guard(self.cut is None, "one epoch at most is cut and not committed")
-        self._require_whole(self.current)
+        self.require_whole()
         self.cut, self.current = self.current, Epoch()
         self._recount()
+
+    def require_whole(self) -> None:
+        """Raise DiskError where the current epoch lacks a write."""
+        self._require_whole(self.current)
 
     def require_commit(self, number: int) -> Epoch:
         """Return what ``commit`` would commit, or raise as it would."""

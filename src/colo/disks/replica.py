@@ -29,24 +29,33 @@ reader whom merges have outrun.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 from uuid import UUID
 
 from colo.disks.blockfile import BlockFile, Data
+from colo.disks.durable import Durable
 from colo.disks.epochs import Epochs
-from colo.disks.extents import Extent, Extents, Source, folded
-from colo.disks.head import HeadState, Unreadable
-from colo.disks.journal import RECORD_MAX, Journal
-from colo.disks.overlay import painted, write_into
+from colo.disks.extents import Extent, Source, folded
+from colo.disks.journal import RECORD_MAX
+from colo.disks.overlay import painted
 from colo.disks.standing import At, Condition, Limits, Stale
-from colo.errors import DiskDamaged, DiskError, DiskFull, InvariantBroken, LimitExceeded
+from colo.errors import (
+    ColoError,
+    DiskDamaged,
+    DiskError,
+    DiskFull,
+    InvariantBroken,
+    LimitExceeded,
+)
 
 __all__ = ["Replica"]
 
 #: How often a read is tried while merges go on beside it, before it makes them wait.
 _READ_TRIES: Final = 3
 _LIMITS: Final = Limits()
+_CUT_OFF: Final = Stale("its first copy was cut off")
 
 
 class Replica:
@@ -56,18 +65,15 @@ class Replica:
     InvariantBroken where they are out of order.
     """
 
-    def __init__(
-        self, disk: str, base: BlockFile, file: BlockFile, journal: Journal | None, limits: Limits
-    ) -> None:
+    def __init__(self, disk: str, durable: Durable, standing: At | Stale, limits: Limits) -> None:
         self.disk = disk
         self.limits = limits
         self.error: DiskError | None = None  # why it has FAILED
-        self._base = base
-        self._file = file
-        self._journal = journal
-        self._condition = Condition.COPYING
-        self._reason = ""
-        self._epochs = Epochs(disk)
+        self._durable = durable
+        self._found = standing
+        whole = isinstance(standing, At)
+        self._condition = Condition.WHOLE if whole else Condition.STALE
+        self._epochs = Epochs(disk, standing.epoch if isinstance(standing, At) else -1)
         self._copied = False  # the first copy is cut: writes are staged
         self._ending = False  # and is being made durable
         self._generation = 0  # changes whenever what a reader sees may go away under it
@@ -77,8 +83,10 @@ class Replica:
     def create(
         cls, disk: str, base: BlockFile, file: BlockFile, identity: UUID, limits: Limits = _LIMITS
     ) -> Replica:
-        """Make a replica whose first copy begins, with a new journal in ``file``."""
-        return cls(disk, base, file, Journal.make(file, disk, identity, base.size), limits)
+        """Make a replica whose first copy begins, with a journal in ``file``."""
+        self = cls(disk, Durable(disk, base, file), _CUT_OFF, limits)
+        self.begin_copy(identity)
+        return self
 
     @classmethod
     def open(cls, disk: str, base: BlockFile, file: BlockFile, limits: Limits = _LIMITS) -> Replica:
@@ -86,39 +94,12 @@ class Replica:
 
         What the journal holds of a committed epoch is written into the base.
         """
-        try:
-            journal = Journal.open(file, disk)
-        except Unreadable as error:
-            return cls(disk, base, file, None, limits)._stale(str(error))
-        self = cls(disk, base, file, journal, limits)
-        head = journal.head
-        if head.disk_size != base.size:
-            return self._stale(f"it has {base.size} bytes, its journal is for {head.disk_size}")
-        if head.state is HeadState.COPYING:
-            return self._stale("its first copy was cut off")
-        if head.state is HeadState.HANDED_OVER:
-            return self._stale("a VM has run on it")
-        if head.state is HeadState.JOURNAL:
-            try:
-                extents = journal.batch()
-            except DiskDamaged as error:
-                return self._stale(str(error))
-            journal.renew()
-            self._finish(head.epoch, extents)
-        else:
-            journal.renew()
-        self._epochs.committed = head.epoch
-        self._condition = Condition.WHOLE
-        return self
-
-    def _stale(self, reason: str) -> Replica:
-        self._condition, self._reason = Condition.STALE, reason
-        return self
+        durable = Durable(disk, base, file)
+        return cls(disk, durable, durable.recover(), limits)
 
     def close(self) -> None:
         """Close both files; what is not merged is lost."""
-        self._base.close()
-        self._file.close()
+        self._durable.close()
 
     # -- what it is -----------------------------------------------------------------------
 
@@ -130,14 +111,14 @@ class Replica:
     @property
     def size(self) -> int:
         """The disk's size, in bytes."""
-        return self._base.size
+        return self._durable.base.size
 
     @property
     def standing(self) -> At | Stale:
         """Which checkpoint is committed, whether merged or not; or why there is none."""
-        if self._journal is not None and self._has_commit:
-            return At(self._journal.head.identity, self._epochs.committed)
-        return Stale(self._reason or self._condition.value)
+        if self._has_commit:
+            return At(self._durable.journal.head.identity, self._epochs.committed)
+        return Stale(self._why)
 
     @property
     def _has_commit(self) -> bool:
@@ -166,12 +147,12 @@ class Replica:
 
     @property
     def _taken(self) -> float:
-        if self._journal is None:
+        if not self._durable.ring:
             return 0.0
         epochs = self._epochs
-        room = self._journal.used + epochs.older_room + epochs.current.room()
+        room = self._durable.journal.used + epochs.older_room + epochs.current.room()
         extents = epochs.older_extents + len(epochs.current.extents)
-        return max(room / self._journal.head.ring, extents / self.limits.extents)
+        return max(room / self._durable.ring, extents / self.limits.extents)
 
     # -- the guest's writes ---------------------------------------------------------------
 
@@ -181,79 +162,74 @@ class Replica:
         After any error the current epoch lacks a write: it can only be dropped.
         """
         whole = memoryview(data)
-        if self._goes_straight(offset, len(whole)):
-            self._straight(lambda: self._base.pwrite(offset, whole))
-            return
-        for at in range(0, len(whole), RECORD_MAX):
-            self._stage(offset + at, whole[at : at + RECORD_MAX])
+        try:
+            if self._goes_straight(offset, len(whole)):
+                with self._failing():
+                    self._durable.copy(offset, whole)
+                return
+            for at in range(0, len(whole), RECORD_MAX):
+                self._stage(offset + at, whole[at : at + RECORD_MAX])
+        except ColoError as error:
+            self._lose(error)
+            raise
 
     def zero(self, offset: int, length: int) -> None:
         """The guest writes zeroes, or the first copy.  Raises as ``write`` does."""
-        if self._goes_straight(offset, length):
-            self._straight(lambda: self._base.zero(offset, length))
-        elif length:
-            with self._lock:
-                self._require_room(0, 0)
-                self._epochs.current.extents.put(offset, offset + length, None)
+        try:
+            if self._goes_straight(offset, length):
+                with self._failing():
+                    self._durable.copy_zeroes(offset, length)
+            elif length:
+                with self._lock:
+                    self._require_room(0, 0)
+                    self._epochs.current.extents.put(offset, offset + length, None)
+        except ColoError as error:
+            self._lose(error)
+            raise
+
+    def _lose(self, error: ColoError) -> None:
+        if self._epochs.current.lacks is None:
+            self._epochs.current.lacks = error
 
     def _goes_straight(self, offset: int, length: int) -> bool:
         if offset < 0 or offset + length > self.size:
             raise LimitExceeded(f"a write to disk {self.disk}", offset + length, self.size)
-        try:
-            self._require(Condition.WHOLE, Condition.COPYING)
-        except DiskError as error:
-            self._epochs.current.lacks = error
-            raise
+        self._require(Condition.WHOLE, Condition.COPYING)
         return not self._copied and self._condition is Condition.COPYING
-
-    def _straight(self, do: Callable[[], None]) -> None:
-        said = self._log.head.state is HeadState.COPYING
-        self._guard(said, "the base is written only while the journal calls it a mixture")
-        try:
-            do()
-        except DiskError as error:
-            self._fail(error)
-            raise
 
     def _stage(self, offset: int, data: memoryview) -> None:
         length = len(data)
         epoch = self._epochs.current
+        position = -1
         with self._lock:
-            spills = self._epochs.memory_bytes + length > self.limits.memory_bytes
-            if spills:
+            if self._epochs.memory_bytes + length <= self.limits.memory_bytes:
+                self._require_room(length, 0)
+            else:
                 self._require_room(0, length)
-                position = self._log.reserve(length)
+                position = self._durable.journal.reserve(length)
                 if epoch.first is None:
                     epoch.first = position
-            else:
-                self._require_room(length, 0)
-        if spills:
-            try:
-                source = self._log.write(position, data)
-            except DiskError as error:
-                epoch.lacks = error
-                self._fail(error)
-                raise
-        else:
+        if position < 0:
             source = Source(length, bytes(data))
+        else:
+            with self._failing():
+                source = self._durable.journal.write(position, data)
         with self._lock:
             epoch.extents.put(offset, offset + length, source)
 
     def _require_room(self, in_memory: int, spilled: int) -> None:
         """Raise DiskFull where what is held could not be merged with so much more."""
-        epochs, ring = self._epochs, self._log.head.ring
+        epochs = self._epochs
         if epochs.current.lacks is not None:
             raise DiskFull(self.disk, "a write is lost already") from epochs.current.lacks
-        room = self._log.room_with(spilled) - epochs.older_room
+        room = self._durable.journal.room_with(spilled) - epochs.older_room
         count = epochs.older_extents + len(epochs.current.extents)
         if epochs.current.room(in_memory, 2) > room or count >= self.limits.extents:
-            error = DiskFull(
+            raise DiskFull(
                 self.disk,
-                f"no room for {in_memory + spilled} bytes more in a journal of {ring}: make it "
-                "larger, or checkpoint more often",
+                f"no room for {in_memory + spilled} bytes more in a journal of "
+                f"{self._durable.ring}: make it larger, or checkpoint more often",
             )
-            epochs.current.lacks = error
-            raise error
 
     # -- checkpoints ----------------------------------------------------------------------
 
@@ -263,6 +239,7 @@ class Replica:
         with self._lock:
             if self._condition is Condition.COPYING:
                 self._guard(not self._copied, "the first copy is cut once")
+                self._epochs.require_whole()
                 self._copied = True
             else:
                 self._epochs.end_current()
@@ -289,9 +266,8 @@ class Replica:
             self._generation += 1
             if self._condition is Condition.WHOLE and not self._epochs.merging:
                 self._release()
-            if self._condition is Condition.COPYING:
-                self._copied = False
-                self._stale("its first copy was cut off")
+            elif self._condition is Condition.COPYING:
+                self._condition, self._found, self._copied = Condition.STALE, _CUT_OFF, False
 
     # -- the base -------------------------------------------------------------------------
 
@@ -302,16 +278,9 @@ class Replica:
             self._guard(not self._epochs.merging, "no copy begins while a merge goes on")
             self._epochs = Epochs(self.disk)
             self._generation += 1
-            self._condition, self._reason, self._copied = Condition.COPYING, "", False
-        try:
-            if self._journal is None or self._journal.head.disk_size != self.size:
-                self._journal = Journal.make(self._file, self.disk, identity, self.size)
-            else:
-                self._journal.release(self._journal.next)
-                self._journal.say(HeadState.COPYING, identity=identity)  # rule 1
-        except DiskError as error:
-            self._fail(error)
-            raise
+            self._condition, self._copied = Condition.COPYING, False
+        with self._failing():
+            self._durable.begin_copy(identity)
 
     def end_copy(self, epoch: int) -> None:
         """The base, up to the cut, is the disk at checkpoint ``epoch``: return once that is safe.
@@ -321,15 +290,15 @@ class Replica:
         self._require(Condition.COPYING)
         with self._lock:
             self._guard(not self._ending, "a first copy ends once")
+            if not self._copied:
+                self._epochs.require_whole()
             self._copied = self._ending = True
         try:
-            self._base.sync()
-            self._log.say(HeadState.CLEAN, epoch)  # rule 4
-        except DiskError as error:
-            self._fail(error)
-            raise
-        with self._lock:
+            with self._failing():
+                self._durable.end_copy(epoch)
+        finally:
             self._ending = False
+        with self._lock:
             self._epochs.committed = epoch
             self._condition = Condition.WHOLE
 
@@ -343,48 +312,27 @@ class Replica:
         with self._lock:
             batch = self._epochs.take()
             self._generation += 1
-        try:
+        with self._failing():
             if copying:
-                self._base.sync()
+                self._durable.base.sync()
             if not batch:
                 return 0
-            self._merge(batch[-1].number, folded(epoch.extents for epoch in batch))
-        except DiskError as error:
-            self._fail(error)
-            raise
-        except MemoryError as error:
-            failed = DiskError(self.disk, "no memory is left to merge it")
-            self._fail(failed)
-            raise failed from error
+            extents = folded(epoch.extents for epoch in batch)
+            size = self._durable.journal.size_of(extents)
+            with self._lock:
+                position = self._durable.journal.reserve(size)
+                self._epochs.placed()
+            self._durable.merge(position, batch[-1].number, extents)
         with self._lock:
             self._epochs.merged()
-            self._release()  # rule 5
+            self._release()
             self._generation += 1
         return len(batch)
 
     def _release(self) -> None:
-        first = self._epochs.first
-        self._log.release(self._log.next if first is None else first)
-
-    def _merge(self, epoch: int, extents: Extents) -> None:
-        if not len(extents):
-            self._log.say(HeadState.CLEAN, epoch)  # nothing was written: the base is that already
-            return
-        size = self._log.size_of(extents)
-        with self._lock:
-            position = self._log.reserve(size)
-            self._epochs.placed()
-        self._log.write_batch(position, epoch, extents)
-        self._finish(epoch, extents)
-
-    def _finish(self, epoch: int, extents: Extents) -> None:
-        """Write what the journal holds durably into the base."""
-        head = self._log.head
-        held = head.state is HeadState.JOURNAL and head.epoch == epoch
-        self._guard(held, "the base is written only with what the journal holds")  # rule 3
-        write_into(self._base, extents, self._log.read)
-        self._base.sync()
-        self._log.say(HeadState.CLEAN, epoch)  # rule 4
+        """Give room of the journal back (rule 5)."""
+        journal, first = self._durable.journal, self._epochs.first
+        journal.release(journal.next if first is None else first)
 
     def hand_over(self) -> None:
         """A VM is about to run on the base: make durable that it is at no checkpoint any more.
@@ -394,11 +342,8 @@ class Replica:
         self._require(Condition.WHOLE)
         self._guard(self._epochs.is_empty, "a disk is handed over once all is merged, or dropped")
         self._condition = Condition.HANDED_OVER
-        try:
-            self._log.say(HeadState.HANDED_OVER, self._epochs.committed)
-        except DiskError as error:
-            self._fail(error)
-            raise
+        with self._failing():
+            self._durable.hand_over(self._epochs.committed)
 
     # -- reading --------------------------------------------------------------------------
 
@@ -410,18 +355,18 @@ class Replica:
     def read_committed(self, offset: int, length: int) -> bytes:
         """Read the disk at the last commit."""
         if not self._has_commit:
-            raise DiskError(self.disk, self._reason or self._condition.value)
+            raise DiskError(self.disk, self._why)
         return self._read(offset, length, newest=False)
 
     def _read(self, offset: int, length: int, newest: bool) -> bytes:
         if offset < 0 or offset + length > self.size:
             raise LimitExceeded(f"a read of disk {self.disk}", offset + length, self.size)
-        load = self._log.read
+        load = self._durable.journal.read
         for _ in range(_READ_TRIES):
             with self._lock:
                 generation, pieces = self._generation, self._pieces(offset, length, newest)
             try:
-                content = painted(self._base, offset, length, pieces, load)
+                content = painted(self._durable.base, offset, length, pieces, load)
             except DiskDamaged:
                 if generation == self._generation:
                     raise
@@ -431,7 +376,7 @@ class Replica:
                     return content
         with self._lock:
             pieces = self._pieces(offset, length, newest)
-            return painted(self._base, offset, length, pieces, load)
+            return painted(self._durable.base, offset, length, pieces, load)
 
     def _pieces(self, offset: int, length: int, newest: bool) -> list[Extent]:
         layers = self._epochs.layers(newest)
@@ -440,20 +385,34 @@ class Replica:
     # -- rules ----------------------------------------------------------------------------
 
     @property
-    def _log(self) -> Journal:
-        assert self._journal is not None
-        return self._journal
+    def _why(self) -> str:
+        if self._condition is Condition.STALE and isinstance(self._found, Stale):
+            return self._found.reason
+        return self._condition.value
 
     def _require(self, *conditions: Condition) -> None:
         if self._condition in conditions:
             return
         if self.error is not None:
             raise DiskError(self.disk, f"it has failed: {self.error}") from self.error
-        raise InvariantBroken(f"disk {self.disk}: {self._reason or self._condition.value}")
+        raise InvariantBroken(f"disk {self.disk}: {self._why}")
 
     def _guard(self, holds: bool, rule: str) -> None:
         if not holds:
             raise InvariantBroken(f"disk {self.disk}: {rule}")
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """I/O that fails is the end of all writing."""
+        try:
+            yield
+        except DiskError as error:
+            self._fail(error)
+            raise
+        except MemoryError as error:
+            failure = DiskError(self.disk, "no memory is left for it")
+            self._fail(failure)
+            raise failure from error
 
     def _fail(self, error: DiskError) -> None:
         with self._lock:
