@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from colo.disks.durable import Durable
-from colo.disks.extents import Extents, Source
+from colo.disks.extents import Extents
 from colo.disks.head import HEADS_SIZE, HeadState
 from colo.disks.standing import At, Stale
 from colo.errors import InvariantBroken
@@ -34,7 +34,7 @@ def made() -> tuple[SimulatedFile, SimulatedFile, Durable, list[str]]:
 
 def extents() -> Extents:
     result = Extents()
-    result.put(1, 3, Source(2, b"XY"))
+    result.put(1, 3, b"XY")
     return result
 
 

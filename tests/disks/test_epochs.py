@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from colo.disks.epochs import Epochs
-from colo.disks.extents import Extents, Source
+from colo.disks.extents import Extents
 from colo.disks.journal import room_for
 from colo.errors import DiskError, InvariantBroken
 
 
 def put(extents: Extents, start: int, length: int = 10) -> None:
-    extents.put(start, start + length, Source(length, bytes(length)))
+    extents.put(start, start + length, bytes(length))
 
 
 def test_an_epoch_goes_from_the_guest_to_the_base() -> None:

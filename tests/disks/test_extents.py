@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import colo.disks.extents
-from colo.disks.extents import Extent, Extents, Source, folded
+from colo.disks.extents import Extent, Extents, folded
 
 SIZE = 300
 
@@ -19,7 +19,7 @@ SIZE = 300
 WRITES = st.lists(
     st.tuples(st.integers(0, SIZE - 1), st.integers(1, 60), st.sampled_from("zds")), max_size=60
 )
-SHARED = Source(SIZE, bytes(index % 251 for index in range(SIZE)))
+SHARED = bytes(index % 251 for index in range(SIZE))
 
 
 @pytest.fixture(autouse=True, params=[4, 512], ids=["small chunks", "one chunk"])
@@ -36,7 +36,7 @@ def play(extents: Extents, model: list[int | None], writes: list[tuple[int, int,
             extents.put(start, end, None)
             model[start:end] = [0] * (end - start)
         elif kind == "d":
-            source = Source(end - start, bytes([number % 255 + 1]) * (end - start))
+            source = bytes([number % 255 + 1]) * (end - start)
             extents.put(start, end, source)
             model[start:end] = [number % 255 + 1] * (end - start)
         else:
@@ -52,8 +52,8 @@ def shown(extents: Iterator[Extent]) -> list[int | None]:
         if source is None:
             result[start:end] = [0] * (end - start)
         else:
-            assert source.data is not None
-            data = source.data[at : at + end - start]
+            assert isinstance(source, bytes)
+            data = source[at : at + end - start]
             assert len(data) == end - start
             result[start:end] = data
     return result
@@ -61,15 +61,14 @@ def shown(extents: Iterator[Extent]) -> list[int | None]:
 
 def checked(extents: Extents) -> list[int | None]:
     found = list(extents)
-    assert found == sorted(found, key=lambda each: each.start)
+    assert found == sorted(found, key=lambda each: each[0])
     assert len(found) == len(extents)
     for left, right in pairwise(found):
-        if left.end == right.start and left.source is right.source:
-            assert left.source is not None
-            assert left.at + left.end - left.start != right.at, "they are one"
-    sources = {each.source for each in found if each.source is not None}
-    assert set(extents.sources) == sources
-    assert extents.data_bytes == sum(source.size for source in sources)
+        if left[1] == right[0] and left[2] is right[2]:
+            assert left[2] is not None
+            assert left[3] + left[1] - left[0] != right[3], "they are one"
+    sources = {id(source): source for _, _, source, _ in found if isinstance(source, bytes)}
+    assert extents.data_bytes == sum(map(len, sources.values()))
     assert (extents.memory_bytes > 0) == bool(found)
     return shown(iter(found))
 
@@ -104,17 +103,17 @@ def test_many_aligned_writes_are_as_many_extents_and_zeroing_all_is_one() -> Non
     blocks = 5000
     for index in range(blocks):
         block = index * 2741 % blocks
-        extents.put(block * 8192, block * 8192 + 4096, Source(4096, bytes(4096)))
+        extents.put(block * 8192, block * 8192 + 4096, bytes(4096))
     assert len(extents) == blocks
     assert extents.data_bytes == blocks * 4096
     extents.put(0, 1 << 40, None)
-    assert list(extents) == [Extent(0, 1 << 40, None, 0)]
+    assert list(extents) == [(0, 1 << 40, None, 0)]
     assert extents.data_bytes == 0
 
 
 def test_a_source_counts_as_long_as_a_part_of_it_does() -> None:
     extents = Extents()
-    extents.put(0, 100, Source(100, bytes(100)))
+    extents.put(0, 100, bytes(100))
     extents.put(10, 90, None)
     assert len(extents) == 3
     assert extents.data_bytes == 100
@@ -126,6 +125,6 @@ def test_a_source_counts_as_long_as_a_part_of_it_does() -> None:
 
 def test_what_lies_in_the_journal_is_not_in_memory() -> None:
     extents = Extents()
-    extents.put(0, 100, Source(100, None, 4096, 1))
+    extents.put(0, 100, (100, 4096, 1))
     assert extents.data_bytes == 0
     assert 0 < extents.memory_bytes < 1000

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from colo.disks import journal as module
-from colo.disks.extents import Extents, Source
+from colo.disks.extents import Extents
 from colo.disks.head import HEADS_SIZE, Head, HeadState, Unreadable
 from colo.disks.journal import BLOCK_SIZE, RING_MIN, Journal, room_for
 from colo.disks.replica import Replica
@@ -36,7 +36,7 @@ def batch(journal: Journal, data: list[bytes | None], spilled: bool) -> Extents:
             source = journal.write(journal.reserve(len(each)), each)
             extents.put(start, start + len(each), source)
         else:
-            extents.put(start, start + len(each), Source(len(each), each))
+            extents.put(start, start + len(each), each)
     return extents
 
 
@@ -108,7 +108,8 @@ def test_a_record_is_one_of_its_place_and_of_its_replication() -> None:
     file, journal = made()
     source = journal.write(journal.reserve(5), b"hello")
     assert journal.read(source) == b"hello"
-    moved = Source(5, None, source.position + RING_MIN, source.crc)
+    size, position, crc = source
+    moved = (size, position + RING_MIN, crc)
     with pytest.raises(DiskDamaged, match="disk vda: a record in its journal is damaged"):
         journal.read(moved)
     journal.say(HeadState.COPYING, identity=UUID(int=4))
@@ -222,8 +223,8 @@ def test_an_index_that_makes_no_sense_is_damaged() -> None:
         (0, 9, 1 << 30, 0),
     ):
         _, journal = made()
-        source = journal.write(journal.reserve(9), bytes(9))
-        entry = (start, end, source.position, source.crc, size, at)
+        _, position, crc = journal.write(journal.reserve(9), bytes(9))
+        entry = (start, end, position, crc, size, at)
         journal._seal(journal.reserve(100), 1, module._ENTRY.pack(*entry))
         with pytest.raises(DiskDamaged, match="is damaged"):
             journal.batch()

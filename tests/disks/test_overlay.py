@@ -13,7 +13,10 @@ from tests.disks.simulated import SimulatedFile
 
 
 def load(source: Source) -> bytes:
-    return source.data if source.data is not None else bytes([source.position]) * source.size
+    if isinstance(source, bytes):
+        return source
+    size, position, _ = source
+    return bytes([position]) * size
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -31,8 +34,8 @@ def test_writing_and_painting_are_the_same(seed: int, monkeypatch: pytest.Monkey
             source = random.choice(
                 (
                     None,
-                    Source(end - start, random.randbytes(end - start)),
-                    Source(end - start, None, random.randrange(256)),
+                    random.randbytes(end - start),
+                    (end - start, random.randrange(256), 0),
                 )
             )
             layer.put(start, end, source)
@@ -50,7 +53,7 @@ def test_neighbours_are_written_at_once() -> None:
     base.on_step = lambda file, what: writes.append(what)
     extents = Extents()
     for block in (0, 1, 2, 8, 9):
-        extents.put(block * 512, block * 512 + 512, Source(512, bytes([block + 1]) * 512))
+        extents.put(block * 512, block * 512 + 512, bytes([block + 1]) * 512)
     write_into(base, extents, load)
     assert writes == ["write"] * 2
     assert base.cache[:1536] == b"\1" * 512 + b"\2" * 512 + b"\3" * 512
@@ -60,7 +63,7 @@ def test_neighbours_are_written_at_once() -> None:
 def test_a_source_of_several_neighbours_is_loaded_once() -> None:
     base = SimulatedFile("base", bytes(4096))
     extents = Extents()
-    extents.put(0, 1000, Source(1000, None, 7))
+    extents.put(0, 1000, (1000, 7, 0))
     extents.put(300, 400, None)
     loaded = []
 

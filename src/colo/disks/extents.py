@@ -8,18 +8,28 @@ The extents lie in order, in chunks of a few hundred: a write looks for its chun
 place in there.  So a random write costs the same few microseconds whether there are a thousand
 extents or a hundred thousand, and zeroing a whole disk is one extent.
 
-A source is held as long as any part of it counts: ``memory_bytes`` is what is really held.
+Extents and records are plain tuples, of what is no container: Python's garbage collector does not
+go through those.  Over a hundred thousand objects it would stop everything for tens of
+milliseconds.
+
+A source is held as long as any part of it counts: ``data_bytes`` is what is really held.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Final
 
-__all__ = ["Extent", "Extents", "Source", "folded"]
+__all__ = ["Extent", "Extents", "Record", "Source", "folded"]
+
+#: A record of the journal: its size, its position in the ring, its checksum.
+Record = tuple[int, int, int]
+#: Where bytes lie.  One is told from another by being that object, not by what it holds.
+Source = bytes | Record
+#: From where to where on the disk; where its bytes lie, None for zeroes; where in there.
+Extent = tuple[int, int, Source | None, int]
 
 #: A chunk that has more extents than this is cut into two.
 _CHUNK_MAX: Final = 512
@@ -29,32 +39,13 @@ _EXTENT_BYTES: Final = 320
 _start = itemgetter(0)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Source:
-    """``size`` bytes: ``data``, or the journal's record at ``position`` with checksum ``crc``."""
-
-    size: int
-    data: bytes | None = None
-    position: int = -1
-    crc: int = 0
-
-
-class Extent(NamedTuple):
-    """Bytes ``start`` to ``end`` of a disk: those of ``source`` from ``at`` on; without, zeroes."""
-
-    start: int
-    end: int
-    source: Source | None
-    at: int
-
-
 class Extents:
     """The map.  It is iterated in the order of the disk."""
 
     def __init__(self) -> None:
         self._chunks: list[list[Extent]] = []
         self._firsts: list[int] = []  # where each chunk begins
-        self._uses: dict[Source, int] = {}
+        self._uses: dict[int, int] = {}  # in how many extents a source is, by its id
         self._count = 0
         self._data_bytes = 0
 
@@ -64,11 +55,6 @@ class Extents:
     def __iter__(self) -> Iterator[Extent]:
         for chunk in self._chunks:
             yield from chunk
-
-    @property
-    def sources(self) -> Iterable[Source]:
-        """All the sources that extents refer to, each once."""
-        return self._uses.keys()
 
     @property
     def data_bytes(self) -> int:
@@ -90,69 +76,46 @@ class Extents:
         last = max(bisect_right(self._firsts, end) - 1, first)
         chunk = self._chunks[first]
         low = bisect_left(chunk, start, key=_start)
-        if low and chunk[low - 1].end >= start:
+        if low and chunk[low - 1][1] >= start:
             low -= 1  # it reaches into the new one, or touches it
         high = bisect_right(self._chunks[last], end, key=_start)
         if first == last:
             old = chunk[low:high]
-            new = self._with_remains(old, Extent(start, end, source, at))
+            new = _with_remains(old, start, end, source, at)
             chunk[low:high] = new
         else:
             old = chunk[low:]
             for between in self._chunks[first + 1 : last]:
                 old += between
             old += self._chunks[last][:high]
-            new = self._with_remains(old, Extent(start, end, source, at))
+            new = _with_remains(old, start, end, source, at)
             chunk[low:] = new + self._chunks[last][high:]
             del self._chunks[first + 1 : last + 1], self._firsts[first + 1 : last + 1]
-        self._firsts[first] = chunk[0].start
+        self._firsts[first] = chunk[0][0]
         if len(chunk) > _CHUNK_MAX:
             half = len(chunk) // 2
             self._chunks.insert(first + 1, chunk[half:])
-            self._firsts.insert(first + 1, chunk[half].start)
+            self._firsts.insert(first + 1, chunk[half][0])
             del chunk[half:]
         self._count += len(new) - len(old)
         self._account(old, new)
-
-    @staticmethod
-    def _with_remains(old: list[Extent], new: Extent) -> list[Extent]:
-        """The new extent with what is left of the old ones, which overlap it or touch it."""
-        if not old:
-            return [new]
-        result = []
-        left, right = old[0], old[-1]
-        if left.start < new.start:
-            left = left._replace(end=min(left.end, new.start))
-            if _are_one(left, new):
-                new = new._replace(start=left.start, at=left.at)
-            else:
-                result.append(left)
-        result.append(new)
-        if right.end > new.end:
-            begin = max(right.start, new.end)
-            moved = right.at + begin - right.start if right.source is not None else 0
-            right = Extent(begin, right.end, right.source, moved)
-            if _are_one(new, right):
-                result[-1] = new._replace(end=right.end)
-            else:
-                result.append(right)
-        return result
 
     def _account(self, old: list[Extent], new: list[Extent]) -> None:
         uses = self._uses
         for _, _, source, _ in new:
             if source is not None:
-                count = uses.get(source, 0)
-                uses[source] = count + 1
-                if not count and source.data is not None:
-                    self._data_bytes += source.size
+                count = uses.get(id(source), 0)
+                uses[id(source)] = count + 1
+                if not count and isinstance(source, bytes):
+                    self._data_bytes += len(source)
         for _, _, source, _ in old:
             if source is not None:
-                uses[source] -= 1
-                if not uses[source]:
-                    del uses[source]
-                    if source.data is not None:
-                        self._data_bytes -= source.size
+                count = uses[id(source)] - 1
+                uses[id(source)] = count
+                if not count:
+                    del uses[id(source)]
+                    if isinstance(source, bytes):
+                        self._data_bytes -= len(source)
 
     def overlaps(self, start: int, end: int) -> Iterator[Extent]:
         """The extents within ``start`` to ``end``, cut to it."""
@@ -161,26 +124,46 @@ class Extents:
             extents = self._chunks[number]
             low = max(bisect_right(extents, start, key=_start) - 1, 0) if number == chunk else 0
             for index in range(low, len(extents)):
-                extent = extents[index]
-                if extent.start >= end:
+                begin, finish, source, at = extents[index]
+                if begin >= end:
                     return
-                if extent.end > start < end:
-                    yield _cut(extent, start, end)
+                if finish > start < end:
+                    cut = max(begin, start)
+                    yield cut, min(finish, end), source, _moved(source, at, cut - begin)
 
 
-def _are_one(left: Extent, right: Extent) -> bool:
-    """Whether the bytes of two neighbours lie side by side in one source."""
-    if left.source is not right.source:
-        return False
-    return left.source is None or left.at + left.end - left.start == right.at
+def _with_remains(
+    old: list[Extent], start: int, end: int, source: Source | None, at: int
+) -> list[Extent]:
+    """A new extent with what is left of the old ones, which overlap it or touch it."""
+    if not old:
+        return [(start, end, source, at)]
+    left, right = [], []
+    begin, finish, before, where = old[0]
+    if begin < start:
+        finish = min(finish, start)
+        if finish == start and _is_next(before, where + start - begin, source, at):
+            start, at = begin, where
+        else:
+            left.append((begin, finish, before, where))
+    begin, finish, after, where = old[-1]
+    if finish > end:
+        where = _moved(after, where, max(end - begin, 0))
+        begin = max(begin, end)
+        if begin == end and _is_next(source, at + end - start, after, where):
+            end = finish
+        else:
+            right.append((begin, finish, after, where))
+    return [*left, (start, end, source, at), *right]
 
 
-def _cut(extent: Extent, start: int, end: int) -> Extent:
-    if start <= extent.start and extent.end <= end:
-        return extent
-    begin = max(start, extent.start)
-    at = extent.at + begin - extent.start if extent.source is not None else 0
-    return Extent(begin, min(end, extent.end), extent.source, at)
+def _is_next(left: Source | None, after: int, right: Source | None, at: int) -> bool:
+    """Whether the bytes of two neighbours lie side by side: ``after`` is where the left ends."""
+    return left is right and (left is None or after == at)
+
+
+def _moved(source: Source | None, at: int, by: int) -> int:
+    return at + by if source is not None else 0
 
 
 def folded(maps: Iterable[Extents]) -> Extents:

@@ -35,7 +35,7 @@ from typing import Final
 from uuid import UUID
 
 from colo.disks.blockfile import BlockFile, Data
-from colo.disks.extents import Extents, Source
+from colo.disks.extents import Extents, Record, Source
 from colo.disks.head import HEADS_SIZE, Head, HeadState, Unreadable, newest
 from colo.errors import DiskDamaged, DiskError, DiskFull
 
@@ -139,19 +139,18 @@ class Journal:
         assert self._tail <= tail <= self._next
         self._tail = tail
 
-    def write(self, position: int, data: Data) -> Source:
+    def write(self, position: int, data: Data) -> Record:
         """Write a record to a place that was reserved; it is not synced."""
         self._put(position, data)
-        return Source(len(data), None, position, self._sum(position, data))
+        return len(data), position, self._sum(position, data)
 
     def read(self, source: Source) -> bytes:
         """Read a record, or what is in memory; checked."""
-        if source.data is not None:
-            return source.data
-        data = b"".join(
-            self._file.pread(at, length) for at, length in self._parts(source.position, source.size)
-        )
-        self._check(source.crc == self._sum(source.position, data), "a record")
+        if isinstance(source, bytes):
+            return source
+        size, position, crc = source
+        data = b"".join(self._file.pread(at, length) for at, length in self._parts(position, size))
+        self._check(crc == self._sum(position, data), "a record")
         return data
 
     def _sum(self, position: int, data: Data) -> int:
@@ -181,11 +180,7 @@ class Journal:
     @staticmethod
     def size_of(extents: Extents) -> int:
         """What ``write_batch`` needs of the ring."""
-        data = sum(
-            end - start
-            for start, end, source, _ in extents
-            if source is not None and source.data is not None
-        )
+        data = sum(end - start for start, end, source, _ in extents if isinstance(source, bytes))
         return _rounded(data) + _rounded(len(extents) * _ENTRY.size)
 
     def write_batch(self, position: int, epoch: int, extents: Extents) -> None:
@@ -198,24 +193,24 @@ class Journal:
 
         def flush() -> None:
             nonlocal pieces, waiting, size, at
-            record = self.write(at, b"".join(pieces))
+            _, _, crc = self.write(at, b"".join(pieces))
             for start, end, where in waiting:
-                entries.append(_ENTRY.pack(start, end, at, record.crc, record.size, where))
+                entries.append(_ENTRY.pack(start, end, at, crc, size, where))
             at += size
             pieces, waiting, size = [], [], 0
 
         for start, end, source, where in extents:
             if source is None:
                 entries.append(_ENTRY.pack(start, end, _ZEROES, 0, 0, 0))
-            elif source.data is None:
-                here = (source.position, source.crc, source.size, where)
-                entries.append(_ENTRY.pack(start, end, *here))
-            else:
-                pieces.append(memoryview(source.data)[where : where + end - start])
+            elif isinstance(source, bytes):
+                pieces.append(memoryview(source)[where : where + end - start])
                 waiting.append((start, end, size))
                 size += end - start
                 if size >= RECORD_MAX:
                     flush()
+            else:
+                length, there, crc = source
+                entries.append(_ENTRY.pack(start, end, there, crc, length, where))
         if pieces:
             flush()
         self._seal(position + _rounded(at - position), epoch, b"".join(entries))
@@ -238,8 +233,8 @@ class Journal:
         assert head.state is HeadState.JOURNAL
         whole = head.index_length <= head.ring and not head.index_length % _ENTRY.size
         self._check(whole, "the index")
-        index = self.read(Source(head.index_length, None, head.index_at, head.index_crc))
-        records: dict[int, Source] = {}
+        index = self.read((head.index_length, head.index_at, head.index_crc))
+        records: dict[int, Record] = {}
         extents = Extents()
         for start, end, position, crc, size, at in _ENTRY.iter_unpack(index):
             self._check(start < end <= head.disk_size, "the index")
@@ -249,10 +244,9 @@ class Journal:
             record = records.get(position)
             if record is None:
                 self._check(size <= 2 * RECORD_MAX, "the index")
-                record = records[position] = Source(size, None, position, crc)
+                record = records[position] = (size, position, crc)
                 self.read(record)
-            same = (record.size, record.crc) == (size, crc)
-            self._check(same and at + end - start <= size, "the index")
+            self._check(record == (size, position, crc) and at + end - start <= size, "the index")
             extents.put(start, end, record, at)
         return extents
 

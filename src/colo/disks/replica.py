@@ -210,7 +210,7 @@ class Replica:
                 if epoch.first is None:
                     epoch.first = position
         if position < 0:
-            source = Source(length, bytes(data))
+            source: Source = bytes(data)
         else:
             with self._failing():
                 source = self._durable.journal.write(position, data)
