@@ -257,6 +257,31 @@ def test_what_is_written_after_the_cut_is_of_the_next_epoch() -> None:
         replica.commit(10)
 
 
+def test_writes_come_while_the_first_copy_ends() -> None:
+    base, file = SimulatedFile("base", bytes(SIZE)), SimulatedFile("journal", bytes(1 << 16))
+    replica = Replica.create("vda", base, file, ID, SPILLED)
+    replica.write(0, b"first")
+    replica.cut()
+    steps: list[str] = []
+
+    def beside(each: SimulatedFile, what: str) -> None:
+        base.on_step = lambda each, what: None
+        replica.write(0, b"later")
+        with pytest.raises(InvariantBroken, match="not dropped while it ends"):
+            replica.drop()
+        with pytest.raises(InvariantBroken, match="ends once"):
+            replica.end_copy(1)
+        steps.append(what)
+
+    base.on_step = beside
+    replica.end_copy(0)
+    assert steps == ["sync"]
+    assert replica.read_committed(0, 5) == base.durable[:5] == b"first"
+    assert replica.read(0, 5) == b"later"
+    replica.drop()
+    assert replica.read(0, 5) == b"first"
+
+
 def test_a_first_copy_that_is_dropped_is_stale_and_may_begin_again(disk: Disk) -> None:
     replica = disk.replica
     replica.write(0, b"waits")
@@ -382,6 +407,7 @@ def test_a_first_copy_that_fails_is_none(what: str) -> None:
     assert isinstance(replica.standing, Stale)
     with pytest.raises(DiskError):
         replica.read_committed(0, 1)
+    replica.drop()
     base.fails = lambda asked: False
     assert isinstance(Replica.open("vda", base, file).standing, Stale)
 

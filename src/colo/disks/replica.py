@@ -296,11 +296,11 @@ class Replica:
         try:
             with self._failing():
                 self._durable.end_copy(epoch)
+            with self._lock:
+                self._epochs.committed = epoch
+                self._condition = Condition.WHOLE
         finally:
             self._ending = False
-        with self._lock:
-            self._epochs.committed = epoch
-            self._condition = Condition.WHOLE
 
     def merge(self) -> int:
         """Write all that is committed into the base; return how many epochs that were.
