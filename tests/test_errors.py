@@ -11,6 +11,8 @@ from colo import errors
 from colo.errors import (
     ChannelLost,
     ColoError,
+    DiskError,
+    DiskFull,
     GuestError,
     InvalidMessage,
     LimitExceeded,
@@ -49,6 +51,12 @@ def test_whose_fault_it_is_shows_in_the_class() -> None:
 
 
 TEXTS = [
+    (
+        DiskError("vda", "cannot sync: Input/output error", "/vm/vda.raw"),
+        "disk vda: /vm/vda.raw: cannot sync: Input/output error",
+        {"disk": "vda", "path": "/vm/vda.raw"},
+    ),
+    (DiskFull("vda", "the journal is full"), "disk vda: the journal is full", {"path": ""}),
     (
         UnexpectedMessage(COLOMessage.VMSTATE_SEND, COLOMessage.CHECKPOINT_REQUEST, "READY"),
         "Unexpected COLO message 3, expected 1 (got vmstate-send, expected checkpoint-request, "

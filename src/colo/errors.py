@@ -7,6 +7,9 @@
     │   ├── LocalProtocolError   our own side asked the state machine for something illegal
     │   │   └── InvariantBroken    or for something that must never be done
     │   ├── StoreError           the checkpoint store: no room, no right, not ours
+    │   ├── DiskError            a disk's replica: its file, or its journal, cannot be used
+    │   │   ├── DiskFull           its journal has no room for what the guest wrote
+    │   │   └── DiskDamaged        its journal has something else than was written there
     │   ├── ExportError          an exported disk cannot do what an NBD client asked for
     │   └── GuestError           a QEMU of ours: did not start, died
     │       └── QemuRefusal        it refused a command
@@ -34,6 +37,9 @@ from enum import IntEnum
 __all__ = [
     "ChannelLost",
     "ColoError",
+    "DiskDamaged",
+    "DiskError",
+    "DiskFull",
     "ExportError",
     "GuestError",
     "InvalidMessage",
@@ -86,6 +92,23 @@ class InvariantBroken(LocalProtocolError):
 
 class StoreError(LocalError):
     """The checkpoint store cannot be made or kept."""
+
+
+class DiskError(LocalError):
+    """The replica of ``disk``, or its journal, fails; ``path`` is the file, where it is one's."""
+
+    def __init__(self, disk: str, text: str, path: str = "") -> None:
+        super().__init__(f"disk {disk}: {path}: {text}" if path else f"disk {disk}: {text}")
+        self.disk = disk
+        self.path = path
+
+
+class DiskFull(DiskError):
+    """The guest wrote more between two checkpoints than the journal of its disk can hold."""
+
+
+class DiskDamaged(DiskError):
+    """What is read from the journal of a disk is not what was written there."""
 
 
 class ExportError(LocalError):
