@@ -9,6 +9,11 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's affair.
+settings.register_profile("colo", deadline=None)
+settings.load_profile("colo")
 
 QEMU = "qemu-system-x86_64"
 ROOT = Path(__file__).parent.parent

@@ -84,8 +84,8 @@ def test_each_state_is_found() -> None:
     assert Durable("vda", base, SimulatedFile("journal", b"")).recover() == Stale(
         "there is no journal in it"
     )
-    durable.hand_over(1)
-    assert Durable("vda", base, file).recover() == Stale("a VM has run on it")
+    durable.hand_over(1, extents())
+    assert Durable("vda", base, file).recover() == Stale("a VM has run on it", is_vms=True)
     durable.begin_copy(UUID(int=2))
     assert Durable("vda", base, file).recover() == Stale("its first copy was cut off")
     durable.end_copy(0)

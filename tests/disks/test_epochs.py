@@ -37,9 +37,9 @@ def test_an_epoch_goes_from_the_guest_to_the_base() -> None:
     epochs.merged()
     assert epochs.older_memory == 0
     assert epochs.layers(False) == []
-    assert not epochs.is_empty
+    assert epochs.layers(True) == [second.extents]
     epochs.drop()
-    assert epochs.is_empty
+    assert epochs.layers(True) == []
     assert epochs.memory_bytes == 0
 
 

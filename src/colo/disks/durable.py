@@ -1,7 +1,8 @@
 """What of a disk is durable: the base and its journal, written in the order of the journal's rules.
 
 The base is written only with what the journal holds durably as committed (rule 3), or while the
-journal says durably that it is a mixture (rule 1); both are checked at each step.
+journal says durably that it is a mixture (rule 1), or that a VM writes it; the first two are
+checked at each step.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Durable:
         if head.state is HeadState.COPYING:
             return Stale("its first copy was cut off")
         if head.state is HeadState.HANDED_OVER:
-            return Stale("a VM has run on it")
+            return Stale("a VM has run on it", is_vms=True)
         if head.state is HeadState.JOURNAL:
             try:
                 extents = journal.batch()
@@ -112,9 +113,10 @@ class Durable:
         self.base.sync()
         self.journal.say(HeadState.CLEAN, epoch)  # rule 4
 
-    def hand_over(self, epoch: int) -> None:
-        """The base, now at ``epoch``, is a VM's, and at no checkpoint any more."""
+    def hand_over(self, epoch: int, rest: Extents) -> None:
+        """The base, once the ``rest`` is in it at ``epoch``, is a VM's, and at no checkpoint."""
         self.journal.say(HeadState.HANDED_OVER, epoch)
+        write_into(self.base, rest, self.journal.read)
 
     def close(self) -> None:
         """Close both files."""

@@ -116,11 +116,6 @@ class Epochs:
         return min((each.first for each in held if each.first is not None), default=None)
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing is held: the base is all there is."""
-        return not (self.layers(True) or self.waiting or self.merging or self.cut)
-
-    @property
     def memory_bytes(self) -> int:
         """About what they take up in memory."""
         return self.older_memory + self.current.extents.memory_bytes

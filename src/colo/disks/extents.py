@@ -72,7 +72,7 @@ class Extents:
         if not self._chunks:
             self._chunks.append([])
             self._firsts.append(start)
-        first = max(bisect_right(self._firsts, start) - 1, 0)
+        first = max(bisect_left(self._firsts, start) - 1, 0)  # which may end where this begins
         last = max(bisect_right(self._firsts, end) - 1, first)
         chunk = self._chunks[first]
         low = bisect_left(chunk, start, key=_start)

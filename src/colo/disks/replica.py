@@ -335,15 +335,23 @@ class Replica:
         journal.release(journal.next if first is None else first)
 
     def hand_over(self) -> None:
-        """A VM is about to run on the base: make durable that it is at no checkpoint any more.
+        """A VM is about to run on the base: make it the disk at the last commit.
 
-        All that is committed is merged before, and the rest dropped.
+        First it is made durable that it is at no checkpoint any more.  So what is not merged yet
+        is written at once, and nobody waits for that to be durable: the VM's own writes follow.
         """
         self._require(Condition.WHOLE)
-        self._guard(self._epochs.is_empty, "a disk is handed over once all is merged, or dropped")
-        self._condition = Condition.HANDED_OVER
+        with self._lock:
+            self._guard(not self._epochs.merging, "no disk is handed over while a merge goes on")
+            self._epochs.drop()
+            batch = self._epochs.take()
+            self._generation += 1
+            self._condition = Condition.HANDED_OVER
         with self._failing():
-            self._durable.hand_over(self._epochs.committed)
+            rest = folded(epoch.extents for epoch in batch)
+            self._durable.hand_over(self._epochs.committed, rest)
+        with self._lock:
+            self._epochs.merged()
 
     # -- reading --------------------------------------------------------------------------
 

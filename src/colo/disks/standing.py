@@ -29,9 +29,10 @@ class At:
 
 @dataclass(frozen=True)
 class Stale:
-    """There is no checkpoint, and why."""
+    """There is no checkpoint, and why; ``is_vms``: a VM has run on it since the last one."""
 
     reason: str
+    is_vms: bool = False
 
 
 @dataclass(frozen=True)
