@@ -15,7 +15,7 @@ from typing import Final
 from colo.errors import ChannelLost, ColoError, LocalProtocolError, StoreError
 from colo.protocol.tables import Do, SecondaryEvent, SecondaryState
 from colo.session.channel import Channel
-from colo.session.secondary import Checks, Incoming
+from colo.session.secondary import Checks, EpochDisks, Incoming
 from colo.status.figures import Figures
 from colo.store.store import Store
 
@@ -39,7 +39,7 @@ class Receiving:
 
     ``clock`` gives seconds and never goes back.  ``on_checkpoint`` is called when the store holds
     a new one; ``on_lost`` once, with what went wrong, when the connection is of no more use, and
-    after whatever came whole before.  ``checks``: see Incoming.
+    after whatever came whole before.  ``checks`` and ``disks``: see Incoming.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Receiving:
         on_checkpoint: Callable[[], None],
         on_lost: Callable[[ColoError], None],
         checks: Checks | None = None,
+        disks: EpochDisks | None = None,
     ) -> None:
         self._store = store
         self._figures = figures
@@ -62,7 +63,7 @@ class Receiving:
         self.applying: asyncio.Task[None] | None = None
         self._failure: StoreError | None = None
         store.abandon()
-        self._session = Incoming(vm_name, store, figures, clock, checks)
+        self._session = Incoming(vm_name, store, figures, clock, checks, disks)
         self._channel: Channel | None = Channel(
             sock, self._session, clock, self._progress, self._lose
         )
@@ -101,6 +102,18 @@ class Receiving:
         """Take an event from outside: the decision, and how a takeover went."""
         self._session.handle(event)
         self._carry_out()
+
+    def disks_are_here(self) -> None:
+        """What was asked of the disks is here: a checkpoint that waited for it is whole."""
+        if self._channel is None:
+            return
+        try:
+            self._session.disks_are_here()
+        except ColoError as error:
+            self.lose(error)
+            return
+        self._channel.flush()
+        self._progress()
 
     def close(self) -> None:
         """Close the connection; nothing is called any more."""

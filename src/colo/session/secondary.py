@@ -22,7 +22,7 @@ from colo.protocol.tables import Do, Effect, SecondaryEvent, SecondaryState
 from colo.status.figures import Figures
 from colo.store.store import Since, Store
 
-__all__ = ["Checks", "Incoming"]
+__all__ = ["Checks", "EpochDisks", "Incoming"]
 
 _RECEIVING: Final = frozenset(
     {
@@ -50,11 +50,27 @@ class Checks(Protocol):
         """The whole, before it counts."""
 
 
+class EpochDisks(Protocol):
+    """The disks of the primary's VM, whose writes belong to the checkpoints."""
+
+    def ask(self, number: int) -> None:
+        """The VM stands still for checkpoint ``number``: have all that it wrote be here."""
+
+    def is_here(self, number: int) -> bool:
+        """Whether it is."""
+
+    def require(self, number: int) -> None:
+        """Raise DiskError where checkpoint ``number`` cannot be committed."""
+
+    def commit(self, number: int) -> None:
+        """What was asked for is the disks at that checkpoint; this takes no time."""
+
+
 class Incoming:
     """One primary's session with the secondary.
 
     ``clock`` gives seconds and never goes back.  ``checks`` may raise PeerError on a machine that
-    cannot be taken over here.
+    cannot be taken over here.  With ``disks`` a checkpoint is whole once their part is here too.
     """
 
     def __init__(
@@ -64,6 +80,7 @@ class Incoming:
         figures: Figures,
         clock: Callable[[], float],
         checks: Checks | None = None,
+        disks: EpochDisks | None = None,
     ) -> None:
         self.machine = Secondary(vm_name)
         self.requests: list[Do] = []
@@ -71,6 +88,8 @@ class Incoming:
         self._figures = figures
         self._clock = clock
         self._checks = checks
+        self._disks = disks
+        self._lacks_disks: Callable[[], bool] | None = None  # what is done once they are here
         self._buffer = store.staging.buffer
         self._buffer.start = self._buffer.end = 0
         self._out = bytearray()
@@ -116,6 +135,11 @@ class Incoming:
         if self.state is SecondaryState.INCOMING:
             self._buffer.rewind()
 
+    def disks_are_here(self) -> None:
+        """What was asked of the disks is here.  Raises PeerError, or DiskError."""
+        while self._advance():
+            pass
+
     def to_send(self) -> bytes:
         """Return, once, the bytes that have to go to the primary."""
         data = bytes(self._out)
@@ -152,12 +176,15 @@ class Incoming:
     def _advance(self) -> bool:
         """Take one step with what the buffer holds; return whether there was one."""
         state = self.machine.state
+        if self._lacks_disks is not None:
+            return self._with_disks(self._lacks_disks)
         if state is SecondaryState.INCOMING:
-            return self._first.advance() and self._migrated()
+            return self._first.advance() and self._received_first()
         if state is SecondaryState.RECEIVING_RAM:
             return self._live is not None and self._live.advance() and self._ram_received()
         if state is SecondaryState.RECEIVING_DEVICES:
-            return self._buffer.available >= self._device_size and self._devices_received()
+            whole = self._buffer.available >= self._device_size
+            return whole and self._with_disks(self._devices_received)
         parsed = parse_message(self._buffer.data, self._buffer.start, self._buffer.end)
         if parsed is None:
             return False
@@ -167,13 +194,24 @@ class Incoming:
         self._perform(effects)
         return True
 
-    def _migrated(self) -> bool:
+    def _with_disks(self, then: Callable[[], bool]) -> bool:
+        """Go on once all is here that the VM wrote to its disks before this checkpoint."""
+        is_here = self._disks is None or self._disks.is_here(self.machine.number)
+        self._lacks_disks = None if is_here else then
+        return is_here and then()
+
+    def _received_first(self) -> bool:
         migration = self._first.migration
         assert migration is not None
         if self._checks is not None:
             self._checks.check_devices(migration)
         if migration.return_path:
             self._out += shut()
+        if self._disks is not None:
+            self._disks.ask(self.machine.number)
+        return self._with_disks(self._migrated)
+
+    def _migrated(self) -> bool:
         self.handle(SecondaryEvent.MIGRATED)
         self._buffer.rewind()
         return True
@@ -222,6 +260,8 @@ class Incoming:
         assert self._first.migration is not None
         self._sent = self._clock()
         self._began = self._buffer.start
+        if self._disks is not None:
+            self._disks.ask(self.machine.number)
         self._live = LiveStateReader(
             self._buffer, self._first.ram, self._first.migration.ram_section, self._store.stage
         )
@@ -233,12 +273,17 @@ class Incoming:
         self._saved = self._clock()
 
     def _commit(self) -> None:
+        """Memory, devices and disks, in one step: what may fail comes before anything counts."""
+        if self._disks is not None:
+            self._disks.require(self.machine.number)
         if self._first.migration is not None and self._live is None:
             now = self._clock()
             self._store.commit_migration(self._first.migration, Since(now, now))
-            return
-        state = bytes(self._buffer.take(self._device_size))
-        self._store.commit(self.machine.number, state, Since(self._sent, self._saved))
+        else:
+            state = bytes(self._buffer.take(self._device_size))
+            self._store.commit(self.machine.number, state, Since(self._sent, self._saved))
+        if self._disks is not None:
+            self._disks.commit(self.machine.number)
 
     def _on_blocks(self, header: Header, blocks: tuple[RamBlock, ...]) -> None:
         if self._checks is not None:
