@@ -26,6 +26,7 @@ class Outer:
     perhaps: int | None = None
     inner: Inner = Inner()
     absent: Inner | None = None
+    several: tuple[Inner, ...] = ()
 
 
 def test_what_is_left_out_is_as_the_dataclass_says() -> None:
@@ -40,9 +41,12 @@ def test_each_value_gets_the_type_of_its_field() -> None:
         "perhaps": 0,
         "inner": {"part": 2},
         "absent": {},
+        "several": [{"whole": 1}, {}],
     }
     found = read_table(Outer, table)
-    assert found == Outer("x", Path("/tmp"), ("a", "b"), 0, Inner(part=2.0), Inner())
+    assert found == Outer(
+        "x", Path("/tmp"), ("a", "b"), 0, Inner(part=2.0), Inner(), (Inner(1), Inner())
+    )
     assert isinstance(found.inner.part, float)
     assert table["inner"] == {"part": 2}, "what was given is as it was"
 
@@ -62,6 +66,9 @@ def test_each_value_gets_the_type_of_its_field() -> None:
         ({"needed": "x", "inner": {"part": "1"}}, "inner.part = '1': it has to be a number"),
         ({"needed": "x", "inner": {"whole": 1.0}}, "inner.whole = 1.0: it has to be a whole"),
         ({"needed": "x", "inner": {"more": 1}}, "inner.more: there is no such key"),
+        ({"needed": "x", "several": {}}, "[[several]] has to be a table, one for each"),
+        ({"needed": "x", "several": [1]}, "[[several]] has to be a table, one for each"),
+        ({"needed": "x", "several": [{"whole": "1"}]}, "several.whole = '1': it has to be a whole"),
         ({"needed": "x", "more": {}}, "more: there is no such key"),
     ],
 )

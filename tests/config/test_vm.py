@@ -8,7 +8,7 @@ import pytest
 
 from colo.arbiters.named import check_failover
 from colo.config import TlsFiles, VmConfig, load
-from colo.config.vm import Failover, OneHost, QemuArgs, StoreRoom
+from colo.config.vm import Disk, Failover, OneHost, QemuArgs, StoreRoom
 from colo.errors import UsageError
 
 FULL = """
@@ -63,6 +63,49 @@ def test_a_file_need_say_no_more_than_a_name(file: Path) -> None:
     assert (config.qemu.binary, config.qemu.accel) == ("qemu-system-x86_64", "auto")
     assert (config.failover.silence_s, config.store.folder) == (10.0, Path("/dev/shm"))
     assert config.memory == 128 << 20
+
+
+DISKS = """
+name = "web1"
+[hosts]
+a = "tcp:10.0.0.1:9000"
+b = "tcp:10.0.0.2:9000"
+[[disks]]
+id = "root"
+primary = "/a/root.qcow2"
+secondary = "/b/root.raw"
+[[disks]]
+id = "data"
+primary = "/dev/sda"
+secondary = "/dev/sdb"
+"""
+
+
+def test_a_disk_lies_somewhere_on_each_host_and_a_host_has_its_own(file: Path) -> None:
+    file.write_text(DISKS)
+    config = load(file)
+    root = Disk("root", Path("/a/root.qcow2"), Path("/b/root.raw"))
+    assert config.disks == (root, Disk("data", Path("/dev/sda"), Path("/dev/sdb")))
+    for host, at in (("a", "/a/root.qcow2"), ("b", "/b/root.raw")):
+        seen = config.seen_from(host).disks[0]
+        assert (seen.id, seen.primary, seen.secondary) == ("root", Path(at), Path(at))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('"data"', '"root"', "[[disks]] id = 'root': it is there more than once"),
+        ('"data"', '"1data"', "[[disks]] id = '1data': a letter, and up to 30 letters"),
+        ('"data"', f'"{"x" * 32}"', "a letter, and up to 30 letters"),
+        ('"/dev/sda"', '"sda"', "[[disks]] data: sda has to be a whole path, from / on"),
+        ('secondary = "/dev/sdb"', "", "disks.secondary is missing"),
+    ],
+)
+def test_what_is_wrong_with_a_disk_is_told(old: str, new: str, told: str, file: Path) -> None:
+    file.write_text(DISKS.replace(old, new))
+    with pytest.raises(UsageError) as caught:
+        load(file)
+    assert told in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a", "web1", "Web-1.example_com", "0", "x" * 64])

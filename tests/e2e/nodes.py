@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,25 +120,57 @@ class NodeHost:
 
 
 class Nodes:
-    """Both hosts, their VM file and their arbiter's file, in ``folder``."""
+    """Both hosts, their VM file and their arbiter's file, in ``folder``.
 
-    def __init__(self, folder: Path, binary: str) -> None:
+    ``words``: what the guest does.  ``args``: more of QEMU's.  ``disks``: the ids of the VM's
+    disks, and where each lies on host A; on host B it is to be made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        binary: str,
+        words: str = KERNEL,
+        args: Sequence[str] = (),
+        disks: Mapping[str, Path] | None = None,
+    ) -> None:
         self.folder = folder
         self.grant = folder / "grant"
         vm_file = folder / "vm.toml"
         self.a, self.b = (NodeHost(folder, name, vm_file) for name in ("a", "b"))
         image = build(ROOT / "build" / "guest", lambda line: None)
-        args = ["-machine", "pc", "-cpu", "qemu64", "-m", "128", "-display", "none", "-nodefaults"]
-        args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", KERNEL]
+        machine = [
+            "-machine",
+            "pc",
+            "-cpu",
+            "qemu64",
+            "-m",
+            "128",
+            "-display",
+            "none",
+            "-nodefaults",
+        ]
+        machine += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", words]
+        tables = "".join(
+            f'[[disks]]\nid = "{name}"\nprimary = {json.dumps(str(path))}\n'
+            f"secondary = {json.dumps(str(self.replica(name)))}\n"
+            for name, path in (disks or {}).items()
+        )
         ports = _free_ports(2)
         vm_file.write_text(
             f"name = {json.dumps(folder.name)}\n"
-            f'[qemu]\nbinary = {json.dumps(binary)}\naccel = "{ACCEL}"\nargs = {json.dumps(args)}\n'
+            f'[qemu]\nbinary = {json.dumps(binary)}\naccel = "{ACCEL}"\n'
+            f"args = {json.dumps([*machine, *args])}\n"
             f"[qemu.primary]\nargs = {json.dumps(self.a.console.args)}\n"
             f"[qemu.secondary]\nargs = {json.dumps(self.b.console.args)}\n"
             f'[hosts]\na = "tcp:127.0.0.1:{ports[0]}"\nb = "tcp:127.0.0.1:{ports[1]}"\n'
             f'[failover]\narbiter = "file:{self.grant}"\nheartbeat_limit_s = 5.0\n'
+            f"{tables}"
         )
+
+    def replica(self, name: str) -> Path:
+        """Where a disk lies on host B."""
+        return self.folder / f"{name}-b.raw"
 
     def other(self, host: NodeHost) -> NodeHost:
         """The other one."""

@@ -64,6 +64,9 @@ class Waiting(FitsAnything):
     async def start(self) -> None:
         pass
 
+    def renew(self) -> None:
+        pass
+
     def check_devices(self, migration: Migration) -> None:
         if self.refuses is not None:
             raise self.refuses

@@ -42,6 +42,9 @@ class Waiting(FitsAnything):
     async def start(self) -> None:
         pass
 
+    def renew(self) -> None:
+        pass
+
     async def stop(self) -> None:
         pass
 

@@ -15,7 +15,7 @@ import pytest
 from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.fence import Fence
 from colo.arbiters.file import FileRegister
-from colo.errors import ColoError, GuestError, LocalError, StoreError
+from colo.errors import ColoError, DiskError, GuestError, LocalError, StoreError
 from colo.membership.grant import Grant, Record
 from colo.membership.member import Facts, Means, Member
 from colo.membership.states import Do, Event, State
@@ -42,6 +42,19 @@ class Session:
     async def applied(self) -> None:
         if self._trouble is not None:
             raise self._trouble
+
+
+class Disks:
+    """What they were when the VM ran: handed over, or not."""
+
+    def __init__(self) -> None:
+        self.handed_over = 0
+        self.trouble: DiskError | None = None
+
+    async def hand_over(self) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+        self.handed_over += 1
 
 
 class Guest:
@@ -118,12 +131,14 @@ class Host(Performer):
         )
         self.said: list[str] = []
         self.did: list[Do] = []
+        self.disks = Disks()
         names = iter("bcdefg")
         self.takeover = Takeover(
             self.member,
             self.arbiter,
             fence,
             cast(Store, store),
+            self.disks,
             self.guest,
             lambda: next(names),
             self.said.append,

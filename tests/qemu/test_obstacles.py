@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from colo.config import VmConfig
-from colo.config.vm import QemuArgs
+from colo.config.vm import Disk, QemuArgs
 from colo.errors import GuestError
 from colo.qemu import obstacles as module
 from colo.qemu.accelerator import Outcome
@@ -63,6 +63,22 @@ def status(name: str) -> dict[str, Any]:
 def library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Library, "built", lambda library: Path(LIBRARY))
     monkeypatch.setattr(module, "try_kvm", lambda binary, args: Outcome.WORKS)
+
+
+@pytest.mark.parametrize("name", ["virtio0", "#block1", "data"])
+def test_a_written_disk_is_one_that_is_named(name: str) -> None:
+    drive = {
+        "device": "virtio0",
+        "qdev": "/machine/peripheral/data/virtio-backend",
+        "inserted": {"node-name": "#block1", "ro": False},
+    }
+    answers = CLEAN | {"query-block": [drive]}
+    disk = Disk(name, Path("/a"), Path("/b"))
+    for disks, lines in (((disk,), 0), ((), 1)):
+        config = VmConfig("web1", disks=disks)
+        found = asyncio.run(obstacles(FakeQemu(answers), config, [], False))
+        assert len(found) == lines
+        assert not lines or "name it in [[disks]]" in found[0]
 
 
 def test_nothing_stands_in_the_way() -> None:

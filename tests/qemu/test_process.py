@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from colo.config import VmConfig
-from colo.config.vm import OneHost, QemuArgs
+from colo.config.vm import Disk, OneHost, QemuArgs
 from colo.errors import GuestError
 from colo.qemu import process
 from colo.qemu.accelerator import Outcome
@@ -119,6 +120,20 @@ def test_who_waits_has_the_images_for_its_memory(monkeypatch: pytest.MonkeyPatch
         "/opt/qemu", "-m", "64", "-machine", "q35", "-netdev", "tap,id=n0,ifname=tap0",
         "-accel", "tcg", "-S",
     ]  # fmt: skip
+
+
+def test_each_host_has_the_disks_that_lie_there(tmp_path: Path) -> None:
+    there = tmp_path / "b.raw"
+    disk = Disk("root", tmp_path / "a,1.qcow2", there)
+    launch = plan(VmConfig("web1", qemu=QemuArgs(accel="tcg"), disks=(disk,)))
+    common = {"node-name": "root", "discard": "unmap", "detect-zeroes": "unmap"}
+    for command, form, path in (
+        (launch.primary(), "qcow2", tmp_path / "a,1.qcow2"),
+        (launch.waiting({"pc.ram": tmp_path}), "raw", there),
+    ):
+        node = json.loads(command[command.index("-blockdev") + 1])
+        file = {"driver": "file", "filename": str(path)}
+        assert node == {**common, "driver": form, "file": file}
 
 
 def test_under_tcg_the_largest_backend_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

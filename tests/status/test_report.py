@@ -54,6 +54,32 @@ def test_what_is_handed_on(changes: dict[str, Any], line: str) -> None:
     assert f"  handed on    {line}\n" in text
 
 
+COPIED = {"in_step": False, "share": 0.25, "left_s": 90.0, "written_bytes": 0, "same_bytes": 0}
+KEPT = {"condition": "WHOLE", "meaning": "it is whole", "held_bytes": 3 << 20, "merge_lag": 0}
+
+
+@pytest.mark.parametrize(
+    ("disk", "line"),
+    [
+        (COPIED, "2,048 MiB, 25% copied, 2 min left"),
+        ({**COPIED, "share": 0.0, "left_s": None}, "2,048 MiB, 0% copied"),
+        (
+            {**COPIED, "in_step": True, "written_bytes": 5 << 20},
+            "2,048 MiB, in step; 5 MiB written since it began",
+        ),
+        (KEPT, "2,048 MiB, it is whole; 3 MiB held"),
+        (
+            {**KEPT, "merge_lag": 2},
+            "2,048 MiB, it is whole; 3 MiB held, 2 checkpoints are being written into it",
+        ),
+    ],
+)
+def test_a_disk_on_either_host(disk: dict[str, Any], line: str) -> None:
+    assert f"  disk         root: {line}\n" in shown(
+        disks=[{"id": "root", "size": 2 << 30, **disk}]
+    )
+
+
 @pytest.mark.parametrize(
     ("peer", "line"),
     [

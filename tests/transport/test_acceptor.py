@@ -24,6 +24,7 @@ class Host:
     def __init__(self) -> None:
         self.channels: list[bytes] = []
         self.links: list[bytes] = []
+        self.disk_links: list[bytes] = []
         self.strangers: list[str] = []
 
     async def channel(self, sock: socket.socket, peer: str) -> None:
@@ -33,6 +34,10 @@ class Host:
     def link(self, sock: socket.socket, peer: str) -> None:
         with sock:
             self.links.append(sock.recv(100))
+
+    async def disks(self, sock: socket.socket, peer: str) -> None:
+        with sock:
+            self.disk_links.append(sock.recv(100))
 
     def stranger(self, peer: str, why: str) -> None:
         self.strangers.append(f"{peer}: {why}")
@@ -44,7 +49,7 @@ def visit(path: Path, *said: bytes) -> Host:
     async def run() -> Host:
         host, address, loop = Host(), Address(path=str(path)), asyncio.get_running_loop()
         with address.listen() as server:
-            door = Reception(server, host.channel, host.link, host.stranger)
+            door = Reception(server, host.channel, host.link, host.disks, host.stranger)
             serving = asyncio.create_task(door.serve())
             with await address.connect() as visitor:
                 for piece in said:
@@ -53,7 +58,7 @@ def visit(path: Path, *said: bytes) -> Host:
                 if not said:
                     visitor.shutdown(socket.SHUT_WR)
                 async with asyncio.timeout(10):
-                    while not (host.channels or host.links or host.strangers):
+                    while not (host.channels or host.links or host.disk_links or host.strangers):
                         await asyncio.sleep(0.001)
             serving.cancel()
         return host
@@ -143,7 +148,7 @@ def test_however_many_say_nothing_who_does_is_led_on(
         monkeypatch.setattr(loop, "sock_accept", failing)
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(address.listen())
-            door = Reception(server, host.channel, host.link, host.stranger)
+            door = Reception(server, host.channel, host.link, host.disks, host.stranger)
             serving = asyncio.create_task(door.serve())
             for _ in range(50):
                 stack.enter_context(await address.connect())
@@ -175,7 +180,7 @@ def visit_tls(tls: Tls | None, visitor: Tls | None, silent: int = 0) -> Host:
         host, loop = Host(), asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(Address(host="127.0.0.1", port=0).listen())
-            door = Reception(server, host.channel, host.link, host.stranger, tls)
+            door = Reception(server, host.channel, host.link, host.disks, host.stranger, tls)
             serving = asyncio.create_task(door.serve())
             address = Address(host="127.0.0.1", port=server.getsockname()[1])
             for _ in range(silent):

@@ -73,6 +73,11 @@ def secondary(
     tls = make_tls(config)
     address = parse_address(listen, tls)
     destination = None
+    if forward is not None and config.disks:
+        raise UsageError(
+            "--forward and [[disks]]: memory alone is handed on, and goes with no disk there: take "
+            "[[disks]] out"
+        )
     if forward is not None:
         return_path = None if forward_as == "same" else forward_as == "11"
         destination = Destination(parse_address(forward, tls), return_path)
@@ -141,10 +146,12 @@ def run_command(vm_file: Path, **options: Any) -> int:
     The VM starts only where it may run; where it may not, no QEMU is left.
     """
     from colo.node.first_start import Start
+    from colo.node.replicas import run_on
     from colo.qemu.process import Qemu, plan
 
     async def start(config: VmConfig, folder: StateFolder) -> tuple[Monitor, Start]:
         folder.clean_start()
+        run_on(config, folder.path)
         launch = plan(config, say)
         qemu = Qemu(launch.unstarted(), folder.path, launch.environment)
         await qemu.start()
@@ -233,6 +240,8 @@ def _protect(
     to = parse_address(options["to"], make_tls(config))
     if options["stock"] and to.tls is not None:
         raise UsageError("--stock and [tls]: a stock QEMU has a TLS of its own: take [tls] out")
+    if options["stock"] and config.disks:
+        raise UsageError("--stock and [[disks]]: a stock QEMU keeps no replica: take [[disks]] out")
     arbiter = make_arbiter(config)
 
     async def protect(folder: StateFolder) -> int:

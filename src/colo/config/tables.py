@@ -50,9 +50,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     """The value of a field of this type."""
     alternatives = [each for each in get_args(hint) if each is not NoneType]
     if get_origin(hint) is tuple:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise UsageError(f"{name}: a list of texts, one for each argument")
-        return tuple(value)
+        return tuple(_list(get_args(hint)[0], value, name))
     if get_origin(hint) is dict:
         if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
             raise UsageError(f"[{name}]: a table of texts")
@@ -67,3 +65,14 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     if not isinstance(value, wanted) or isinstance(value, bool):
         raise UsageError(f"{name} = {value!r}: it has to be {called}")
     return hint(value)
+
+
+def _list(kind: Any, value: Any, name: str) -> list[Any]:
+    """The items of a list: texts, or tables."""
+    if is_dataclass(kind):
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise UsageError(f"[[{name}]] has to be a table, one for each")
+        return [read_table(kind, item, name) for item in value]  # type: ignore[arg-type]
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise UsageError(f"{name}: a list of texts, one for each argument")
+    return value

@@ -11,10 +11,15 @@
     args = ["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"]
     [qemu.secondary]                         # with colo node: of the second
     args = ["-netdev", "tap,id=n0,ifname=tap1,script=no,downscript=no"]
+    [[disks]]                                # one each: what the guest writes is replicated
+    id = "virtio0"                           # its -device has drive=virtio0
+    primary = "/var/lib/colo/web1.qcow2"     # where it lies on each host, raw or *.qcow2;
+    secondary = "/var/lib/colo/web1.raw"     # raw on a host that keeps the replica
     [store]
     folder = "/dev/shm"                      # a tmpfs, a hugetlbfs or a disk
     other_memory_mib = 64                    # for blocks besides -m: ROMs, graphics memory
     device_state_mib = 64                    # what a checkpoint's devices may take
+    disk_journal_mib = 256                   # for what a disk is written between checkpoints
     [failover]
     arbiter = "etcd:http://e1:2379"          # or file:PATH, exec:COMMAND, manual, none
     fence = "exec:/usr/sbin/host-off"        # not needed: run before a takeover
@@ -46,7 +51,8 @@
     key = "/etc/colo/host.key"               # its key
     name = "web1.example"                    # not needed: what both have to be issued for
 
-colo adds what is its own: QMP, ``-incoming``, the memory backend, its preload libraries.
+colo adds what is its own: QMP, ``-incoming``, the memory backend, its preload libraries, and a
+``-blockdev`` for each of [[disks]].
 """
 
 from __future__ import annotations
@@ -66,6 +72,7 @@ from colo.qemu.command_line import Backend, main_memory
 
 __all__ = [
     "Checkpoints",
+    "Disk",
     "EtcdAccess",
     "Failover",
     "Network",
@@ -79,7 +86,7 @@ __all__ = [
 
 _ACCELERATORS: Final = ("auto", "kvm", "tcg")
 _POSITIVE: Final = {
-    "store": ("other_memory_mib", "device_state_mib"),
+    "store": ("other_memory_mib", "device_state_mib", "disk_journal_mib"),
     "failover": ("silence_s", "heartbeat_s", "heartbeat_limit_s"),
     "checkpoints": ("age_max_ms",),
     "network": ("high_water_mib", "hold_limit_mib"),
@@ -87,6 +94,9 @@ _POSITIVE: Final = {
 _HOSTS: Final = 2
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _NAME_RULE: Final = "1 to 64 letters, digits, dots, dashes or underscores"
+#: What QEMU takes for a node's name.
+_DISK: Final = r"[A-Za-z][A-Za-z0-9._-]{0,30}"
+_DISK_RULE: Final = "a letter, and up to 30 letters, digits, dots, dashes or underscores"
 _LATENCY_MAX_US: Final = 1_000_000
 _OWN_OPTIONS: Final = {
     "-incoming": "colo starts the waiting QEMU itself",
@@ -118,12 +128,25 @@ class QemuArgs:
 
 
 @dataclass(frozen=True)
+class Disk:
+    """One of ``[[disks]]``: a disk that the guest writes, and where it lies on each host.
+
+    As with QEMU's arguments, ``primary`` is the first host's with ``colo node``.
+    """
+
+    id: str
+    primary: Path
+    secondary: Path
+
+
+@dataclass(frozen=True)
 class StoreRoom:
     """``[store]``: where the guest's memory lies on host B, and what else there is room for."""
 
     folder: Path = Path("/dev/shm")
     other_memory_mib: int = 64
     device_state_mib: int = 64
+    disk_journal_mib: int = 256
 
 
 @dataclass(frozen=True)
@@ -198,6 +221,7 @@ class VmConfig:
     network: Network = Network()
     tls: TlsFiles | None = None
     hosts: dict[str, str] = field(default_factory=dict)
+    disks: tuple[Disk, ...] = ()
 
     def other_host(self, host: str) -> str:
         """The name of the other one of the two hosts.  Raises UsageError with what is missing."""
@@ -218,8 +242,11 @@ class VmConfig:
         Raises UsageError where [hosts] does not name it.
         """
         first, second = self.qemu.primary, self.qemu.secondary
-        own = second if next(iter(self.hosts)) == self.other_host(host) else first
-        return replace(self, qemu=replace(self.qemu, primary=own, secondary=own))
+        is_second = next(iter(self.hosts)) == self.other_host(host)
+        own = second if is_second else first
+        here = [each.secondary if is_second else each.primary for each in self.disks]
+        disks = tuple(Disk(each.id, at, at) for each, at in zip(self.disks, here, strict=True))
+        return replace(self, qemu=replace(self.qemu, primary=own, secondary=own), disks=disks)
 
     @property
     def pace(self) -> Pace:
@@ -298,6 +325,15 @@ def _check(config: VmConfig) -> None:
             raise UsageError(f"[failover.etcd] {one} and {other}: both, or none of them")
     if latency_us is not None and not 0 <= latency_us <= _LATENCY_MAX_US:
         raise UsageError(f"cpu_latency_us = {latency_us}: microseconds, 0 to {_LATENCY_MAX_US}")
+    ids = [disk.id for disk in config.disks]
+    for disk in config.disks:
+        if not re.fullmatch(_DISK, disk.id):
+            raise UsageError(f"[[disks]] id = {disk.id!r}: {_DISK_RULE}")
+        if ids.count(disk.id) > 1:
+            raise UsageError(f"[[disks]] id = {disk.id!r}: it is there more than once")
+        for at in (disk.primary, disk.secondary):
+            if not at.is_absolute():
+                raise UsageError(f"[[disks]] {disk.id}: {at} has to be a whole path, from / on")
     for host in config.hosts:
         if not re.fullmatch(_NAME, host):
             raise UsageError(f"[hosts] {host!r}: {_NAME_RULE}")

@@ -36,7 +36,7 @@ KERNEL_WORDS = (
     "console=ttyS0 quiet panic=-1 nokaslr mitigations=off cryptomgr.notests no_timer_check"
 )
 SOURCES = Path(__file__).with_name("guest")
-WORKLOAD = ("workload.c", "serve.c")  # compiled together, with HEADERS beside them
+WORKLOAD = ("workload.c", "serve.c", "disk.c")  # compiled together, with HEADERS beside them
 HEADERS = ("guest.h",)
 RECIPE_VERSION = 1  # raise it when what this file builds changes
 KERNEL_META_PACKAGE = "linux-image-cloud-amd64"

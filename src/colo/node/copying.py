@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from colo.errors import ColoError, GuestError
+from colo.errors import ColoError
+from colo.node.replicating import Replicating
 from colo.protocol.tables import Do, ObserverEvent
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.packet_filters import NetGate
@@ -21,8 +22,9 @@ __all__ = ["Copying"]
 class Copying:
     """The copies of one QEMU's VM, which meets the relay at a socket in ``folder``.
 
-    ``begun`` is called when the secondary may get something from now on; ``lost`` with why that is
-    of no more use; ``left_by_qemu`` where QEMU has ended its connection, mostly as it died.
+    ``connect`` opens a channel to the secondary.  ``begun`` is called when that may get something
+    from now on; ``lost`` with why that is of no more use; ``left_by_qemu`` where QEMU has ended its
+    connection, mostly as it died.
     """
 
     def __init__(
@@ -30,12 +32,15 @@ class Copying:
         colo: ColoPrimary,
         gate: NetGate,
         session: Checkpointing,
+        disks: Replicating,
         folder: Path,
+        connect: Callable[[], Awaitable[socket.socket]],
         begun: Callable[[], None],
         lost: Callable[[ColoError | OSError], None],
         left_by_qemu: Callable[[str], None],
     ) -> None:
         self._colo, self._gate, self._session = colo, gate, session
+        self._disks, self._connect = disks, connect
         self._path = folder / "colo.sock"
         self._begun, self._lost, self._left_by_qemu = begun, lost, left_by_qemu
         self._relay: Relay | None = None
@@ -49,18 +54,16 @@ class Copying:
         """How much of the stream the secondary has been sent; None where there is no session."""
         return self._relay.bytes_sent if self._relay is not None else None
 
-    def connected(self, channel: socket.socket) -> None:
-        """The secondary is reached: this is the channel of the session that begins."""
-        self._channel = channel
-
     def begin(self) -> None:
-        """Have QEMU migrate to us, and relay that to the secondary."""
+        """Have the disks in step, then QEMU migrate to us, and relay that to the secondary."""
         self._session.begin()
         self._copying = asyncio.get_running_loop().create_task(self._copy())
 
     async def _copy(self) -> None:
         starting: asyncio.Future[None] | None = None
         try:
+            await self._disks.begin()
+            self._channel = await self._connect()
             await self._gate.install(self.netdevs)
             with listening(self._path) as server:
                 starting = asyncio.ensure_future(self._colo.start(f"unix:{self._path}"))
@@ -68,7 +71,7 @@ class Copying:
             if qemu is not None:
                 self._follow(qemu)
             await starting
-        except (GuestError, OSError) as error:
+        except (ColoError, OSError) as error:
             self._lost(error)
         finally:
             if starting is not None and not starting.cancel():
@@ -95,6 +98,7 @@ class Copying:
         if self._copying is not None and self._copying is not asyncio.current_task():
             self._copying.cancel()
         self._copying = None
+        self._disks.close()  # before anyone asks QEMU, whose writes may wait for it
         if self._session.machine.can(ObserverEvent.LOST):
             self._session.machine.handle(ObserverEvent.LOST)
         if self._relay is not None:
@@ -114,10 +118,11 @@ class Copying:
         self._removing = asyncio.get_running_loop().create_task(self._gate.remove())
 
     async def gate_is_out(self) -> None:
-        """Wait until nothing of the gate is left in QEMU, if it was opened."""
+        """Wait until nothing of gate and mirrors is left in QEMU, if there was something."""
         removing, self._removing = self._removing, None
         if removing is not None:
             await removing
+        await self._disks.is_out()
 
     async def end(self) -> None:
         """No session follows: leave nothing of it behind, in QEMU neither, if that still lives."""

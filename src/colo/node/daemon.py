@@ -18,7 +18,7 @@ from typing import Any, Final
 from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.asking import reach
 from colo.config import VmConfig
-from colo.errors import GuestError, LocalError, PeerError, UsageError
+from colo.errors import DiskError, GuestError, LocalError, PeerError, UsageError
 from colo.membership.grant import Grant, Record
 from colo.membership.member import Means, Member, OnLoss
 from colo.membership.roles import host_of, owes_a_grant, runs_by_right, whose_turn
@@ -29,6 +29,7 @@ from colo.node.keeping import SecondaryNode
 from colo.node.orders import Answer, Order, serve_orders
 from colo.node.performer import Outcome, Performer
 from colo.node.protecting import PrimaryNode
+from colo.node.replicas import run_on
 from colo.node.retry import RETRY_S, Retry
 from colo.node.state_folder import StateFolder
 from colo.qemu.identity import instance
@@ -263,6 +264,11 @@ class Daemon(Performer):
         if self._ending is not None:
             await self._ending
         self._folder.clean_start()
+        try:
+            await asyncio.to_thread(run_on, self._config, self._folder.path)
+        except DiskError as error:
+            self._why = str(error)
+            return Event.NO_ANSWER, {}
         qemu = Qemu(self._plan.unstarted(), self._folder.path, self._plan.environment)
         await qemu.start()
         holder, known = instance(qemu.pid, self._host), self.member.facts.known

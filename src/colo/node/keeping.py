@@ -86,7 +86,8 @@ class SecondaryNode(Performer):
         store = Store(folder.store(config.store.folder, config.name), main, config.limits)
         files = {block.name: store.images[block.name].path for block in main}
         self.waiting = WaitingQemu(plan, files, folder.path, self.write_status)
-        self._kept = Kept(config, store, self.waiting, self._fresh, self._lost)
+        told = self._fresh, self._lost
+        self._kept = Kept(config, store, self.waiting, *told, folder.path, self.waiting.renew)
         self._link: Link | None = None
         self._greetings: list[Greeting] = []
         self._link_was = False
@@ -98,7 +99,7 @@ class SecondaryNode(Performer):
             )
         holder = partial(self.waiting.instance, host)
         self._takeover = Takeover(
-            self.member, arbiter, fence, store, self.waiting, holder, self.say
+            self.member, arbiter, fence, store, self._kept.disks, self.waiting, holder, self.say
         )
         self._loading: asyncio.Task[None] | None = None
         self._runs_here = False
@@ -121,6 +122,7 @@ class SecondaryNode(Performer):
         with contextlib.ExitStack() as stack:
             stack.callback(self._awake.close)
             try:
+                self._kept.disks.prepare()
                 server = stack.enter_context(self._listen.listen())
                 await self.waiting.start()
                 stack.callback((await serve_orders(self._folder.control, self._obey)).close)
@@ -129,7 +131,8 @@ class SecondaryNode(Performer):
                     f"(QEMU {self.waiting.pid} is ready to take over)"
                 )
                 self.write_status()
-                door = Reception(server, self._begin, self._greet, self._strange, self._listen.tls)
+                takers = self._begin, self._greet, self._take_disks
+                door = Reception(server, *takers, self._strange, self._listen.tls)
                 self.spawn(door.serve())
                 self.spawn(self._watch())
                 if self._forwarding is not None:
@@ -248,6 +251,8 @@ class SecondaryNode(Performer):
                 known = (await reach(self._arbiter.begin)).number
             except LocalError as error:
                 why = str(error)
+        if why is None and self._kept.disks.lacking:
+            why = "its [[disks]] are not in step here: it takes a colo to replicate them"
         if why is None and self._link is not link:
             why = "a control link has come or gone meanwhile"
         if why is None:
@@ -278,6 +283,16 @@ class SecondaryNode(Performer):
             self._link_lost,
             self._greetings,
         )
+
+    async def _take_disks(self, sock: socket.socket, peer: str) -> None:
+        """A disk link has connected: take it in, or close it."""
+
+        def primary() -> Grant | None:
+            return self.member.facts.known if self.state is State.GREETED else None
+
+        why = await self._kept.disks.greet(sock, primary)
+        if why is not None:
+            self._strange(peer, why)
 
     def _welcome(self, link: Link, hello: Hello) -> str | None:
         """Take a primary in by its control link, or return why not."""
@@ -392,6 +407,7 @@ class SecondaryNode(Performer):
         if self._loading is not None:
             await to_its_end(self._loading)
         await self.close()
+        await self._kept.disks.close()
         qemu = self.waiting.qemu
         if self._runs_here and qemu is not None:
             if self.member.means.node and self.state is State.RUNNING:
@@ -412,6 +428,9 @@ class SecondaryNode(Performer):
         here = self.state in (State.RUNNING, State.TAKING_OVER)
         if order.name == "export" and here:
             return Answer(False, "the VM runs here: its QEMU can `migrate` to a file")
+        if order.name == "export" and self._config.disks:
+            why = "the memory alone goes with no disk: `colo failover` runs the VM with its disks"
+            return Answer(False, f"this VM has [[disks]], which are not exported: {why}")
         if order.name == "export":
             return await exported(self._kept.store, self._kept.settled)
         if order.name in _PRIMARYS:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from colo.config import VmConfig
 from colo.errors import ColoError
+from colo.node.replicas import Replicas
 from colo.protocol.tables import SecondaryEvent
 from colo.session.intake import Receiving
 from colo.session.secondary import Checks
@@ -22,7 +24,7 @@ class Kept:
     """The copy in ``store``, of one session after the other; ``number`` is -1 where there is none.
 
     ``fresh`` is called with each new checkpoint's number, ``lost`` with why no more will come.
-    ``checks``: what a first copy is held against.
+    ``checks``: what a first copy is held against.  ``folder`` and ``resized``: see Replicas.
     """
 
     def __init__(
@@ -32,8 +34,11 @@ class Kept:
         checks: Checks,
         fresh: Callable[[int], None],
         lost: Callable[[ColoError], None],
+        folder: Path,
+        resized: Callable[[], None],
     ) -> None:
         self.store = store
+        self.disks = Replicas(config, folder, resized, self._disks_are_here, self._disks_lost)
         self.figures = Figures()
         self.session: Receiving | None = None
         self.number = -1
@@ -55,7 +60,17 @@ class Kept:
             self._checkpoint,
             self._lost,
             self._checks,
+            self.disks.intake,
         )
+
+    def _disks_are_here(self) -> None:
+        if self.session is not None:
+            self.session.disks_are_here()
+
+    def _disks_lost(self, error: ColoError) -> None:
+        """No checkpoint is whole any more without them."""
+        if self.session is not None and self.session.connected:
+            self.session.lose(error)
 
     def _checkpoint(self) -> None:
         """The store holds a new checkpoint."""
@@ -82,6 +97,7 @@ class Kept:
     def forget(self) -> None:
         """Nothing of it counts any more."""
         self.close()
+        self.disks.forget()
         self.number, self._committed_at, self.facts = -1, None, {}
 
     async def settled(self) -> None:
@@ -103,4 +119,5 @@ class Kept:
             "checkpoint_at": self._committed_at,
             **self.figures.status(),
             **self.store.status(),
+            "disks": self.disks.status(),
         }

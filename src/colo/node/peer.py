@@ -39,7 +39,8 @@ class Peer:
         self._beats = config.failover.heartbeat_s, config.failover.limits_s
         self._figures, self._hear, self._lost = figures, hear, lost
         self._link: Link | None = None
-        self._limit_s = config.failover.heartbeat_limit_s
+        self._channel: socket.socket | None = None
+        self._limit_s = self._own_limit_s = config.failover.heartbeat_limit_s
         #: Whether the last ``reach`` had a channel.
         self.was_reached = False
 
@@ -48,8 +49,8 @@ class Peer:
         """What it said of itself with its last heartbeat."""
         return self._link.peer_figures if self._link is not None else None
 
-    async def reach(self, ours: Hello) -> socket.socket:
-        """Open the control link, and return the connection of a new channel.
+    async def reach(self, ours: Hello) -> None:
+        """Open the control link; to a stock QEMU, the channel.
 
         Raises ChannelLost, OSError or TimeoutError where it cannot be had now, PeerError where it
         never can.
@@ -57,11 +58,22 @@ class Peer:
         self.was_reached = False
         if not self._stock:
             sock, theirs = await call(self.to, ours, _CALL_S)
-            self._limit_s = theirs.heartbeat_limit_s or self._limit_s
+            self._limit_s = theirs.heartbeat_limit_s or self._own_limit_s
             self._link = Link(sock, *self._beats, self._figures, self._hear, self._lost)
-        channel = await asyncio.wait_for(self.to.connect(), _CALL_S)
+        else:
+            self._channel = await self._connect()
         self.was_reached = True
-        return channel
+
+    async def channel(self) -> socket.socket:
+        """The connection of a new channel.  Raises OSError or ChannelLost."""
+        channel, self._channel = self._channel, None
+        try:
+            return channel or await self._connect()
+        except TimeoutError:
+            raise ChannelLost(f"{self.to} does not answer") from None
+
+    async def _connect(self) -> socket.socket:
+        return await asyncio.wait_for(self.to.connect(), _CALL_S)
 
     def check_heard(self) -> None:
         """Make sure that the other host has not counted us as lost, and decided by itself.
@@ -87,7 +99,10 @@ class Peer:
             self._link.say(Word(kind, content))
 
     def close(self) -> None:
-        """Close the link."""
+        """Close the link, and a channel that nobody has taken."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
         if self._link is not None:
             self._link.close()
             self._link = None

@@ -34,6 +34,7 @@ from colo.node.orders import Answer, Order, serve_orders
 from colo.node.peer import Peer
 from colo.node.performer import Outcome, Performer
 from colo.node.planned import Planned
+from colo.node.replicating import Replicating
 from colo.node.retry import RETRY_S, Retry
 from colo.node.right import Right
 from colo.node.state_folder import StateFolder
@@ -119,11 +120,23 @@ class PrimaryNode(Performer):
         self._guest = GuestHere(config, qemu, self._colo)
         self._rejected = asyncio.Event()
         self._planned = Planned(qemu, self._session, self._gate, self._guest.gone, self.say)
+        self._disks = Replicating(
+            config,
+            qemu,
+            to,
+            folder.path,
+            lambda: (self.member.facts.grant.number, self._right.holder),
+            self._session.urge,
+            self._lost,
+            self.say,
+        )
         self._copying = Copying(
             self._colo,
             self._gate,
             self._session,
+            self._disks,
             folder.path,
+            self._peer.channel,
             self._copy_begun,
             self._lost,
             self._left_by_qemu,
@@ -343,7 +356,7 @@ class PrimaryNode(Performer):
         """Reach the secondary.  Raises PeerError where that can never be."""
         await self._copying.gate_is_out()
         try:
-            self._copying.connected(await self._peer.reach(self._hello()))
+            await self._peer.reach(self._hello())
         except (ChannelLost, OSError, TimeoutError) as error:
             why = "no answer" if isinstance(error, TimeoutError) else error
             self._error = f"{self._peer.to} is out of reach: {why}"
@@ -464,6 +477,7 @@ class PrimaryNode(Performer):
             "error": self._error,
             "bytes_total": self._copying.bytes_sent,
             "network": self._gate.figures(),
+            "disks": self._disks.status(),
             "awake": self._awake.held,
             "qemu": {"pid": self._qemu.pid},
         }

@@ -22,7 +22,7 @@ from colo.node.performer import Outcome
 from colo.protocol.tables import SecondaryEvent
 from colo.store.store import Store
 
-__all__ = ["Session", "Takeover"]
+__all__ = ["Disks", "Session", "Takeover"]
 
 _TRIES: Final = 3
 
@@ -37,10 +37,18 @@ class Session(Protocol):
         """Wait until the images equal the last whole checkpoint.  Raises StoreError."""
 
 
-class Takeover:
-    """Runs the VM of ``store`` as ``guest``, with a grant of ``arbiter`` and by leave of ``fence``.
+class Disks(Protocol):
+    """The VM's disks as of the last whole checkpoint."""
 
-    ``holder`` gives our name as the grant's holder.  ``waits_for``: why the VM may not run yet.
+    async def hand_over(self) -> None:
+        """Have their files be that; once is enough.  Raises DiskError."""
+
+
+class Takeover:
+    """Runs the VM of ``store`` and ``disks`` as ``guest``, by a grant of ``arbiter``.
+
+    ``fence``, where there is one, has to give its leave.  ``holder`` gives our name as the grant's
+    holder.  ``waits_for``: why the VM may not run yet.
     """
 
     def __init__(
@@ -49,6 +57,7 @@ class Takeover:
         arbiter: Arbiter,
         fence: Fence | None,
         store: Store,
+        disks: Disks,
         guest: SecondaryGuest,
         holder: Callable[[], str],
         say: Callable[[str], None],
@@ -57,6 +66,7 @@ class Takeover:
         self._arbiter = arbiter
         self._fence = fence
         self._store = store
+        self._disks = disks
         self._guest = guest
         self._holder = holder
         self._say = say
@@ -134,6 +144,7 @@ class Takeover:
         session.handle(SecondaryEvent.FAILOVER)  # which closes its connection
         try:
             await session.applied()
+            await self._disks.hand_over()
             self.facts = await self._run()
         except ColoError as error:
             self.error = error

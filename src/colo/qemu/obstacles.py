@@ -12,6 +12,7 @@ from colo.config.vm import QemuArgs
 from colo.errors import GuestError
 from colo.qemu.accelerator import Outcome, try_kvm
 from colo.qemu.command_line import Backend, largest_first
+from colo.qemu.mirrors import disk_names
 from colo.qemu.monitor import MIGRATION_OVER, Monitor
 from colo.qemu.preload import TCG_LIBRARY, needs_preload
 from colo.qemu.process import NOT_LARGEST_FIRST
@@ -58,14 +59,15 @@ async def obstacles(
         found.append(await _preload_advice())
     if netdevs and _opens(qemu.pid, _VHOST):
         found.append("vhost is on, which leads packets past QEMU: start the netdev with vhost=off")
+    replicated = {disk.id for disk in config.disks}
     if not allow_disks:
         for disk in await qemu.execute("query-block"):
             inserted = disk.get("inserted")
-            if inserted and not inserted["ro"]:
+            if inserted and not inserted["ro"] and not disk_names(disk) & replicated:
                 name = disk["device"] or disk.get("qdev") or inserted["node-name"]
                 found.append(
-                    f"disk {name} is written and nobody replicates it: take it out, make it "
-                    "read-only, or say --unprotected-disks"
+                    f"disk {name} is written and nobody replicates it: name it in [[disks]], take "
+                    "it out, make it read-only, or say --unprotected-disks"
                 )
     found += await _memory(qemu, config.backends)
     first = largest_first(config.qemu.args)

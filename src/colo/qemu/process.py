@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -76,21 +77,38 @@ class LaunchPlan:
 
         ``images``: the files that are its memory, by the names of their blocks.
         """
-        command = self._machine(self.config.qemu.secondary.args)
+        paths = [disk.secondary for disk in self.config.disks]
+        command = self._machine(self.config.qemu.secondary.args, paths)
         files = {name: str(path) for name, path in images.items()}
         return [*with_files(command, files), "-incoming", "defer"]
 
     def primary(self) -> list[str]:
         """The command line of a QEMU that runs the VM."""
-        return self._machine(self.config.qemu.primary.args)
+        paths = [disk.primary for disk in self.config.disks]
+        return self._machine(self.config.qemu.primary.args, paths)
 
     def unstarted(self) -> list[str]:
         """The same, but the VM stands before its first instruction until ``cont``."""
         return [*self.primary(), "-S"]
 
-    def _machine(self, role_args: Sequence[str]) -> list[str]:
+    def _machine(self, role_args: Sequence[str], paths: Sequence[Path]) -> list[str]:
         qemu = self.config.qemu
-        return [qemu.binary, *qemu.args, *role_args, *self.accelerator_args]
+        disks = zip(self.config.disks, paths, strict=True)
+        nodes = [word for disk, at in disks for word in ("-blockdev", _node(disk.id, at))]
+        return [qemu.binary, *qemu.args, *role_args, *nodes, *self.accelerator_args]
+
+
+def _node(name: str, path: Path) -> str:
+    """A ``-blockdev`` for the disk at ``path``; what is in it does not say its format."""
+    is_device = path.is_block_device()
+    node = {
+        "node-name": name,
+        "driver": "qcow2" if path.suffix == ".qcow2" else "raw",
+        "discard": "unmap",
+        "detect-zeroes": "unmap",
+        "file": {"driver": "host_device" if is_device else "file", "filename": str(path)},
+    }
+    return json.dumps(node)
 
 
 def plan(config: VmConfig, say: Callable[[str], None] = _log.warning) -> LaunchPlan:

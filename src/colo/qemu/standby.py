@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -61,6 +63,7 @@ class WaitingQemu:
         self._parts = Machine()
         self._keeper: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
+        self._renewed = False
         self.qemu: Qemu | None = None
         self.trouble: str | None = None
         self.starts = 0
@@ -151,6 +154,13 @@ class WaitingQemu:
         given = given_back(self.qemu.pid)
         return {"qemu": qemu, "clock": None if given is None else asdict(given)}
 
+    def renew(self) -> None:
+        """Have another QEMU wait: what it is to run on is not what this one has found."""
+        if self.qemu is not None and self._ready.is_set():
+            self._ready.clear()
+            self._renewed = True
+            os.kill(self.qemu.pid, signal.SIGKILL)
+
     async def stop(self) -> None:
         """End the waiting QEMU."""
         self._release()
@@ -220,7 +230,10 @@ class WaitingQemu:
             began = time.monotonic()
             how = await self.qemu.wait()
             self._ready.clear()
-            self._trouble(f"no QEMU waits: {how}: {self.qemu.last_words()}")
+            if self._renewed:
+                self._renewed, self.trouble = False, "the next QEMU is being started"
+            else:
+                self._trouble(f"no QEMU waits: {how}: {self.qemu.last_words()}")
             await self.qemu.detach()
             if time.monotonic() - began > _RESTART_MOST_S:
                 pause = _RESTART_FIRST_S

@@ -80,6 +80,7 @@ class Checkpointing:
         self._over = False
         self._wanted: asyncio.Future[None] | None = None
         self._begun_for: asyncio.Future[None] | None = None
+        self._urged = False
         self._sent = -1
         self._sent_at = 0.0
         self.count = 0
@@ -102,6 +103,11 @@ class Checkpointing:
         wanted = self._wanted = asyncio.get_running_loop().create_future()
         self.schedule()
         await wanted
+
+    def urge(self) -> None:
+        """A checkpoint is wanted as soon as the pace lets there be one, also of an idle VM."""
+        self._urged = True
+        self.schedule()
 
     def received(self, message: Message) -> bool:
         """Take a message of the secondary; return whether QEMU may have it at once.
@@ -161,7 +167,7 @@ class Checkpointing:
             self._stopped_s,
         )
         now = time.monotonic()
-        if due <= now or self._wanted is not None:
+        if due <= now or self._wanted is not None or self._urged:
             self._begin(now)
         else:
             self._timer = asyncio.get_running_loop().call_at(due, self.schedule)
@@ -169,7 +175,7 @@ class Checkpointing:
     def _begin(self, now: float) -> None:
         """It is time, and the secondary has replied: QEMU stops the VM when it hears of that."""
         event = ObserverEvent.CHECKPOINT_DUE
-        self._begun_for, self._wanted = self._wanted, None
+        self._begun_for, self._wanted, self._urged = self._wanted, None, False
         try:
             self._perform(self.machine.handle(event), event, now)
         except ColoError as error:

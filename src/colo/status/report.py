@@ -124,6 +124,8 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memory", f"guest {guest}, store {store} in {content['store']}"
     if content.get("forward"):
         yield "handed on", _forward(content["forward"])
+    for disk in content.get("disks", ()):
+        yield "disk", f"{disk['id']}: {_disk(disk)}"
     for netdev, gate in content.get("network", {}).items():
         yield "network", f"{netdev}: {_gate(gate)}"
     if content["qemu"] is not None:
@@ -177,6 +179,19 @@ def _clock(clock: dict[str, Any]) -> str:
         f"lost {clock['lost_s']:.1f} s ({clock['lost_s'] / span:.2%}) since {since} ({share}): "
         f"{clock['trouble']}: see «The guest's clock» in docs/operating.md"
     )
+
+
+def _disk(disk: dict[str, Any]) -> str:
+    """A disk on the primary, which is mirrored, or on the secondary, which keeps a replica."""
+    size = mib(disk["size"])
+    if "condition" in disk:
+        lag = disk["merge_lag"]
+        behind = f", {lag} checkpoints are being written into it" if lag else ""
+        return f"{size}, {disk['meaning']}; {mib(disk['held_bytes'])} held{behind}"
+    if disk["in_step"]:
+        return f"{size}, in step; {mib(disk['written_bytes'])} written since it began"
+    left = f", {_ago(time.time() - disk['left_s'])} left" if disk["left_s"] is not None else ""
+    return f"{size}, {disk['share']:.0%} copied{left}"
 
 
 def _gate(gate: dict[str, Any]) -> str:

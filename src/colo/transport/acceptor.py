@@ -1,8 +1,8 @@
-"""Who is at the door: one address takes checkpoint channels and control links.
+"""Who is at the door: one address takes checkpoint channels, control links and disk links.
 
 They are told apart by their first four bytes, which are looked at and left where they are: «QEVM»
-begins a migration, «COLO» a control link.  Whoever says nothing is shown the door.  Where the VM
-file has [tls], nobody gets so far who has not proved who they are.
+begins a migration, «COLO» a control link, «CDSK» a disk link.  Whoever says nothing is shown the
+door.  Where the VM file has [tls], nobody gets so far who has not proved who they are.
 
 However many come, they cost nobody else anything: only so many are let in who have not said what
 they want, and who has been silent for longest leaves for the next one.
@@ -16,6 +16,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from colo.disks.words import DISK_MAGIC
 from colo.errors import ChannelLost
 from colo.membership.words import LINK_MAGIC
 from colo.migration.format import FILE_MAGIC, MULTIFD_MAGIC
@@ -36,8 +37,8 @@ _TLS_MAGIC: Final = b"\x16\x03"
 class Reception:
     """Accepts connections on ``server``.
 
-    ``on_channel`` and ``on_link`` get a connection and the peer's name, and own it once they have
-    returned; ``on_stranger`` gets the peer's name and what it is.
+    ``on_channel``, ``on_link`` and ``on_disks`` get a connection and the peer's name, and own it
+    once they have returned; ``on_stranger`` gets the peer's name and what it is.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Reception:
         server: socket.socket,
         on_channel: Callable[[socket.socket, str], Awaitable[None]],
         on_link: Callable[[socket.socket, str], None],
+        on_disks: Callable[[socket.socket, str], Awaitable[None]],
         on_stranger: Callable[[str, str], None],
         tls: Tls | None = None,
     ) -> None:
         self._server = server
         self._on_channel = on_channel
         self._on_link = on_link
+        self._on_disks = on_disks
         self._on_stranger = on_stranger
         self._tls = tls
         self._visits: dict[asyncio.Task[None], None] = {}  # in the order in which they came
@@ -101,6 +104,10 @@ class Reception:
                 sock.recv(_MAGIC_BYTES)
                 stack.pop_all()
                 self._on_link(sock, peer)
+            elif magic == DISK_MAGIC:
+                sock.recv(_MAGIC_BYTES)
+                await self._on_disks(sock, peer)
+                stack.pop_all()
             elif magic == MULTIFD_MAGIC.to_bytes(4, "big"):
                 why = "it is a multifd channel: switch the capability multifd off"
                 self._on_stranger(peer, why)

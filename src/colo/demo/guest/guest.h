@@ -1,4 +1,4 @@
-/* What the guest's two source files share. */
+/* What the guest's source files share. */
 #ifndef COLO_GUEST_H
 #define COLO_GUEST_H
 
@@ -19,7 +19,8 @@ _Noreturn void halt(void);
 int64_t clock_ns(clockid_t which);
 int64_t now_ns(void); /* CLOCK_MONOTONIC; the guest halts where it went back */
 
-/* The value of "--name=" on the command line, as a number. */
+/* The value of "--name=" on the command line, as text and as a number. */
+const char *option(char **argv, const char *name, const char *otherwise);
 uint64_t number(char **argv, const char *name, const char *otherwise);
 
 static inline uint64_t mix(uint64_t x) /* the finalizer of splitmix64 */
@@ -30,5 +31,10 @@ static inline uint64_t mix(uint64_t x) /* the finalizer of splitmix64 */
 }
 
 _Noreturn void run_serve(char **argv);
+
+/* Records on a disk, see disk.c: the number of the last one there; of the next one, on the disk. */
+uint64_t open_disk(const char *path);
+uint64_t put_on_disk(void);
+void verify_disk(void);
 
 #endif

@@ -8,6 +8,8 @@
  *                 7005, as fast as they go, and then with "<packets>\n"
  * 7006  power     "poweroff\n" and "reboot\n" do so
  * 7007  clock     answers each line with "<monotonic> <realtime>\n", the guest's clocks in ns
+ * 7008  records   answers each line with the number of one more record that is on --disk=PATH
+ *                 (/dev/vda) by then: see disk.c; one connection at a time
  * --port=N serves on N, N + 1 ... instead.  Words are little-endian.  A datagram is its number
  * and zeros, 1400 bytes.  The checksum is the sum of mix(word ^ index * GOLDEN), the last word
  * filled up with zeros.
@@ -36,6 +38,7 @@ enum { FLOOD_PORT = 5 /* after the first */, DATAGRAM = 1400, BLOCK = MIB / 4, L
 static uint16_t first_port;
 static int64_t line_ns;
 static bool is_guest;
+static const char *disk_path;
 static uint64_t block[BLOCK / sizeof(uint64_t)];
 
 static void put(int peer, const void *data, size_t length)
@@ -172,11 +175,21 @@ static void clock_service(int peer)
                                              now_ns(), clock_ns(CLOCK_REALTIME)));
 }
 
+static void records(int peer)
+{
+    char line[LINE_MAX];
+    open_disk(disk_path);
+    for (;;) {
+        get_line(peer, line);
+        put_number(peer, put_on_disk());
+    }
+}
+
 static const struct service {
     uint16_t port; /* after the first */
     void (*serve)(int peer);
 } services[] = {{0, stream}, {1, echo}, {2, generate}, {3, sink}, {4, flood}, {6, power},
-               {7, clock_service}};
+               {7, clock_service}, {8, records}};
 enum { SERVICES = sizeof services / sizeof services[0] };
 
 static int listen_on(uint16_t port)
@@ -209,6 +222,7 @@ _Noreturn void run_serve(char **argv)
     first_port = (uint16_t)number(argv, "--port=", "7000");
     line_ns = (int64_t)number(argv, "--line-ms=", "10") * 1000000;
     is_guest = getpid() == 1;
+    disk_path = option(argv, "--disk=", "/dev/vda");
     signal(SIGCHLD, SIG_IGN); /* no zombies */
     signal(SIGPIPE, SIG_IGN);
     for (int i = 0; i < SERVICES; i++)

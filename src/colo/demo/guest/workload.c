@@ -7,7 +7,8 @@
  * two points in time, passes the first and fails the second, at the latest at the end of the
  * first complete sweep that began after it.
  *
- * --mode=table  update and sweep the table, one line of output per tick
+ * --mode=table  update and sweep the table, one line of output per tick; with --disk=PATH, write
+ *               --disk-pace=N (4) records to that disk as well, up to --disk-records=N: see disk.c
  *        idle   one line a second, nothing else
  *        files  write, close and remove a file of 100 MiB in /tmp, one line per file
  *        serve  services over TCP, one line a second: see serve.c
@@ -186,6 +187,8 @@ static void verify_all(void)
     say("verified records=%" PRIu64 " ledger=%" PRIu64, records, ledger.generations);
 }
 
+static bool has_disk;
+
 static bool read_console(void) /* one character; false at the end */
 {
     static char line[16];
@@ -200,8 +203,11 @@ static bool read_console(void) /* one character; false at the end */
     }
     line[used] = 0;
     used = 0;
-    if (strcmp(line, "verify") == 0)
+    if (strcmp(line, "verify") == 0) {
+        if (has_disk)
+            verify_disk();
         verify_all();
+    }
     else if (strcmp(line, "clock") == 0)
         say("clock monotonic=%" PRId64 " realtime=%" PRId64, now_ns(), clock_ns(CLOCK_REALTIME));
     return true;
@@ -242,7 +248,7 @@ static void wait_for_tick(uint64_t tick_ms)
     } while (now < deadline_ns);
 }
 
-static const char *option(char **argv, const char *name, const char *otherwise)
+const char *option(char **argv, const char *name, const char *otherwise)
 {
     size_t length = strlen(name);
     while (*++argv)
@@ -262,6 +268,12 @@ static _Noreturn void run_table(char **argv)
     uint64_t fill_percent = number(argv, "--fill=", "60"), mib = number(argv, "--mib=", "0");
     uint64_t corrupt_after = number(argv, "--corrupt-after=", "0");
     uint64_t stale_after = number(argv, "--stale-after=", "0");
+    uint64_t disk_pace = number(argv, "--disk-pace=", "4"), on_disk = 0;
+    uint64_t disk_records = number(argv, "--disk-records=", "18446744073709551615");
+    const char *disk = option(argv, "--disk=", "");
+    has_disk = *disk != 0;
+    if (has_disk)
+        on_disk = open_disk(disk);
     records = mib ? mib * MIB / PAGE : (uint64_t)sysconf(_SC_AVPHYS_PAGES) * fill_percent / 100;
     table = mmap(NULL, records * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (table == MAP_FAILED)
@@ -275,6 +287,8 @@ static _Noreturn void run_table(char **argv)
         for (uint64_t i = 0; i < pace; i++)
             update_one();
         sweep_some();
+        for (uint64_t i = 0; has_disk && i < disk_pace && on_disk < disk_records; i++)
+            on_disk = put_on_disk();
         say("count=%" PRIu64 " updates=%" PRIu64 " sweeps=%" PRIu64, count, ledger.generations,
             sweep.completed);
         if (count == corrupt_after)
