@@ -14,7 +14,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import checkpoint, clock, hosts, machine, memory, network, pauses, receive, takeover
+from bench import (
+    checkpoint,
+    clock,
+    disks,
+    hosts,
+    machine,
+    memory,
+    network,
+    pauses,
+    receive,
+    takeover,
+)
 from bench.errors import BenchError
 from bench.render import render
 from colo.qemu.accelerator import Outcome, try_kvm
@@ -30,6 +41,7 @@ _NAMES: Final = (
     "gaps",
     "hosts",
     "clock",
+    "disks",
     "receive",
     "checkpoint",
 )
@@ -113,6 +125,9 @@ def _measure_qemu(
     elif name == "gaps":
         _say(f"a client's view of a takeover, QEMU {version}")
         yield network.measure_gaps(binary, kills, _say)
+    elif name == "disks":
+        _say(f"a guest that writes to its disk, QEMU {version}")
+        yield disks.measure(binary, rounds, _say)
     elif name == "hosts":
         for kind in hosts.KINDS:
             _say(f"two hosts, QEMU {version}, {kind}")

@@ -25,6 +25,7 @@ __all__ = [
     "ROOT",
     "Process",
     "Vm",
+    "colo_command",
     "colo_secondary",
     "free_address",
     "guest_image",
@@ -134,6 +135,11 @@ def wait_until(what: str, ready: Callable[[], T | None], seconds: float, *alive:
     return result
 
 
+def colo_command(name: str) -> list[str]:
+    """One of colo's commands, as a user runs it."""
+    return [str(Path(sys.executable).with_name("colo")), name]
+
+
 @contextlib.contextmanager
 def primary(vm: Vm, folder: Path) -> Iterator[tuple[Process, Monitor]]:
     """Run the VM on a stock QEMU until its workload is under way."""
@@ -162,7 +168,7 @@ def stock_secondary(vm: Vm, address: str, folder: Path) -> Iterator[Process]:
 def colo_secondary(vm: Vm, address: str, folder: Path, on_loss: str = "hold") -> Iterator[Process]:
     """``colo secondary``, as a user runs it, with the state folder ``folder``/state."""
     state = folder / "state"
-    command = [str(Path(sys.executable).with_name("colo")), "secondary", str(vm.file(folder))]
+    command = [*colo_command("secondary"), str(vm.file(folder))]
     command += ["--listen", address, "--state-dir", str(state), "--on-loss", on_loss]
     process = Process("colo-secondary", command, folder)
     try:
@@ -176,7 +182,7 @@ def colo_secondary(vm: Vm, address: str, folder: Path, on_loss: str = "hold") ->
 def relayed(vm: Vm, address: str, folder: Path) -> Iterator[Process]:
     """``colo primary`` between the primary and a stock secondary at ``address``."""
     state = folder / "relay"
-    command = [str(Path(sys.executable).with_name("colo")), "primary", str(vm.file(folder))]
+    command = [*colo_command("primary"), str(vm.file(folder))]
     command += ["--qmp", f"unix:{folder / 'colo.qmp'}", "--to", address, "--stock"]
     process = Process("colo-primary", [*command, "--state-dir", str(state)], folder)
     try:

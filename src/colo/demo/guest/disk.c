@@ -125,3 +125,26 @@ uint64_t put_on_disk(void)
         DIE("the disk does not sync: %s", strerror(errno));
     return last = n;
 }
+
+double write_for(const char *path, size_t bytes, bool at_random, bool synced, int64_t ns)
+{
+    static uint64_t *data, chooser = GOLDEN;
+    int file = open(path, O_WRONLY | O_DIRECT | O_CLOEXEC);
+    uint64_t size = file < 0 ? 0 : (uint64_t)lseek(file, 0, SEEK_END), writes = 0;
+    if (data == NULL)
+        data = mmap(NULL, MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (size < MIB || data == MAP_FAILED)
+        DIE("no disk at %s: %s", path, strerror(errno));
+    int64_t began = now_ns(), now = began;
+    for (; now < began + ns; now = now_ns(), writes++) {
+        for (size_t i = 0; i < bytes / sizeof *data; i += 64)
+            data[i] = chooser = mix(chooser + GOLDEN);
+        uint64_t place = (at_random ? chooser : writes) % (size / bytes);
+        if (pwrite(file, data, bytes, (off_t)(place * bytes)) != (ssize_t)bytes)
+            DIE("cannot write %s: %s", path, strerror(errno));
+        if (synced && fdatasync(file) < 0)
+            DIE("cannot sync %s: %s", path, strerror(errno));
+    }
+    close(file);
+    return (double)writes * 1e9 / (double)(now - began);
+}

@@ -3,6 +3,7 @@
 #define COLO_GUEST_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <time.h>
 
@@ -36,5 +37,8 @@ _Noreturn void run_serve(char **argv);
 uint64_t open_disk(const char *path);
 uint64_t put_on_disk(void);
 void verify_disk(void);
+
+/* Write to a disk for so long, past the page cache; how many writes a second that is. */
+double write_for(const char *path, size_t bytes, bool at_random, bool synced, int64_t ns);
 
 #endif

@@ -11,6 +11,7 @@
  *               --disk-pace=N (4) records to that disk as well, up to --disk-records=N: see disk.c
  *        idle   one line a second, nothing else
  *        files  write, close and remove a file of 100 MiB in /tmp, one line per file
+ *        io     write to --disk=PATH (/dev/vda) in three ways, one line for all three
  *        serve  services over TCP, one line a second: see serve.c
  * Lines end with \n, go out in one write() each, and count up by one for ever. A line "verify"
  * on the console starts a complete sweep at once; "clock" is answered by the clocks, in ns.
@@ -308,6 +309,20 @@ static _Noreturn void run_idle(void)
     }
 }
 
+static _Noreturn void run_io(char **argv)
+{
+    const char *path = option(argv, "--disk=", "/dev/vda");
+    int64_t ns = (int64_t)number(argv, "--ms=", "1000") * 1000000;
+    say("ready mode=io");
+    for (uint64_t count = 1;; count++) {
+        double sequential = write_for(path, MIB, false, false, ns);
+        double random = write_for(path, PAGE, true, false, ns);
+        double synced = write_for(path, PAGE, true, true, ns);
+        say("count=%" PRIu64 " sequential=%.1f random=%.1f synced=%.1f", count, sequential, random,
+            synced);
+    }
+}
+
 static _Noreturn void run_files(void)
 {
     static uint64_t block[MIB / sizeof(uint64_t)];
@@ -342,6 +357,8 @@ int main(int argc, char **argv)
         run_table(argv);
     if (strcmp(mode, "idle") == 0)
         run_idle();
+    if (strcmp(mode, "io") == 0)
+        run_io(argv);
     if (strcmp(mode, "files") == 0)
         run_files();
     if (strcmp(mode, "serve") == 0)

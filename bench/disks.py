@@ -1,0 +1,182 @@
+"""What a guest's writes to its disk cost while it is protected, and what they cost its checkpoints.
+
+The guest writes in turns a MiB after the other, 4 KiB anywhere, and 4 KiB anywhere with an fsync
+each, and says how many it wrote.  On the same running VM, in turns: without colo, protected with
+its disk, and protected with its disk left out, which is the price of the checkpoints alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from bench.stats import median, summarise
+from bench.vm import Process, colo_command, guest_image, read_status, wait_until
+from colo.config import load
+from colo.demo.guest_image import KERNEL_WORDS
+from colo.qemu.process import plan
+
+__all__ = ["measure"]
+
+_DISK_MIB: Final = 256
+_START_S: Final = 120.0
+_LINES: Final = 2
+_WAYS: Final = ("sequential", "random", "synced")
+_KINDS: Final = ("with its disk", "disk left out")
+_LINE: Final = re.compile(r"sequential=([\d.]+) random=([\d.]+) synced=([\d.]+)\r?\n")
+
+
+def measure(binary: str, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Rates in writes a second, ``ratios`` of each round; ``stopped_ms`` of a checkpoint."""
+    rates: dict[str, dict[str, list[float]]] = {
+        kind: {way: [] for way in _WAYS} for kind in ("unprotected", *_KINDS)
+    }
+    stopped: dict[str, list[float]] = {kind: [] for kind in _KINDS}
+    with tempfile.TemporaryDirectory(prefix="colo-bench-") as name, ExitStack() as stack:
+        scene = _Scene(Path(name), binary)
+        for kind in _KINDS:
+            stack.enter_context(scene.secondary(kind))
+        stack.enter_context(scene.guest())
+        for _ in range(rounds):
+            for kind in rates:
+                with ExitStack() as turn:
+                    if kind in _KINDS:
+                        turn.enter_context(scene.primary(kind))
+                    for way, rate in scene.rates().items():
+                        rates[kind][way].append(rate)
+                        say(f"  {kind}: {way} {rate:.0f} writes a second")
+                    if kind in _KINDS:
+                        phases = read_status(scene.folder, "phases_ms", f"a {kind}")
+                        stopped[kind].append(phases["stopped"]["median"])
+    return {
+        "rates": {
+            kind: {way: asdict(summarise(values)) for way, values in ways.items()}
+            for kind, ways in rates.items()
+        },
+        "ratios": {
+            kind: {
+                way: median(
+                    [
+                        a / b
+                        for a, b in zip(rates[kind][way], rates["unprotected"][way], strict=True)
+                    ]
+                )
+                for way in _WAYS
+            }
+            for kind in _KINDS
+        },
+        "stopped_ms": {kind: median(values) for kind, values in stopped.items()},
+    }
+
+
+class _Scene:
+    """A VM whose guest writes to its disk, and a secondary for each way to protect it."""
+
+    def __init__(self, folder: Path, binary: str) -> None:
+        self.folder = folder
+        self._files = {kind: self._file(kind, binary) for kind in _KINDS}
+        for name in ("a", "b left out"):
+            with (folder / f"{name}.raw").open("wb") as disk:
+                os.posix_fallocate(disk.fileno(), 0, _DISK_MIB << 20)
+
+    def _file(self, kind: str, binary: str) -> Path:
+        image = guest_image()
+        args = ["-machine", "pc", "-cpu", "qemu64", "-m", "128", "-display", "none", "-nodefaults"]
+        args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
+        args += ["-append", f"{KERNEL_WORDS} colo.mode=io"]
+        args += ["-device", "virtio-blk-pci,drive=disk0"]
+        drive = "if=none,id=disk0,format=raw,discard=unmap,file="
+        a, b = self.folder / "a.raw", self.folder / "b left out.raw"
+        roles = {"primary": ["-drive", f"{drive}{a}"], "secondary": []}
+        text = f'name = "bench"\n[qemu]\nbinary = {json.dumps(binary)}\naccel = "tcg"\n'
+        text += f"args = {json.dumps(args)}\n"
+        disks = ""
+        if kind == _KINDS[0]:
+            replica = self.folder / "b.raw"
+            disks = f'[[disks]]\nid = "disk0"\nprimary = "{a}"\nsecondary = "{replica}"\n'
+        else:
+            roles["secondary"] = ["-drive", f"{drive}{b}"]
+        for role, more in roles.items():
+            console = self.folder / f"{role} {kind}.console"
+            text += f"[qemu.{role}]\nargs = {json.dumps([*more, '-serial', f'file:{console}'])}\n"
+        path = self.folder / f"{kind}.toml"
+        path.write_text(f'{text}[failover]\narbiter = "manual"\n{disks}')
+        return path
+
+    @contextmanager
+    def guest(self) -> Iterator[None]:
+        """Have the guest run."""
+        launch = plan(load(self._files[_KINDS[1]]))
+        qmp = f"unix:{self.folder / 'qmp'},server=on,wait=off"
+        command = [*launch.primary(), "-qmp", qmp]
+        self._qemu = Process("qemu", command, self.folder, launch.environment)
+        try:
+            self.rates()
+            yield
+        finally:
+            self._qemu.kill()
+
+    @contextmanager
+    def secondary(self, kind: str) -> Iterator[None]:
+        """Have a secondary wait for this kind of protection."""
+        state = self.folder / f"b {kind}"
+        command = [*colo_command("secondary"), str(self._files[kind]), "--on-loss", "hold"]
+        command += ["--listen", f"unix:{self.folder / kind}.sock", "--state-dir", str(state)]
+        process = Process(f"secondary {kind}", command, self.folder)
+        try:
+            ready = lambda: read_status(self.folder, "qemu", f"b {kind}")  # noqa: E731
+            wait_until("a secondary's start", ready, _START_S, process)
+            yield
+        finally:
+            process.terminate()
+
+    @contextmanager
+    def primary(self, kind: str) -> Iterator[None]:
+        """Have the VM protected."""
+        state = f"a {kind}"
+        command = [*colo_command("primary"), str(self._files[kind])]
+        command += [
+            "--qmp",
+            f"unix:{self.folder / 'qmp'}",
+            "--to",
+            f"unix:{self.folder / kind}.sock",
+        ]
+        command += ["--state-dir", str(self.folder / state), "--unprotected-disks"]
+        process = Process(f"primary {kind}", command, self.folder)
+        try:
+            wait_until(
+                "protection",
+                lambda: read_status(self.folder, "state", state) == "PROTECTED" or None,
+                _START_S,
+                process,
+                self._qemu,
+            )
+            yield
+        finally:
+            process.terminate()
+
+    def rates(self) -> dict[str, float]:
+        """The rates of some whole lines that the guest says from now on: their medians."""
+        skipped = len(self._lines()) + 1  # one is under way
+        lines = wait_until(
+            "the guest's writes",
+            lambda: self._lines()[skipped : skipped + _LINES] if self._are(skipped) else None,
+            _START_S,
+            self._qemu,
+        )
+        return {way: median([float(line[at]) for line in lines]) for at, way in enumerate(_WAYS)}
+
+    def _are(self, skipped: int) -> bool:
+        return len(self._lines()) >= skipped + _LINES
+
+    def _lines(self) -> list[tuple[str, str, str]]:
+        console = self.folder / f"primary {_KINDS[1]}.console"
+        text = console.read_text(errors="replace") if console.exists() else ""
+        return _LINE.findall(text)
