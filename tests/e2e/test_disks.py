@@ -136,6 +136,7 @@ def test_the_replica_is_the_disk_byte_for_byte(play: Play) -> None:
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 def test_host_b_dies_under_load_and_comes_back(play: Play, draw: random.Random) -> None:
     nodes = protected(play())
     for _ in range(2):
@@ -150,6 +151,7 @@ def test_host_b_dies_under_load_and_comes_back(play: Play, draw: random.Random) 
     nodes.b.console.verify()
 
 
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 def test_colo_is_killed_and_finds_its_disks_again(play: Play) -> None:
     """Host B's: it is copied to again.  Host A's: its QEMU, left alone, is a stale copy by then."""
     nodes = protected(play())
@@ -169,6 +171,7 @@ def test_colo_is_killed_and_finds_its_disks_again(play: Play) -> None:
     nodes.a.console.verify()
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 def test_a_full_disk_on_host_b_ends_the_protection_and_no_more(play: Play, tmp_path: Path) -> None:
     """And once there is room it goes on."""
     nodes = play()
@@ -190,6 +193,7 @@ def test_a_full_disk_on_host_b_ends_the_protection_and_no_more(play: Play, tmp_p
         subprocess.run(["umount", "--lazy", small], check=True)
 
 
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 def test_a_backup_job_of_qemus_is_refused_by_qemu_and_changes_nothing(play: Play) -> None:
     """A drive has one job at a time: a backup is taken in the guest."""
     nodes = protected(play())
