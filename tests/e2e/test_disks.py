@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -204,3 +205,20 @@ def test_a_backup_job_of_qemus_is_refused_by_qemu_and_changes_nothing(play: Play
             qmp(monitor, "blockdev-backup", device=device, target="mine", sync="full")
     nodes.a.console.wait_progress()
     assert nodes.a.is_in("primary", "PROTECTED")
+
+
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
+def test_after_a_shutdown_the_host_with_the_last_writes_starts_it(play: Play) -> None:
+    """The guest looks through its disk when it starts, and goes on behind the last record there."""
+    nodes = protected(play())
+    done = nodes.a.run("stop", "--grace", "1")
+    assert done.returncode == 0, done.stderr
+    wait(lambda: not nodes.a.lives() and not nodes.b.lives(), "both hosts to end")
+    nodes.b.start()
+    wait(lambda: nodes.b.is_in("secondary", "LISTENING"), "host B to follow")
+    nodes.a.start()
+    nodes.wait_protected(nodes.a)
+    nodes.a.console.wait_progress()
+    found = re.findall(r"verified disk=(\d+)", nodes.a.console.text())
+    assert int(found[-1]) > 0
+    nodes.a.console.verify()

@@ -212,7 +212,10 @@ class PrimaryNode(Performer):
     async def _perform_last(self, effect: Do) -> None:
         match effect:
             case Do.GIVE_BACK | Do.GIVE_BACK_UNUSED | Do.GIVE_BACK_SHUT_DOWN:
-                await self._right.give_back(_ENDINGS[effect])
+                ending = _ENDINGS[effect]
+                if ending is Ending.SHUT_DOWN and self._config.disks:
+                    ending = Ending.LEFT  # its last writes are in this host's disks alone
+                await self._right.give_back(ending)
             case Do.END_GUEST:
                 assert self._start is not None
                 await self._start.undo()
