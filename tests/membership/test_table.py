@@ -254,6 +254,8 @@ def test_a_refusal_for_good_ends_a_part_and_not_a_daemon(node: bool) -> None:
 @pytest.mark.parametrize(
     ("means", "state", "event", "facts", "to", "does"),
     [
+        (Means(), State.COPYING, Event.INTERRUPT, Facts(contested=True), State.PARTING, Do.HOLD),
+        (Means(), State.PARTING, Event.COPY_BEGUN, Facts(grant=A), State.PARTING, Do.HOLD),
         (Means(), State.PARTING, Event.DIED, Facts(grant=A), State.DEAD, Do.GIVE_BACK),
         (Means(), State.GOING_OVER, Event.SHUT_DOWN, Facts(grant=A, contested=True),
          State.SHUTDOWN, Do.SAY_SHUTDOWN),

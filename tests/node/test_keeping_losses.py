@@ -67,6 +67,8 @@ class Waiting(FitsAnything):
     def renew(self) -> None:
         pass
 
+    read_only: dict[str, str] = {}  # noqa: RUF012
+
     def check_devices(self, migration: Migration) -> None:
         if self.refuses is not None:
             raise self.refuses

@@ -45,6 +45,8 @@ class Waiting(FitsAnything):
     def renew(self) -> None:
         pass
 
+    read_only: dict[str, str] = {}  # noqa: RUF012
+
     async def stop(self) -> None:
         pass
 

@@ -53,6 +53,7 @@ ANSWERS: dict[str, Any] = {
     "query-migrate-capabilities": [{"capability": "x-colo", "state": False}],
     "query-migrate-parameters": {"max-bandwidth": 1, "x-checkpoint-delay": 1},
     "query-kvm": {"enabled": False},
+    "query-block": [],
     "query-migrate": {},
     "query-status": {"running": False, "status": "paused"},
 }

@@ -39,8 +39,14 @@ class Host:
         self.cuts = 0
         self.lost: list[ColoError] = []
         self.primary: Grant | None = GRANT
+        self.read_only = {"cd0": "123", "cd1": ""}
         self.replicas = Replicas(
-            made or config(folder), folder, self._resized, self._cut, self.lost.append
+            made or config(folder),
+            folder,
+            self._resized,
+            lambda: self.read_only,
+            self._cut,
+            self.lost.append,
         )
         self.sock, theirs = socket.socketpair()
         theirs.close()
@@ -144,6 +150,8 @@ def test_one_primary_and_one_link_at_a_time(tmp_path: Path) -> None:
     [
         (b"nonsense\n", "not a disk link's first line", False),
         (replace(HELLO, vm="web2").encode(), "its VM is web2", True),
+        (replace(HELLO, read_only={"cd0": "124"}).encode(), "drive cd0, which the guest", True),
+        (replace(HELLO, read_only={"cd2": ""}).encode(), "cd2, which the guest only reads", True),
         (replace(HELLO, disks=()).encode(), "its [[disks]] are none, this one's root", True),
         (HELLO.encode() + b"x", "it says more on the disk link before it is answered", False),
     ],
@@ -159,7 +167,22 @@ def test_who_is_refused_and_why(tmp_path: Path, said: bytes, why: str, final: bo
     play(tmp_path, scene)
 
 
-def test_a_disk_that_cannot_be_had_is_the_end_of_it_and_nothing_stays_open(tmp_path: Path) -> None:
+def test_what_is_only_read_is_compared_also_where_nothing_is_written(tmp_path: Path) -> None:
+    async def run() -> None:
+        host = Host(tmp_path, VmConfig("web1"))
+        hello = replace(HELLO, disks=(), read_only={"cd0": "123", "cd1": "9"})
+        assert await host.greet(hello.encode()) == (None, {"holds": []})
+        assert host.sock.recv(1) == b"", "that was all"
+        assert not host.replicas.lacking
+        host.read_only = {}
+        why, _ = await host.greet(hello.encode())
+        assert why is not None and "have the same on both hosts" in why
+        host.sock.close()
+
+    asyncio.run(run())
+
+
+def test_a_disk_that_cannot_be_had_is_said_and_nothing_stays_open(tmp_path: Path) -> None:
     async def scene(host: Host) -> None:
         host.replicas.prepare()
         (tmp_path / "root.journal").mkdir()

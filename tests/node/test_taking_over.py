@@ -119,7 +119,7 @@ class Host(Performer):
 
     def __init__(self, folder: Path, failures: int = 0, fence: Fence | None = None) -> None:
         means = Means(fence=fence is not None)
-        nowhere = cast(StateFolder, SimpleNamespace())
+        nowhere = cast(StateFolder, SimpleNamespace(override=lambda number: None))
         super().__init__(Member("web1", means, State.KEEPING), nowhere, lambda text: None)
         self.member.facts = Facts(known=Grant(0, "a/1/1"), linked=True)
         self.arbiter = AbsentArbiter(folder / "grant")
@@ -132,7 +132,7 @@ class Host(Performer):
         self.said: list[str] = []
         self.did: list[Do] = []
         self.disks = Disks()
-        names = iter("bcdefg")
+        self.names = "bcdefg"  # of the QEMUs that wait, one after the other
         self.takeover = Takeover(
             self.member,
             self.arbiter,
@@ -140,7 +140,7 @@ class Host(Performer):
             cast(Store, store),
             self.disks,
             self.guest,
-            lambda: next(names),
+            lambda: self.names[0],
             self.said.append,
         )
 
@@ -256,10 +256,62 @@ def test_an_answer_that_came_late_is_got_by_asking_again(tmp_path: Path, ordered
         else:
             host.lose()
         await host.arbiter.until_written(Grant(1, "b"))
+        host.names = "c"
         await host.until_told()
         host.arbiter.disk.set()
         await host.until(State.RUNNING)
-        assert host.member.facts.grant.holder == "b"
+        assert host.arbiter.asked[:2] == ["b", "b"] or ordered
+        assert host.member.facts.grant == host.arbiter.current().grant == Grant(2, "c")
+
+    play(tmp_path, scene)
+
+
+async def until_granted(host: Host) -> None:
+    """Have the grant, and a VM that is being started."""
+    host.arbiter.back.set()
+    host.lose()
+    await host.until(State.TAKING_OVER)
+    assert host.member.facts.grant == Grant(1, "b")
+
+
+def test_the_grant_is_in_the_name_of_the_qemu_that_runs(tmp_path: Path) -> None:
+    """The one in whose name it was asked for has died: who looks next would take this for stale."""
+
+    async def scene(host: Host) -> None:
+        await until_granted(host)
+        host.names = "c"
+        host.guest.let.set()
+        await host.until(State.RUNNING)
+        assert host.member.facts.grant == host.arbiter.current().grant == Grant(2, "c")
+        assert host.takeover.facts["grant"] == 2
+        assert not host.member.facts.owes
+
+    play(tmp_path, scene)
+
+
+def test_an_arbiter_that_is_away_then_learns_it_later(tmp_path: Path) -> None:
+    async def scene(host: Host) -> None:
+        await until_granted(host)
+        host.names = "c"
+        host.arbiter.back.clear()
+        host.guest.let.set()
+        await host.until(State.RUNNING)
+        assert host.member.facts.owes
+        assert host.member.facts.overridden == 1
+        assert "the arbiter is told later which QEMU runs the VM" in host.said[-1]
+
+    play(tmp_path, scene)
+
+
+def test_a_grant_that_has_moved_on_meanwhile_starts_nothing(tmp_path: Path) -> None:
+    async def scene(host: Host) -> None:
+        await until_granted(host)
+        host.names = "c"
+        host.arbiter.order("another")
+        host.guest.let.set()
+        await host.until(State.ORPHANED)
+        assert not host.guest.runs
+        assert "another host has the right to run the VM since grant 1" in str(host.takeover.error)
 
     play(tmp_path, scene)
 

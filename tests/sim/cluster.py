@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from colo.membership.member import Means, Member
 from colo.membership.states import State
 from tests.sim.arbiter import SimArbiter
-from tests.sim.checks import Checks, Violation
+from tests.sim.checks import Checks, Moment, Violation
 from tests.sim.colo import Colo
 from tests.sim.vm import Vm, nothing
 from tests.sim.world import World
@@ -49,6 +49,7 @@ class Cluster:
         self.means = Means(automatic, not day.holds, fence, day.stock, node=automatic)
         self.make = make
         self.was_shut_down = False
+        self._outlived: list[Moment] = []
         self._forced: tuple[Vm, int] | None = None
         self.hosts = {name: Host(self, name) for name in ("a", "b")}
 
@@ -75,9 +76,24 @@ class Cluster:
             host.colo is not None
             and host.colo.is_alive
             and host.colo.store is not None
+            and not self._is_outlived(host.colo.store)
             and self.checks.covers(host.colo.store)
             for host in self.hosts.values()
         )
+
+    def runs_alone(self, vm: Vm) -> None:
+        """A VM runs alone by right: by that, what the other host keeps of it is old."""
+        self._outlived.append(vm.now)
+
+    def _is_outlived(self, store: Moment) -> bool:
+        return any(store.life == at.life and store.position <= at.position for at in self._outlived)
+
+    def must_stay_off(self, host: Host) -> bool:
+        """Whether an operator has said that this host is off, and the arbiter does not know yet."""
+        vm, record = self._forced[0] if self._forced else None, self.arbiter.record
+        if vm is None or not vm.is_alive or vm is host.vm or record is None:
+            return False
+        return record.left_by != vm.name
 
     def runs_elsewhere(self, vm: Vm | None) -> bool:
         return any(
@@ -147,5 +163,8 @@ class Host:
             self.vm = None
 
     def power_on(self) -> None:
+        if self.cluster.must_stay_off(self):
+            self.cluster.world.after(1.0, self.power_on)
+            return
         self.is_up = True
         self.begin()

@@ -251,8 +251,14 @@ def secondary_says_no(cluster: Cluster, host: Host) -> None:
     ours, other = host.colo, cluster.other(host).colo
     if ours is None or other is None or not (ours.is_alive and other.is_alive):
         return
-    late = ours.state is State.KEEPING and other.state is State.PROTECTED
-    if late or ours.state is State.RECEIVING:
+
+    def reject() -> None:
+        if ours.state is State.RECEIVING:
+            ours._reject_copy()
+
+    if ours.state is State.RECEIVING:
+        ours.take(reject)
+    elif ours.state is State.KEEPING and other.state is State.PROTECTED:
         ours.take(ours.do_reject)
 
 

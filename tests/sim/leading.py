@@ -228,6 +228,7 @@ class Leads(Shell):
 
     def do_open(self) -> None:
         if self.it.vm is not None:
+            self.cluster.runs_alone(self.it.vm)
             self.it.vm.open()
 
     def do_shut(self) -> None:

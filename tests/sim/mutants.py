@@ -297,6 +297,11 @@ def ends_what_may_run_where_nobody_answers(stack: contextlib.ExitStack) -> None:
     _row(stack, _S.LOOKING, _E.NO_ANSWER, Row(_S.WAITING, (_D.END_GUEST, _D.DECLINE, _D.PAUSE)))
 
 
+@_mutant
+def parts_without_holding(stack: contextlib.ExitStack) -> None:
+    _row(stack, _S.COPYING, _E.INTERRUPT, Row(_S.PARTING, (_D.LOOK,)))
+
+
 def hunt(name: str, most: int) -> Outcome | None:
     """Look for a seed at which a breakage shows."""
     with broken(name):

@@ -31,12 +31,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
 from colo.disks.digests import BLOCK_SIZE, DIGEST_SIZE
-from colo.errors import LimitExceeded, PeerError, Refused
+from colo.errors import LimitExceeded, Misfit, PeerError, Refused
 
 __all__ = [
     "DISK_MAGIC",
@@ -169,12 +169,16 @@ class OneDisk:
 
 @dataclass(frozen=True)
 class DiskHello:
-    """The primary's first line: whose disks, by which grant it has them, and which."""
+    """The primary's first line: whose disks, by which grant it has them, and which.
+
+    ``read_only``: the digests of what the guest only reads, by the drives' names.
+    """
 
     vm: str
     grant: int
     holder: str
     disks: tuple[OneDisk, ...]
+    read_only: dict[str, str] = field(default_factory=dict)
     version: int = VERSION
 
     def encode(self) -> bytes:
@@ -195,6 +199,10 @@ class DiskHello:
                 _typed(table["grant"], int),
                 _typed(table["holder"], str),
                 disks,
+                {
+                    _typed(name, str): _typed(digest, str)
+                    for name, digest in _typed(table["read_only"], dict).items()
+                },
                 _typed(table["version"], int),
             )
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -224,11 +232,11 @@ def answer(error: str | None = None, final: bool = False, holds: tuple[bool, ...
 
 
 def read_answer(line: bytes) -> tuple[bool, ...]:
-    """Read that line.  Raises Refused, or PeerError where no further try changes it."""
+    """Read that line.  Raises Refused, or Misfit where no further try changes it."""
     try:
         table = json.loads(line)
         if "refused" in table:
-            raise (PeerError if table["final"] else Refused)(str(table["refused"]))
+            raise (Misfit if table["final"] else Refused)(str(table["refused"]))
         return tuple(_typed(each, bool) for each in _typed(table["holds"], list))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise PeerError(f"not an answer on the disk link: {line[:60]!r}") from None

@@ -176,10 +176,11 @@ class Member:
     ) -> tuple[Do, ...]:
         """Take an event; return what is to be done.
 
-        ``grant`` goes with RECORD (whose it is), GRANTED, LINK_UP, CHANNEL_UP (of a stock primary)
-        and SAYS_GONE (the number only); ``word`` with SAYS_GONE; ``turn``, ``foreign`` and
-        ``owes`` with RECORD; ``force`` with ORDER; ``final`` with LOST, REJECTED and UNFIT: no
-        further try changes it; ``may_be_done`` with NO_ANSWER; ``starts`` with BEGIN.
+        ``grant`` goes with RECORD (whose it is), GRANTED, LINK_UP, CHANNEL_UP (of a stock primary),
+        SAYS_GONE (the number only) and RUNS, if it is another by now; ``word`` with SAYS_GONE;
+        ``turn`` and ``foreign`` with RECORD; ``owes`` with RECORD and RUNS; ``force`` with ORDER;
+        ``final`` with LOST, REJECTED and UNFIT: no further try changes it; ``may_be_done`` with
+        NO_ANSWER; ``starts`` with BEGIN.
 
         Raises LocalProtocolError where the event is out of place, InvariantBroken where a rule
         would be broken; nothing has changed then.
@@ -272,7 +273,8 @@ class Member:
             case Event.INTERRUPT:
                 return replace(facts, ends=True)
             case Event.RUNS:
-                return replace(facts, starts=False)
+                new = replace(facts, starts=False, owes=facts.owes or owes)
+                return replace(new, grant=grant or facts.grant)
             case _:
                 return facts
 

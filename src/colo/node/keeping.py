@@ -86,8 +86,9 @@ class SecondaryNode(Performer):
         store = Store(folder.store(config.store.folder, config.name), main, config.limits)
         files = {block.name: store.images[block.name].path for block in main}
         self.waiting = WaitingQemu(plan, files, folder.path, self.write_status)
-        told = self._fresh, self._lost
-        self._kept = Kept(config, store, self.waiting, *told, folder.path, self.waiting.renew)
+        told, waiting = (self._fresh, self._lost), self.waiting
+        read_only = lambda: waiting.read_only  # noqa: E731
+        self._kept = Kept(config, store, waiting, *told, folder.path, waiting.renew, read_only)
         self._link: Link | None = None
         self._greetings: list[Greeting] = []
         self._link_was = False
@@ -381,7 +382,7 @@ class SecondaryNode(Performer):
     async def _load(self, session: Receiving) -> None:
         outcome = await self._takeover.load(session)
         assert outcome is not None
-        self.tell(outcome[0])
+        self.tell(outcome[0], **outcome[1])
 
     def _runs(self) -> None:
         """The VM was taken over."""

@@ -24,7 +24,8 @@ class Kept:
     """The copy in ``store``, of one session after the other; ``number`` is -1 where there is none.
 
     ``fresh`` is called with each new checkpoint's number, ``lost`` with why no more will come.
-    ``checks``: what a first copy is held against.  ``folder`` and ``resized``: see Replicas.
+    ``checks``: what a first copy is held against.  ``folder``, ``resized`` and ``read_only``: see
+    Replicas.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class Kept:
         lost: Callable[[ColoError], None],
         folder: Path,
         resized: Callable[[], None],
+        read_only: Callable[[], dict[str, str]],
     ) -> None:
         self.store = store
-        self.disks = Replicas(config, folder, resized, self._disks_are_here, self._disks_lost)
+        told = self._disks_are_here, self._disks_lost
+        self.disks = Replicas(config, folder, resized, read_only, *told)
         self.figures = Figures()
         self.session: Receiving | None = None
         self.number = -1

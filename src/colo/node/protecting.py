@@ -18,6 +18,7 @@ from colo.errors import (
     ChannelLost,
     ColoError,
     GuestError,
+    Misfit,
     PeerError,
     QemuRefusal,
     UsageError,
@@ -125,6 +126,7 @@ class PrimaryNode(Performer):
             qemu,
             to,
             folder.path,
+            stock,
             lambda: (self.member.facts.grant.number, self._right.holder),
             self._session.urge,
             self._lost,
@@ -399,7 +401,7 @@ class PrimaryNode(Performer):
         self.tell(Event.WHOLE)
 
     def _lost(self, error: ColoError | OSError) -> None:
-        if isinstance(error, QemuRefusal) and self.state is State.BEGINNING:
+        if isinstance(error, QemuRefusal | Misfit) and self.state is State.BEGINNING:
             self._fatal = GuestError(f"{error}; mend that, then start colo again")
         if self._error is None:
             self._error = str(error)

@@ -22,6 +22,7 @@ from colo.disks.standing import At, Condition
 from colo.disks.words import DiskHello, OneDisk, answer, take_line
 from colo.errors import ChannelLost, ColoError, DiskError, PeerError, UsageError
 from colo.membership.grant import Grant
+from colo.qemu.read_only import differences
 from colo.session.disk_intake import DiskIntake
 
 __all__ = ["Replicas", "run_on"]
@@ -36,8 +37,8 @@ _QCOW2: Final = ".qcow2"
 class Replicas:
     """The replicas of the VM's disks, their journals in ``folder``.
 
-    ``resized`` is called when a disk has another size than the waiting QEMU knows; ``on_cut`` and
-    ``on_lost``: see DiskIntake.
+    ``resized`` is called when a disk has another size than the waiting QEMU knows, ``read_only``
+    gives what that one's guest would only read; ``on_cut`` and ``on_lost``: see DiskIntake.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Replicas:
         config: VmConfig,
         folder: Path,
         resized: Callable[[], None],
+        read_only: Callable[[], dict[str, str]],
         on_cut: Callable[[], None],
         on_lost: Callable[[ColoError], None],
     ) -> None:
@@ -52,6 +54,7 @@ class Replicas:
         self._disks = config.disks
         self._folder = folder
         self._journal_bytes = config.store.disk_journal_mib << 20
+        self._read_only = read_only
         self._resized, self._on_cut, self._on_lost = resized, on_cut, on_lost
         self._replicas: list[Replica] = []
         self._busy = False
@@ -90,7 +93,8 @@ class Replicas:
             async with asyncio.timeout(_HELLO_S):
                 hello = DiskHello.decode(await _line(sock))
             refused = hello.refusal(self._vm_name, tuple(OneDisk(d.id, 0) for d in self._disks))
-            if refused is not None:
+            refused = refused or differences(hello.read_only, self._read_only())
+            if refused:
                 why, final = refused, True
             elif self.intake is None and not self._busy:
                 self._busy = True
@@ -100,10 +104,8 @@ class Replicas:
                     why = "it is not of the primary that has said hello, or too late"
         except TimeoutError:
             why = "it said nothing on the disk link"
-        except (PeerError, OSError) as error:
+        except (PeerError, DiskError, OSError) as error:
             why = str(error)
-        except DiskError as error:
-            why, final = str(error), True
         finally:
             self._busy = False
         if why:
@@ -112,6 +114,9 @@ class Replicas:
             sock.close()
             return why
         await loop.sock_sendall(sock, answer(holds=self._holds))
+        if not self._disks:
+            sock.close()  # all that was to be said
+            return None
         self.intake = DiskIntake(sock, self._replicas, self._on_cut, self._on_lost)
         return None
 

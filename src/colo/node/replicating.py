@@ -19,6 +19,7 @@ from colo.errors import ColoError, GuestError
 from colo.nbd.listener import Server, listen
 from colo.qemu.mirrors import Mirrors, Progress, Source, find_disks
 from colo.qemu.monitor import Monitor
+from colo.qemu.read_only import read_only_drives
 from colo.session.disk_feed import DiskFeed, MirrorTarget, call_disks
 from colo.transport.address import Address
 
@@ -31,8 +32,9 @@ _MIB: Final = 1 << 20
 class Replicating:
     """The disks of ``qemu``'s VM, whose exports are at a socket in ``folder``.
 
-    ``who`` gives the grant's number and holder.  ``urge`` is called when a checkpoint should come
-    soon; ``lost`` with why the disks are replicated no more.
+    ``is_stock``: the secondary is a stock QEMU, which has none.  ``who`` gives the grant's number
+    and holder.  ``urge`` is called when a checkpoint should come soon; ``lost`` with why the disks
+    are replicated no more.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Replicating:
         qemu: Monitor,
         to: Address,
         folder: Path,
+        is_stock: bool,
         who: Callable[[], tuple[int, str]],
         urge: Callable[[], None],
         lost: Callable[[ColoError], None],
@@ -51,6 +54,7 @@ class Replicating:
         self._qemu = qemu
         self._to = to
         self._path = folder / "disks.sock"
+        self._is_stock = is_stock
         self._who, self._urge, self._lost, self._say = who, urge, lost, say
         self._mirrors = Mirrors(qemu, self._ended)
         self._sources: tuple[Source, ...] = ()
@@ -64,12 +68,16 @@ class Replicating:
     async def begin(self) -> None:
         """Have all disks in step on the other host.  Raises ColoError, OSError."""
         await self.is_out()
-        if not self._ids:
+        read_only = await read_only_drives(self._qemu)
+        if self._is_stock or not (self._ids or read_only):
             return
         self._sources = await find_disks(self._qemu, self._ids)
         disks = tuple(OneDisk(each.id, each.size) for each in self._sources)
-        hello = DiskHello(self._vm_name, *self._who(), disks)
+        hello = DiskHello(self._vm_name, *self._who(), disks, read_only)
         sock, holds = await call_disks(self._to, hello)
+        if not self._ids:
+            sock.close()  # all that was to be said
+            return
         self._feed = feed = DiskFeed(sock, holds, self._urge, self._lose)
         targets = [
             MirrorTarget(feed, number, each.id, each.size)

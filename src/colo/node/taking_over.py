@@ -15,6 +15,7 @@ from colo.arbiters.asking import reach
 from colo.arbiters.fence import Fence
 from colo.errors import ColoError, GuestError, LocalError, NoAnswer
 from colo.guest.interface import SecondaryGuest
+from colo.membership.grant import Grant
 from colo.membership.member import Member
 from colo.membership.roles import host_of
 from colo.membership.states import Event
@@ -77,6 +78,8 @@ class Takeover:
         #: How the last start went.
         self.facts: dict[str, Any] = {}
         self.error: ColoError | None = None
+        self._grant = Grant(0, "")
+        self._owes = False
 
     # -- the right ------------------------------------------------------------------------
 
@@ -151,7 +154,7 @@ class Takeover:
             session.handle(SecondaryEvent.NOT_STARTED)
             return Event.STUCK, {}
         session.handle(SecondaryEvent.RESUMED)
-        return Event.RUNS, {}
+        return Event.RUNS, {"grant": self._grant, "owes": self._owes}
 
     async def _run(self) -> dict[str, Any]:
         """Run the VM; return the facts.  Raises GuestError after three tries.
@@ -160,12 +163,14 @@ class Takeover:
         opened, unless all has failed.
         """
         assert self._store.checkpoint is not None
+        self._grant, self._owes = self._member.facts.grant, False
         self._store.give_up()
         failures = []
         for _ in range(_TRIES):
             try:
                 began = time.monotonic()
                 await self._guest.load(self._store)
+                await self._hold_by_name()
                 await self._guest.run()
             except (ColoError, OSError, MemoryError) as error:
                 failures.append(str(error) or "out of memory")
@@ -174,10 +179,30 @@ class Takeover:
                 now = time.monotonic()
                 return {
                     "checkpoint": self._store.checkpoint.number,
-                    "grant": self._member.facts.grant.number,
+                    "grant": self._grant.number,
                     "total_ms": (now - self._decided_at) * 1e3,
                     "loading_ms": (now - began) * 1e3,
                     "running_at": time.time(),
                 }
         self._store.take_back()
         raise GuestError(f"the takeover failed {_TRIES} times", failures[-1])
+
+    async def _hold_by_name(self) -> None:
+        """Have the grant in the name of the QEMU that is to run: one that waited may have died.
+
+        Raises GuestError where somebody else has got it meanwhile.
+        """
+        name = self._holder()
+        if not self._arbiter.automatic or self._member.facts.owes or self._grant.holder == name:
+            return
+        try:
+            grant = await reach(self._arbiter.take, self._grant.number, name)
+        except LocalError as error:  # that it is ours is certain; by which name, it has to learn
+            self._say(f"the arbiter is told later which QEMU runs the VM: {error}")
+            self._owes = True
+            return
+        if grant is None:
+            raise GuestError(
+                f"another host has the right to run the VM since grant {self._grant.number}"
+            )
+        self._grant = grant

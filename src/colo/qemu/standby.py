@@ -25,6 +25,7 @@ from colo.qemu.guest_clock import given_back, tell_since
 from colo.qemu.hardware import ask_machine
 from colo.qemu.identity import instance
 from colo.qemu.process import LaunchPlan, Qemu
+from colo.qemu.read_only import read_only_drives
 from colo.store.export import migration_stream
 from colo.store.store import Store
 
@@ -60,6 +61,7 @@ class WaitingQemu:
         self._incoming = folder / "incoming.sock"
         self._on_change = on_change
         self._machine = ""
+        self.read_only: dict[str, str] = {}  # what its guest would only read
         self._parts = Machine()
         self._keeper: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
@@ -213,9 +215,11 @@ class WaitingQemu:
             with contextlib.suppress(OSError):  # the folder keeps others out too
                 self._incoming.chmod(0o600)
             machine = await qemu.execute("qom-get", path="/machine", property="type")
+            drives = await read_only_drives(qemu)
         except GuestError:
             await qemu.kill()
             raise
+        self.read_only = drives
         self._machine = str(machine).removesuffix(_MACHINE_SUFFIX)
         self._parts = await ask_machine(qemu, _log.warning)
         self.starts += 1
