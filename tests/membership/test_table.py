@@ -262,7 +262,8 @@ def test_a_refusal_for_good_ends_a_part_and_not_a_daemon(node: bool) -> None:
         (Means(claims=True), State.STARTING, Event.OBJECTS, Facts(starts=True), State.REFUSED,
          Do.END_GUEST),
     ],
-    ids=["told to end", "told to end before", "dies while it parts", "shuts down on its way", "claimed, and spoken against"],
+    ids=["told to end while it copies", "told to end before", "dies while it parts",
+         "shuts down on its way", "claimed, and spoken against"],
 )  # fmt: skip
 def test_what_chance_seldom_comes_to(
     means: Means, state: State, event: Event, facts: Facts, to: State, does: Do

@@ -71,6 +71,7 @@ class Replicating:
         read_only = await read_only_drives(self._qemu)
         if self._is_stock or not (self._ids or read_only):
             return
+        await self._mirrors.clean()  # a colo that was killed may have left some
         self._sources = await find_disks(self._qemu, self._ids)
         disks = tuple(OneDisk(each.id, each.size) for each in self._sources)
         hello = DiskHello(self._vm_name, *self._who(), disks, read_only)

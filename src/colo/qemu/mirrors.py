@@ -85,8 +85,10 @@ class Mirrors:
         self._listening: asyncio.Task[None] | None = None
 
     async def begin(self, sources: tuple[Source, ...], socket: Path) -> None:
-        """Mirror each to the export of its id at ``socket``.  Raises GuestError."""
-        await self.clean()
+        """Mirror each to the export of its id at ``socket``; ``clean`` comes before all.
+
+        Raises GuestError.
+        """
         self._sources = sources
         self._listener = EventListener(("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"))
         self._qemu.qmp.register_listener(self._listener)
