@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-__all__ = ["shown"]
+__all__ = ["bar", "shown"]
 
 
 def shown(pieces: Iterable[bytes], what: str, console: Console | None = None) -> Iterator[bytes]:
@@ -25,3 +33,20 @@ def shown(pieces: Iterable[bytes], what: str, console: Console | None = None) ->
         for piece in pieces:
             yield piece
             progress.advance(task, len(piece))
+
+
+@contextmanager
+def bar(what: str, total: int, console: Console | None = None) -> Iterator[Callable[[int], None]]:
+    """Show a bar while something is done, and give what moves it: how many bytes are done.
+
+    ``total``: how many there are in all.  Nothing is shown where stderr is no terminal.
+    """
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    speed = TransferSpeedColumn(), TimeRemainingColumn()
+    with Progress(*columns, *speed, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=done)

@@ -17,6 +17,7 @@ from colo.config import VmConfig
 from colo.disks.words import DiskHello, OneDisk
 from colo.errors import ColoError, GuestError
 from colo.nbd.listener import Server, listen
+from colo.progress import bar
 from colo.qemu.mirrors import Mirrors, Progress, Source, find_disks
 from colo.qemu.monitor import Monitor
 from colo.qemu.read_only import read_only_drives
@@ -106,9 +107,12 @@ class Replicating:
         )
 
     async def _copied(self) -> None:
-        while not self._progress or not all(each.ready for each in self._progress):
-            await asyncio.sleep(_LOOK_S)
-            self._progress = await self._mirrors.progress()
+        total = sum(each.size for each in self._sources)
+        with bar(f"{self._vm_name}: copying its disks", total) as show:
+            while not self._progress or not all(each.ready for each in self._progress):
+                await asyncio.sleep(_LOOK_S)
+                self._progress = await self._mirrors.progress()
+                show(min(total, sum(each.done for each in self._progress)))
 
     def close(self) -> None:
         """Nothing more goes to the other host; a write that waits for that goes on at once."""
