@@ -165,6 +165,36 @@ def _hosts(rows: Sequence[_Row]) -> str:
     )
 
 
+def _disks(rows: Sequence[_Row]) -> str:
+    head = ["QEMU", "the guest writes", "unprotected", "with its disk", "", "disk left out", ""]
+    ways = {
+        "sequential": "1 MiB each",
+        "random": "4 KiB anywhere",
+        "synced": "the same, with fsync",
+    }
+    kinds = ("with its disk", "disk left out")
+    return _table(
+        head,
+        (
+            [
+                row["qemu"],
+                text,
+                f"{row['rates']['unprotected'][way]['median']:,.0f}/s",
+                *(
+                    cell
+                    for kind in kinds
+                    for cell in (
+                        f"{row['rates'][kind][way]['median']:,.0f}/s",
+                        f"{row['ratios'][kind][way]:.0%}",
+                    )
+                ),
+            ]
+            for row in rows
+            for way, text in ways.items()
+        ),
+    )
+
+
 def _takeover(rows: Sequence[_Row]) -> str:
     head = [
         "QEMU",
@@ -259,6 +289,7 @@ _TABLES: Final[dict[str, Callable[[Any], str]]] = {
     "costs": _costs,
     "gaps": _gaps,
     "hosts": _hosts,
+    "disks": _disks,
     "clock": _clock,
     "takeover": _takeover,
     "memory": _memory,

@@ -139,8 +139,27 @@ def test_one_primary_and_one_link_at_a_time(tmp_path: Path) -> None:
         host.primary = GRANT
         assert (await host.greet(HELLO.encode()))[0] is None
         kept = host.sock.dup()
-        assert (await host.greet(HELLO.encode()))[0] == "it has a disk link already"
+        assert (await host.greet(HELLO.encode()))[0] == "it has a disk link already, or is about to"
         kept.close()
+        host.sock.close()
+        await host.until(lambda: host.lost)
+        assert (await host.greet(HELLO.encode()))[0] is None, "one that broke is none"
+
+    play(tmp_path, scene)
+
+
+def test_a_primary_that_goes_while_it_is_taken_in_leaves_nothing(tmp_path: Path) -> None:
+    async def scene(host: Host) -> None:
+        host.replicas.prepare()
+        grants = iter([GRANT, None])
+        near, far = socket.socketpair()
+        far.setblocking(False)
+        near.sendall(HELLO.encode())
+        why = await host.replicas.greet(far, lambda: next(grants))
+        near.close()
+        assert why == "it is not of the primary that has said hello, or too late"
+        assert host.replicas.intake is None
+        assert (await host.greet(HELLO.encode()))[0] is None
 
     play(tmp_path, scene)
 

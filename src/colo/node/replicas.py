@@ -87,40 +87,51 @@ class Replicas:
 
         ``primary`` gives the grant of the one whose disks can be taken in, or None.
         """
-        loop, why, final = asyncio.get_running_loop(), "it has a disk link already", False
-        hello = None
+        why, final = "it has a disk link already, or is about to", False
+        if self.intake is not None and not self.intake.is_open:
+            self.forget()
+        if not self._busy and self.intake is None:
+            self._busy = True
+            try:
+                why, final = await self._judge(sock, primary)
+                if not why:
+                    await asyncio.get_running_loop().sock_sendall(sock, answer(holds=self._holds))
+            except OSError as error:
+                why = f"the disk link broke: {error.strerror}"
+            finally:
+                self._busy = False
+        if why:
+            with contextlib.suppress(OSError):
+                await asyncio.get_running_loop().sock_sendall(sock, answer(why, final))
+        if why or not self._disks:
+            sock.close()  # without disks, all was said that was to be
+            return why or None
+        self.intake = DiskIntake(sock, self._replicas, self._on_cut, self._on_lost)
+        return None
+
+    async def _judge(
+        self, sock: socket.socket, primary: Callable[[], Grant | None]
+    ) -> tuple[str, bool]:
+        """Begin to copy; or say why not, and whether no further try changes it.  Raises OSError."""
         try:
             async with asyncio.timeout(_HELLO_S):
                 hello = DiskHello.decode(await _line(sock))
             refused = hello.refusal(self._vm_name, tuple(OneDisk(d.id, 0) for d in self._disks))
             refused = refused or differences(hello.read_only, self._read_only())
             if refused:
-                why, final = refused, True
-            elif self.intake is None and not self._busy:
-                self._busy = True
-                if primary() == Grant(hello.grant, hello.holder):
-                    why = await self._begin(hello)
-                else:
-                    why = "it is not of the primary that has said hello, or too late"
+                return refused, True
+            who = Grant(hello.grant, hello.holder)
+            if primary() == who:
+                await self._begin(hello)
+            if primary() != who:  # before, or by now
+                return "it is not of the primary that has said hello, or too late", False
         except TimeoutError:
-            why = "it said nothing on the disk link"
-        except (PeerError, DiskError, OSError) as error:
-            why = str(error)
-        finally:
-            self._busy = False
-        if why:
-            with contextlib.suppress(OSError):
-                await loop.sock_sendall(sock, answer(why, final))
-            sock.close()
-            return why
-        await loop.sock_sendall(sock, answer(holds=self._holds))
-        if not self._disks:
-            sock.close()  # all that was to be said
-            return None
-        self.intake = DiskIntake(sock, self._replicas, self._on_cut, self._on_lost)
-        return None
+            return "it said nothing on the disk link", False
+        except (PeerError, DiskError) as error:
+            return str(error), False
+        return "", False
 
-    async def _begin(self, hello: DiskHello) -> str:
+    async def _begin(self, hello: DiskHello) -> None:
         """Begin to copy.  Raises DiskError."""
         await self._settled()
         self._close()
@@ -133,7 +144,6 @@ class Replicas:
         self._holds = tuple(holds)
         if resized:
             self._resized()
-        return ""
 
     def _create(self, disk: Disk) -> Replica:
         """A replica that is being copied; of an earlier one only what lies in its file counts."""

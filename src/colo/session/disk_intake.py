@@ -97,6 +97,11 @@ class DiskIntake:
 
     # -- the link -------------------------------------------------------------------------
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the link is of use."""
+        return self._open
+
     def close(self) -> None:
         """Close the link; nothing is called any more."""
         if self._open:
