@@ -150,11 +150,19 @@ def test_a_block_without_room_leaves_no_file(
 def test_room_is_what_an_ordinary_user_may_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = SimpleNamespace(f_bsize=1 << 20, f_frsize=512, f_bavail=20, f_bfree=1 << 40)
+    fake = SimpleNamespace(f_blocks=9, f_bsize=1 << 20, f_frsize=512, f_bavail=20, f_bfree=1 << 40)
     monkeypatch.setattr(os, "statvfs", lambda folder: fake)
     require_room(tmp_path, 10240, "this")
     with pytest.raises(StoreError, match=re.escape(str(tmp_path))):
         require_room(tmp_path, 10241, "this")
+
+
+def test_a_file_system_that_says_nothing_of_its_room_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hugetlbfs does not, unless it was mounted with a size."""
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=0))
+    require_room(tmp_path, 1 << 40, "this")
 
 
 def test_sizes_are_told_in_mib() -> None:

@@ -34,6 +34,8 @@ def mib(size: int) -> str:
 def require_room(folder: Path, size: int, what: str) -> None:
     """Raise StoreError unless ``folder`` has ``size`` free bytes."""
     room = os.statvfs(folder)
+    if not room.f_blocks:
+        return  # a hugetlbfs without a limit of its own does not say: to allocate will
     free = room.f_bavail * room.f_frsize
     if free < size:
         raise StoreError(
