@@ -140,7 +140,7 @@ def test_a_block_without_room_leaves_no_file(
     monkeypatch.setattr(os, "posix_fallocate", full_disk)
     with pytest.raises(StoreError, match=r"cannot allocate 0 MiB: No space left on device"):
         Image(tmp_path, RSDP)
-    fake = SimpleNamespace(f_bsize=4096, f_frsize=4096, f_bavail=1024)
+    fake = SimpleNamespace(f_blocks=1, f_bsize=4096, f_frsize=4096, f_bavail=1024)
     monkeypatch.setattr(os, "statvfs", lambda folder: fake)
     with pytest.raises(StoreError, match=r"has 4 MiB free, block pc\.ram needs 16 MiB: make room"):
         Image(tmp_path, RamBlock("pc.ram", 16 << 20))
