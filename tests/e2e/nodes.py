@@ -83,10 +83,10 @@ class NodeHost:
     def belongings(self) -> tuple[frozenset[str], int, int]:
         """What there is of this host: its files, in shared memory too, and what its colo has open.
 
-        Sockets of orders come and go; the console is the test's own.
+        A status that is being written comes and goes; the console is the test's own.
         """
         assert self.process is not None
-        files = {path.name for path in self.state.iterdir()}
+        files = {each.name for each in self.state.iterdir() if not each.name.startswith(".status-")}
         shm = sum(self._vm_file.parent.name in name for name in os.listdir("/dev/shm"))
         opened = os.listdir(f"/proc/{self.process.pid}/fd")
         return frozenset(files), shm, len(opened)

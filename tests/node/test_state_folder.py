@@ -150,6 +150,13 @@ def test_what_is_of_no_use_to_anybody_goes_with_its_colo(tmp_path: Path) -> None
     assert {path.name for path in folder.path.iterdir()} == left - {"incoming.sock"}
 
 
+def test_what_was_half_written_when_colo_was_killed_is_removed(tmp_path: Path) -> None:
+    for name in (".status-abcdefgh", ".known-grant-abcdefgh", ".hidden", "a-abcdefgh"):
+        (tmp_path / name).touch()
+    StateFolder(tmp_path).close()
+    assert {path.name for path in tmp_path.iterdir()} == {"lock", ".hidden", "a-abcdefgh"}
+
+
 def test_the_link_to_a_store_that_is_there_stays(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / "state")
     folder.clean(tmp_path / "store")

@@ -119,7 +119,7 @@ def test_a_file_is_a_multiple_of_its_folders_unit(
 ) -> None:
     """On a hugetlbfs the unit is a huge page."""
     room = os.statvfs(tmp_path)
-    fake = SimpleNamespace(f_bsize=unit, f_frsize=room.f_frsize, f_bavail=room.f_bavail)
+    fake = SimpleNamespace(f_blocks=1, f_bsize=unit, f_frsize=room.f_frsize, f_bavail=room.f_bavail)
     monkeypatch.setattr(os, "statvfs", lambda folder: fake)
     block = RamBlock("pc.ram", length)
     image = Image(tmp_path, block)

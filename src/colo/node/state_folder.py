@@ -56,6 +56,9 @@ class StateFolder:
             raise UsageError(
                 f"another colo uses the state folder {self.path}: stop it, or take another folder"
             ) from None
+        with contextlib.suppress(OSError):
+            for half in self.path.glob(".*-????????"):  # a colo was killed while it wrote them
+                half.unlink()
         self._grant = _number(self.path / "known-grant")
         self._overridden = _number(self.path / "overridden-grant") or None
 
