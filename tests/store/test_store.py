@@ -270,7 +270,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_too_little_room_is_told_with_its_figures_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = SimpleNamespace(f_bsize=4096, f_frsize=4096, f_bavail=64 << 8)
+    fake = SimpleNamespace(f_blocks=1, f_bsize=4096, f_frsize=4096, f_bavail=64 << 8)
     monkeypatch.setattr(os, "statvfs", lambda folder: fake)
     limits = Limits(ram_bytes=576 << 20)
     with pytest.raises(StoreError) as caught:
