@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,16 @@ class NodeHost:
     def belongings(self) -> tuple[frozenset[str], int, int]:
         """What there is of this host: its files, in shared memory too, and what its colo has open.
 
-        A status that is being written comes and goes; the console is the test's own.
+        A file that is being written comes and goes; the console is the test's own.
         """
         assert self.process is not None
         files = {each.name for each in self.state.iterdir() if not each.name.startswith(".status-")}
         shm = sum(self._vm_file.parent.name in name for name in os.listdir("/dev/shm"))
-        opened = os.listdir(f"/proc/{self.process.pid}/fd")
-        return frozenset(files), shm, len(opened)
+        opened = []
+        for _ in range(5):
+            opened.append(len(os.listdir(f"/proc/{self.process.pid}/fd")))
+            time.sleep(0.01)
+        return frozenset(files), shm, min(opened)
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """End the daemon and return its exit code; its VM, if it runs there, goes on."""
