@@ -46,6 +46,9 @@ SCENARIOS: Final[dict[str, tuple[str, ...]]] = {
     "taken over, protected again, by `colo node`": (
         "tests/e2e/test_node.py::test_the_vm_lives_on_whoever_dies_comes_back_or_is_told_to_go[V]",
     ),
+    "the disk goes with the VM, three times": (
+        "tests/e2e/test_disks.py::test_whoever_dies_the_disk_goes_with_the_vm[V]",
+    ),
     "two processors; `-cpu host`": (
         "tests/e2e/kvm/in_the_machine.py::test_it_is_taken_over[V-two processors]",
         "tests/e2e/kvm/in_the_machine.py::test_it_is_taken_over[V-host]",
