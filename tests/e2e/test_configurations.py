@@ -174,7 +174,10 @@ def test_a_machine_is_protected_and_taken_over(scene: Scene, name: str) -> None:
 
 REFUSED = [
     ("-cpu host", "CPU model 'host' requires KVM"),
-    ("-drive file=ALL/disk,format=raw", "is written and nobody replicates it: take it out"),
+    (
+        "-drive file=ALL/disk,format=raw",
+        "is written and nobody replicates it: name it in [[disks]]",
+    ),
     ("-daemonize", "[qemu] args: remove -daemonize: colo watches the process that it started"),
     (
         "-object memory-backend-ram,id=s,size=1M -device ivshmem-plain,memdev=s",

@@ -88,6 +88,7 @@ class World:
             async def run(self) -> int:
                 how = world.leads.pop(0)
                 if isinstance(how, Exception):
+                    self.member.state = State.REFUSED
                     raise how
                 self.member.state = how
                 return 0
@@ -245,6 +246,22 @@ def test_what_was_left_running_by_right_is_adopted(world: World) -> None:
     world.left, world.leads = os.getpid(), [State.ENDED]
     assert world.play() == 0
     assert world.did == ["leads", "lets go of its QEMU (found)"]
+
+
+def test_whose_vm_was_taken_over_in_that_very_moment_looks_again(world: World) -> None:
+    """Its colo began anew, saw its own grant, and the other host got the next one."""
+    world.record(instance(os.getpid(), "a"))
+    world.left, world.leads = os.getpid(), [UsageError("the right belongs to b")]
+    world.follows = [State.SHUTDOWN]
+
+    async def take_over(world: World) -> None:
+        while "leads" not in world.did:
+            await asyncio.sleep(0.001)
+        world.arbiter.order(THEIRS)
+
+    assert world.play(also=take_over) == 0
+    assert world.did[0] == "leads"
+    assert world.did[-2:] == ["ends its QEMU (found)", "follows"]
 
 
 def test_a_stale_copy_is_ended_and_the_other_host_followed(world: World) -> None:

@@ -43,6 +43,29 @@ def test_an_order_is_answered(tmp_path: Path) -> None:
     assert asked(tmp_path, answer, lambda at: give_order(at, Order("y"))) == Answer(False, "did y")
 
 
+def test_an_order_that_was_taken_is_answered_though_its_colo_ends(tmp_path: Path) -> None:
+    """As when the order was to end the VM: colo ends with it."""
+
+    async def run() -> Answer:
+        taken, done = asyncio.Event(), asyncio.Event()
+
+        async def obey(order: Order) -> Answer:
+            taken.set()
+            await done.wait()
+            return Answer(True, "it has ended")
+
+        orders = await serve_orders(tmp_path / "control.sock", obey)
+        asking = asyncio.get_running_loop().run_in_executor(
+            None, give_order, tmp_path, Order("stop")
+        )
+        await taken.wait()
+        asyncio.get_running_loop().call_later(0.05, done.set)
+        await orders.answered()
+        return await asking
+
+    assert asyncio.run(run()) == Answer(True, "it has ended")
+
+
 def test_an_order_that_has_waited_for_a_colo_that_stood_still_is_not_obeyed(
     tmp_path: Path,
 ) -> None:

@@ -161,14 +161,11 @@ class Shell(Process):
                 self.it.vm.kill()
                 self.it.vm = None
         elif state in FINAL and before is not state:
-            facts = self.member.facts
             if not self.member.means.node:
                 if state in (State.FENCED, State.DEAD, State.REFUSED):
                     self.do_end_guest()
                 self._exit()
-            elif state in (State.ENDED, State.LEFT, State.GONE) or (
-                state is State.REFUSED and not facts.starts
-            ):
+            elif state in (State.ENDED, State.LEFT, State.GONE):
                 self._exit()
             else:
                 self.do_stop_asking()

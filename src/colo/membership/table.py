@@ -382,7 +382,7 @@ _OVER_AND_ON: Final = {
     **_all({_S.FENCED}, {_E.GO_ON: _to(_S.LOOKING, _D.END_GUEST, _D.READ_RECORD)}),
     **_all({_S.DEAD}, {_E.GO_ON: (_to(_S.WAITING, _D.END_GUEST, _D.PAUSE, when=_W.IN_VAIN),
                                   _to(_S.LOOKING, _D.END_GUEST, _D.READ_RECORD))}),
-    **_all({_S.REFUSED}, {_E.GO_ON: (_to(_S.WAITING, _D.PAUSE, when=_W.STARTS), _to(_S.REFUSED))}),
+    **_all({_S.REFUSED}, {_E.GO_ON: _to(_S.WAITING, _D.PAUSE)}),
     **_all({_S.SHUTDOWN}, {_E.GO_ON: _to(_S.GONE, _D.END_GUEST)}),
     **_ignore({_S.ENDED, _S.LEFT, _S.GONE}, _E.GO_ON),
 }  # fmt: skip

@@ -334,9 +334,9 @@ class Daemon(Performer):
         )
         try:
             self._code = await node.run()
-        except UsageError as error:
+        except UsageError as error:  # the right to run it is another's by now
             await qemu.detach()
-            if start is None:
+            if self._adopted is not None:
                 raise
             self._why = str(error)
         except BaseException:

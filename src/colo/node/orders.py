@@ -29,6 +29,7 @@ __all__ = [
     "Answer",
     "Obey",
     "Order",
+    "OrderServer",
     "Pending",
     "exported",
     "fetch_checkpoint",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 _ORDER_BYTES: Final = 4096
+_ANSWERED_S: Final = 1.0
 _READ_S: Final = 1.0
 _ANSWER_S: Final = 120.0
 #: How long a guest may take to shut down where nobody says another time, and the longest.
@@ -113,10 +115,44 @@ class Pending:
 Obey: TypeAlias = Callable[[Order], Awaitable[Answer]]
 
 
-async def serve_orders(path: Path, obey: Obey) -> asyncio.Server:
+class OrderServer:
+    """Takes orders until it is closed; those that have been taken are still answered."""
+
+    def __init__(self) -> None:
+        self.server: asyncio.Server | None = None
+        self.under_way: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> OrderServer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.answered()
+
+    def has_begun(self) -> None:
+        """The task that calls this answers an order."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.under_way.add(task)
+        task.add_done_callback(self.under_way.discard)
+
+    def close(self) -> None:
+        """Take no more."""
+        if self.server is not None:
+            self.server.close()
+
+    async def answered(self) -> None:
+        """Wait until those that are under way are answered: for a moment, then they are not."""
+        self.close()
+        if self.under_way:
+            await asyncio.wait(self.under_way, timeout=_ANSWERED_S)
+
+
+async def serve_orders(path: Path, obey: Obey) -> OrderServer:
     """Serve orders at ``path``: ``obey`` carries each out and answers.  Raises LocalError."""
+    orders = OrderServer()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        orders.has_begun()
         try:
             line = await asyncio.wait_for(reader.readline(), _READ_S)
             order = Order.of(line)
@@ -136,11 +172,11 @@ async def serve_orders(path: Path, obey: Obey) -> asyncio.Server:
         try:
             path.unlink(missing_ok=True)  # whoever makes it has the folder's lock
             bind_private(sock, str(path))
-            server = await asyncio.start_unix_server(serve, sock=sock)
+            orders.server = await asyncio.start_unix_server(serve, sock=sock)
         except OSError as error:
             raise LocalError(f"{path}: {error.strerror or error}") from error
         stack.pop_all()
-    return server
+    return orders
 
 
 def _refusal(order: Order) -> Answer | None:

@@ -183,7 +183,10 @@ class PrimaryNode(Performer):
                     self.tell(Event.UNFIT)
                 await self._leave()
                 raise
-            return await self._ended()
+            try:
+                return await self._ended()
+            finally:
+                await control.answered()
 
     async def _leave(self) -> None:
         """Do what is left to do once nothing else is."""
