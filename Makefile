@@ -6,8 +6,8 @@ PYTEST := $(PYTHON) -m pytest
 CODE := $(wildcard src tests bench)
 # More pytest arguments: make test ARGS="-k store"
 ARGS ?=
-# How many tests run at a time: what waits for a limit leaves its core to another one.
-WORKERS ?= 2
+# How many tests run at a time: what waits for a limit leaves its core to others, so one more than cores here.
+WORKERS ?= 3
 # How often make soak has each death.
 ROUNDS ?= 20
 # How many seeds make sim plays.

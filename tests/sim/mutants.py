@@ -44,13 +44,13 @@ MUTANTS: Final[dict[str, Callable[[contextlib.ExitStack], None]]] = {}
 
 #: A seed at which it shows.
 SEEDS: Final[dict[str, int]] = {
-    "takes_over_without_asking": 3,
+    "takes_over_without_asking": 4,
     "takes_over_where_nobody_answers": 27,
     "takes_over_though_another_has_the_grant": 6,
     "runs_alone_without_asking": 3,
     "runs_alone_where_nobody_answers": 3,
     "runs_alone_though_another_has_the_grant": 4,
-    "ends_the_protection_on_its_own_word": 1337,
+    "ends_the_protection_on_its_own_word": 1008,
     "ends_the_protection_without_asking": 618,
     "releases_when_the_vm_stops": 3,
     "releases_when_the_secondary_replies": 4,
