@@ -30,6 +30,8 @@ _START_S: Final = 120.0
 _LINES: Final = 2
 _WAYS: Final = ("sequential", "random", "synced")
 _KINDS: Final = ("with its disk", "disk left out")
+#: What their files and folders are called.
+_SLUGS: Final = {"with its disk": "with", "disk left out": "without"}
 _LINE: Final = re.compile(r"sequential=([\d.]+) random=([\d.]+) synced=([\d.]+)\r?\n")
 
 
@@ -53,7 +55,7 @@ def measure(binary: str, rounds: int, say: Callable[[str], None]) -> dict[str, A
                         rates[kind][way].append(rate)
                         say(f"  {kind}: {way} {rate:.0f} writes a second")
                     if kind in _KINDS:
-                        phases = read_status(scene.folder, "phases_ms", f"a {kind}")
+                        phases = read_status(scene.folder, "phases_ms", f"a-{_SLUGS[kind]}")
                         stopped[kind].append(phases["stopped"]["median"])
     return {
         "rates": {
@@ -82,7 +84,7 @@ class _Scene:
     def __init__(self, folder: Path, binary: str) -> None:
         self.folder = folder
         self._files = {kind: self._file(kind, binary) for kind in _KINDS}
-        for name in ("a", "b left out"):
+        for name in ("a", "b-without"):
             with (folder / f"{name}.raw").open("wb") as disk:
                 os.posix_fallocate(disk.fileno(), 0, _DISK_MIB << 20)
 
@@ -93,7 +95,7 @@ class _Scene:
         args += ["-append", f"{KERNEL_WORDS} colo.mode=io"]
         args += ["-device", "virtio-blk-pci,drive=disk0"]
         drive = "if=none,id=disk0,format=raw,discard=unmap,file="
-        a, b = self.folder / "a.raw", self.folder / "b left out.raw"
+        a, b = self.folder / "a.raw", self.folder / "b-without.raw"
         roles = {"primary": ["-drive", f"{drive}{a}"], "secondary": []}
         text = f'name = "bench"\n[qemu]\nbinary = {json.dumps(binary)}\naccel = "tcg"\n'
         text += f"args = {json.dumps(args)}\n"
@@ -104,9 +106,9 @@ class _Scene:
         else:
             roles["secondary"] = ["-drive", f"{drive}{b}"]
         for role, more in roles.items():
-            console = self.folder / f"{role} {kind}.console"
+            console = self.folder / f"{role}-{_SLUGS[kind]}.console"
             text += f"[qemu.{role}]\nargs = {json.dumps([*more, '-serial', f'file:{console}'])}\n"
-        path = self.folder / f"{kind}.toml"
+        path = self.folder / f"{_SLUGS[kind]}.toml"
         path.write_text(f'{text}[failover]\narbiter = "manual"\n{disks}')
         return path
 
@@ -126,12 +128,13 @@ class _Scene:
     @contextmanager
     def secondary(self, kind: str) -> Iterator[None]:
         """Have a secondary wait for this kind of protection."""
-        state = self.folder / f"b {kind}"
+        slug = _SLUGS[kind]
+        state = self.folder / f"b-{slug}"
         command = [*colo_command("secondary"), str(self._files[kind]), "--on-loss", "hold"]
-        command += ["--listen", f"unix:{self.folder / kind}.sock", "--state-dir", str(state)]
-        process = Process(f"secondary {kind}", command, self.folder)
+        command += ["--listen", f"unix:{self.folder / slug}.sock", "--state-dir", str(state)]
+        process = Process(f"secondary-{slug}", command, self.folder)
         try:
-            ready = lambda: read_status(self.folder, "qemu", f"b {kind}")  # noqa: E731
+            ready = lambda: read_status(self.folder, "qemu", f"b-{slug}")  # noqa: E731
             wait_until("a secondary's start", ready, _START_S, process)
             yield
         finally:
@@ -140,16 +143,17 @@ class _Scene:
     @contextmanager
     def primary(self, kind: str) -> Iterator[None]:
         """Have the VM protected."""
-        state = f"a {kind}"
+        slug = _SLUGS[kind]
+        state = f"a-{slug}"
         command = [*colo_command("primary"), str(self._files[kind])]
         command += [
             "--qmp",
             f"unix:{self.folder / 'qmp'}",
             "--to",
-            f"unix:{self.folder / kind}.sock",
+            f"unix:{self.folder / slug}.sock",
         ]
         command += ["--state-dir", str(self.folder / state), "--unprotected-disks"]
-        process = Process(f"primary {kind}", command, self.folder)
+        process = Process(f"primary-{slug}", command, self.folder)
         try:
             wait_until(
                 "protection",
@@ -177,6 +181,6 @@ class _Scene:
         return len(self._lines()) >= skipped + _LINES
 
     def _lines(self) -> list[tuple[str, str, str]]:
-        console = self.folder / f"primary {_KINDS[1]}.console"
+        console = self.folder / f"primary-{_SLUGS[_KINDS[1]]}.console"
         text = console.read_text(errors="replace") if console.exists() else ""
         return _LINE.findall(text)
