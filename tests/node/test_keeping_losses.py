@@ -25,6 +25,7 @@ from colo.errors import ChannelLost, Misfit, PeerError, StoreError
 from colo.guest.memory import MemoryGuest
 from colo.membership.grant import Grant, Record
 from colo.membership.member import OnLoss
+from colo.membership.states import State
 from colo.membership.words import Hello, Word, WordKind
 from colo.migration.reader import Migration
 from colo.node import keeping
@@ -809,3 +810,23 @@ def test_to_start_the_vm_anew_is_asked_for_by_the_daemon_alone(tmp_path: Path, f
         await host.task
 
     asyncio.run(scene())
+
+
+def test_a_primary_that_hangs_up_behind_its_bye_leaves_a_secondary_that_listens(
+    tmp_path: Path,
+) -> None:
+    """Its bye is answered, and the answer finds nobody."""
+
+    async def run() -> None:
+        async with hosted(tmp_path, granted(tmp_path)) as host:
+            primary = Primary()
+            await primary.protect(host, 1)
+            assert primary.link is not None
+            primary.link.say(Word(WordKind.BYE))
+            primary.link.close()  # both in one go: the secondary finds them together
+            await host.until(lambda: host.node.state is State.LISTENING)
+            await asyncio.sleep(0.05)
+            assert not host.task.done()
+            await Primary().protect(host, 1)
+
+    asyncio.run(run())

@@ -297,6 +297,8 @@ _RECEIVING: Final = {
         _E.SAYS_SHUTDOWN: _OVER,
         _E.INTERRUPT: _to(_S.GONE, _D.FORGET),
     }),
+    # Who says bye may have hung up before it is answered.
+    **_ignore({_S.LISTENING}, _E.LINK_LOST),
     **{(state, _E.ORDER): (_to(_S.LOOKING, _D.FORGET, _D.ASK_BY_ORDER,
                                when=(_W.NODE, _W.FORCED)),
                            _to(state, _D.DECLINE))
