@@ -134,8 +134,12 @@ class _Scene:
         command += ["--listen", f"unix:{self.folder / slug}.sock", "--state-dir", str(state)]
         process = Process(f"secondary-{slug}", command, self.folder)
         try:
-            ready = lambda: read_status(self.folder, "qemu", f"b-{slug}")  # noqa: E731
-            wait_until("a secondary's start", ready, _START_S, process)
+            wait_until(
+                "a secondary's start",
+                lambda: read_status(self.folder, "qemu", f"b-{slug}"),
+                _START_S,
+                process,
+            )
             yield
         finally:
             process.terminate()
@@ -169,16 +173,14 @@ class _Scene:
     def rates(self) -> dict[str, float]:
         """The rates of some whole lines that the guest says from now on: their medians."""
         skipped = len(self._lines()) + 1  # one is under way
-        lines = wait_until(
-            "the guest's writes",
-            lambda: self._lines()[skipped : skipped + _LINES] if self._are(skipped) else None,
-            _START_S,
-            self._qemu,
-        )
-        return {way: median([float(line[at]) for line in lines]) for at, way in enumerate(_WAYS)}
+        whole = skipped + _LINES
 
-    def _are(self, skipped: int) -> bool:
-        return len(self._lines()) >= skipped + _LINES
+        def said() -> list[tuple[str, str, str]] | None:
+            lines = self._lines()
+            return lines[skipped:whole] if len(lines) >= whole else None
+
+        lines = wait_until("the guest's writes", said, _START_S, self._qemu)
+        return {way: median([float(line[at]) for line in lines]) for at, way in enumerate(_WAYS)}
 
     def _lines(self) -> list[tuple[str, str, str]]:
         console = self.folder / f"primary-{_SLUGS[_KINDS[1]]}.console"

@@ -43,15 +43,14 @@ class Host:
         self.replicas = Replicas(
             made or config(folder),
             folder,
-            self._resized,
-            lambda: self.read_only,
+            self,
             self._cut,
             self.lost.append,
         )
         self.sock, theirs = socket.socketpair()
         theirs.close()
 
-    def _resized(self) -> None:
+    def renew(self) -> None:
         self.resized += 1
 
     def _cut(self) -> None:
@@ -232,7 +231,7 @@ async def committed(host: Host) -> None:
     intake.require(0)
     intake.commit(0)
     host.sock.sendall(encode(Said(Kind.WRITE, 0, 0, 3, payload=memoryview(b"xyz"))))
-    await host.until(lambda: intake.bytes_received >= 4 * 24 + 6)
+    await host.until(lambda: intake.taken >= 4 * 24 + 6)
 
 
 def test_a_takeover_has_the_last_commit_and_no_more(tmp_path: Path) -> None:

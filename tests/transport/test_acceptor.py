@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from colo.errors import ChannelLost
-from colo.transport import acceptor
+from colo.transport import acceptor, sockets
 from colo.transport.acceptor import Reception, Refusals
 from colo.transport.address import Address
 from colo.transport.tls import Tls
@@ -134,7 +134,7 @@ def test_however_many_say_nothing_who_does_is_led_on(
     """And accepting may fail for a while: descriptors are a thing that a process can run out of."""
     monkeypatch.setattr(acceptor, "_FIRST_WORD_S", 60.0)
     monkeypatch.setattr(acceptor, "_VISITS_MAX", 8)
-    monkeypatch.setattr(acceptor, "_AGAIN_S", 0.001)
+    monkeypatch.setattr(sockets, "_AGAIN_S", 0.001)
 
     async def run() -> None:
         host, address, loop = Host(), Address(path=str(path)), asyncio.get_running_loop()

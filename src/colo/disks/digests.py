@@ -27,7 +27,7 @@ def digest(block: bytes) -> bytes:
 def digests(read: Callable[[int, int], bytes], offset: int, length: int) -> Iterator[bytes]:
     """Yield the digest of each block of a range, which begins at one; the last may be shorter.
 
-    ``read`` is the ``pread`` of a BlockFile, or a replica's ``read_committed``.  Raises what it
+    ``read`` is the ``pread`` of a BlockFile, or a replica's ``read``.  Raises what it
     raises.
     """
     assert offset % BLOCK_SIZE == 0

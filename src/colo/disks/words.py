@@ -82,8 +82,6 @@ class Kind(IntEnum):
 #: What ``length`` bytes follow; of COMPARE and DIFFER one digest, one byte, for each block.
 _CARRIES: Final = frozenset({Kind.WRITE, Kind.FAILED})
 _BY_BLOCK: Final = {Kind.COMPARE: DIGEST_SIZE, Kind.DIFFER: 1}
-
-
 _NOTHING: Final = memoryview(b"")
 
 

@@ -7,15 +7,13 @@ import ipaddress
 import socket
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Final
 
 from colo.errors import UsageError
 from colo.nbd.server import Export, Limits, serve_connection
 from colo.transport.address import Address
+from colo.transport.sockets import accepted
 
 __all__ = ["Server", "listen"]
-
-_AGAIN_S: Final = 0.1
 
 
 class Server:
@@ -39,15 +37,8 @@ class Server:
 
     async def serve(self) -> None:
         """Accept until cancelled; then close ``server`` and all connections."""
-        loop = asyncio.get_running_loop()
-        self._server.setblocking(False)
         try:
-            while True:
-                try:
-                    sock, _ = await loop.sock_accept(self._server)
-                except OSError:  # no descriptors, no memory, or it has gone again
-                    await asyncio.sleep(_AGAIN_S)
-                    continue
+            async for sock, _ in accepted(self._server):
                 if len(self._clients) >= self._limits.clients:
                     sock.close()
                     continue

@@ -86,9 +86,7 @@ class SecondaryNode(Performer):
         store = Store(folder.store(config.store.folder, config.name), main, config.limits)
         files = {block.name: store.images[block.name].path for block in main}
         self.waiting = WaitingQemu(plan, files, folder.path, self.write_status)
-        told, waiting = (self._fresh, self._lost), self.waiting
-        read_only = lambda: waiting.read_only  # noqa: E731
-        self._kept = Kept(config, store, waiting, *told, folder.path, waiting.renew, read_only)
+        self._kept = Kept(config, store, self.waiting, self._fresh, self._lost, folder.path)
         self._link: Link | None = None
         self._greetings: list[Greeting] = []
         self._link_was = False

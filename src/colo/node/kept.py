@@ -12,8 +12,8 @@ from colo.config import VmConfig
 from colo.errors import ColoError
 from colo.node.replicas import Replicas
 from colo.protocol.tables import SecondaryEvent
+from colo.qemu.standby import WaitingQemu
 from colo.session.intake import Receiving
-from colo.session.secondary import Checks
 from colo.status.figures import Figures
 from colo.store.store import Store
 
@@ -24,31 +24,28 @@ class Kept:
     """The copy in ``store``, of one session after the other; ``number`` is -1 where there is none.
 
     ``fresh`` is called with each new checkpoint's number, ``lost`` with why no more will come.
-    ``checks``: what a first copy is held against.  ``folder``, ``resized`` and ``read_only``: see
-    Replicas.
+    ``waiting``: the QEMU that a first copy has to fit.  ``folder``: see Replicas.
     """
 
     def __init__(
         self,
         config: VmConfig,
         store: Store,
-        checks: Checks,
+        waiting: WaitingQemu,
         fresh: Callable[[int], None],
         lost: Callable[[ColoError], None],
         folder: Path,
-        resized: Callable[[], None],
-        read_only: Callable[[], dict[str, str]],
     ) -> None:
         self.store = store
         told = self._disks_are_here, self._disks_lost
-        self.disks = Replicas(config, folder, resized, read_only, *told)
+        self.disks = Replicas(config, folder, waiting, *told)
         self.figures = Figures()
         self.session: Receiving | None = None
         self.number = -1
         #: Of the session that this copy is of: where from, where it was lost.
         self.facts: dict[str, Any] = {}
         self._vm_name, self._silence_s = config.name, config.failover.silence_s
-        self._checks, self._fresh, self._on_lost = checks, fresh, lost
+        self._waiting, self._fresh, self._on_lost = waiting, fresh, lost
         self._committed_at: float | None = None
 
     def receive(self, sock: socket.socket, peer: str) -> None:
@@ -62,7 +59,7 @@ class Kept:
             time.monotonic,
             self._checkpoint,
             self._lost,
-            self._checks,
+            self._waiting,
             self.disks.intake,
         )
 

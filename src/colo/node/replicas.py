@@ -9,7 +9,7 @@ import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import uuid4
 
 from colo.config import VmConfig
@@ -19,34 +19,43 @@ from colo.disks.durable import Durable
 from colo.disks.extents import Extents
 from colo.disks.replica import Replica
 from colo.disks.standing import At, Condition
-from colo.disks.words import DiskHello, OneDisk, answer, take_line
-from colo.errors import ChannelLost, ColoError, DiskError, PeerError, UsageError
+from colo.disks.words import DiskHello, OneDisk, answer
+from colo.errors import ColoError, DiskError, PeerError, UsageError
 from colo.membership.grant import Grant
 from colo.qemu.read_only import differences
 from colo.session.disk_intake import DiskIntake
+from colo.session.first_line import first_line
 
-__all__ = ["Replicas", "run_on"]
+__all__ = ["Replicas", "Waiting", "run_on"]
 
 _HELLO_S: Final = 2.0
-_READ_BYTES: Final = 4096
 #: Of a disk whose primary has not been heard of yet.
 _UNKNOWN_BYTES: Final = 1 << 20
 _QCOW2: Final = ".qcow2"
 
 
+class Waiting(Protocol):
+    """The QEMU that waits on the replicas."""
+
+    @property
+    def read_only(self) -> dict[str, str]:
+        """The digests of what its guest would only read, by the drives' names."""
+
+    def renew(self) -> None:
+        """Have another one wait: a disk has another size than this one knows."""
+
+
 class Replicas:
     """The replicas of the VM's disks, their journals in ``folder``.
 
-    ``resized`` is called when a disk has another size than the waiting QEMU knows, ``read_only``
-    gives what that one's guest would only read; ``on_cut`` and ``on_lost``: see DiskIntake.
+    ``on_cut`` and ``on_lost``: see DiskIntake.
     """
 
     def __init__(
         self,
         config: VmConfig,
         folder: Path,
-        resized: Callable[[], None],
-        read_only: Callable[[], dict[str, str]],
+        waiting: Waiting,
         on_cut: Callable[[], None],
         on_lost: Callable[[ColoError], None],
     ) -> None:
@@ -54,9 +63,10 @@ class Replicas:
         self._disks = config.disks
         self._folder = folder
         self._journal_bytes = config.store.disk_journal_mib << 20
-        self._read_only = read_only
-        self._resized, self._on_cut, self._on_lost = resized, on_cut, on_lost
+        self._waiting = waiting
+        self._on_cut, self._on_lost = on_cut, on_lost
         self._replicas: list[Replica] = []
+        self._holds: tuple[bool, ...] = ()  # which of them have an older copy
         self._busy = False
         self._ending: asyncio.Task[None] | None = None
         self.intake: DiskIntake | None = None
@@ -115,9 +125,9 @@ class Replicas:
         """Begin to copy; or say why not, and whether no further try changes it.  Raises OSError."""
         try:
             async with asyncio.timeout(_HELLO_S):
-                hello = DiskHello.decode(await _line(sock))
+                hello = DiskHello.decode(await first_line(sock, "it closed the disk link"))
             refused = hello.refusal(self._vm_name, tuple(OneDisk(d.id, 0) for d in self._disks))
-            refused = refused or differences(hello.read_only, self._read_only())
+            refused = refused or differences(hello.read_only, self._waiting.read_only)
             if refused:
                 return refused, True
             who = Grant(hello.grant, hello.holder)
@@ -143,7 +153,7 @@ class Replicas:
             self._replicas.append(await asyncio.to_thread(self._create, disk))
         self._holds = tuple(holds)
         if resized:
-            self._resized()
+            self._waiting.renew()
 
     def _create(self, disk: Disk) -> Replica:
         """A replica that is being copied; of an earlier one only what lies in its file counts."""
@@ -244,19 +254,6 @@ def run_on(config: VmConfig, folder: Path) -> None:
                     f"and remove {path}",
                     str(disk.primary),
                 )
-
-
-async def _line(sock: socket.socket) -> bytes:
-    """The first line.  Raises PeerError, OSError."""
-    data = bytearray()
-    while (line := take_line(data)) is None:
-        part = await asyncio.get_running_loop().sock_recv(sock, _READ_BYTES)
-        if not part:
-            raise ChannelLost("it closed the disk link")
-        data += part
-    if data:
-        raise PeerError("it says more on the disk link before it is answered")
-    return line
 
 
 def _resize(disk: Disk, size: int) -> bool:

@@ -69,8 +69,10 @@ class Replicating:
     async def begin(self) -> None:
         """Have all disks in step on the other host.  Raises ColoError, OSError."""
         await self.is_out()
+        if self._is_stock:
+            return
         read_only = await read_only_drives(self._qemu)
-        if self._is_stock or not (self._ids or read_only):
+        if not self._ids and not read_only:
             return
         await self._mirrors.clean()  # a colo that was killed may have left some
         self._sources = await find_disks(self._qemu, self._ids)
@@ -80,7 +82,7 @@ class Replicating:
         if not self._ids:
             sock.close()  # all that was to be said
             return
-        self._feed = feed = DiskFeed(sock, holds, self._urge, self._lose)
+        self._feed = feed = DiskFeed(sock, holds, self._urge, self._lost)
         targets = [
             MirrorTarget(feed, number, each.id, each.size)
             for number, each in enumerate(self._sources)
@@ -137,13 +139,10 @@ class Replicating:
     def _ended(self, error: GuestError) -> None:
         """A mirror has ended: where the link broke, that is why."""
         if self._feed is not None and self._feed.error is None:
-            self._lose(error)
+            self._lost(error)
 
     def _broken(self, error: Exception) -> None:
-        self._lose(GuestError(f"QEMU's mirror broke NBD's protocol: {error}"))
-
-    def _lose(self, error: ColoError) -> None:
-        self._lost(error)
+        self._lost(GuestError(f"QEMU's mirror broke NBD's protocol: {error}"))
 
     def status(self) -> list[dict[str, Any]]:
         """What the status file has of each disk."""

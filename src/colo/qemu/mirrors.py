@@ -20,10 +20,10 @@ from qemu.qmp import EventListener
 from colo.errors import GuestError, QemuRefusal
 from colo.qemu.monitor import Monitor
 
-__all__ = ["Mirrors", "Source", "disk_names", "find_disks"]
+__all__ = ["Mirrors", "Progress", "Source", "disk_names", "find_disks"]
 
 _JOB: Final = "colo-disk-"
-_LOOK_S: Final = 0.1
+_LOOK_S: Final = 0.01
 _END_S: Final = 5.0
 
 
@@ -148,7 +148,7 @@ class Mirrors:
                     await self._qemu.execute("block-job-cancel", device=job, force=True)
             if asyncio.get_running_loop().time() > deadline:
                 raise GuestError(f"QEMU does not end the mirror {jobs[0]}")
-            await asyncio.sleep(_LOOK_S / 10)
+            await asyncio.sleep(_LOOK_S)
         for node in await self._qemu.execute("query-named-block-nodes", flat=True):
             if node["node-name"].startswith(_JOB):
                 with contextlib.suppress(QemuRefusal):

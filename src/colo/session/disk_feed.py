@@ -27,10 +27,10 @@ from colo.disks.words import (
     WordReader,
     header,
     read_answer,
-    take_line,
 )
 from colo.errors import ChannelLost, ColoError, ExportError, PeerError
 from colo.nbd.protocol import Extent
+from colo.session.first_line import first_line
 from colo.transport.address import Address
 from colo.transport.sockets import tune
 
@@ -56,13 +56,8 @@ async def call_disks(to: Address, hello: DiskHello) -> tuple[socket.socket, tupl
             sock = await to.connect()
             try:
                 await loop.sock_sendall(sock, DISK_MAGIC + hello.encode())
-                data = bytearray()
-                while (line := take_line(data)) is None:
-                    part = await loop.sock_recv(sock, _READ_BYTES)
-                    if not part:
-                        raise ChannelLost(f"{to} closed the disk link: are its [[disks]] the same?")
-                    data += part
-                return sock, read_answer(line)
+                closed = f"{to} closed the disk link: are its [[disks]] the same?"
+                return sock, read_answer(await first_line(sock, closed))
             except BaseException:
                 sock.close()
                 raise
@@ -139,7 +134,7 @@ class DiskFeed:
         whole = (len(data) - start) // BLOCK_SIZE * BLOCK_SIZE
         await self._send_run(disk, offset, data[:start])
         blocks = [data[at : at + BLOCK_SIZE] for at in range(start, start + whole, BLOCK_SIZE)]
-        differ = bytes(b"\1" * len(blocks))
+        differ = b"\1" * len(blocks)
         if blocks and self._holds[disk]:
             differ = await self._compare(disk, offset + start, blocks)
             self.bytes_same += differ.count(0) * BLOCK_SIZE

@@ -48,14 +48,13 @@ class DiskIntake:
         self._loop = asyncio.get_running_loop()
         self._reader = WordReader()
         self._buffer = bytearray(_READ_BYTES)
-        self._taken = 0
+        self.taken = 0  # bytes since the link began
         self._cut = -1
         self._urged = False
         self._work: set[asyncio.Task[None]] = set()
         self._merging: set[Replica] = set()
         self._open = True
         self.in_step = False
-        self.bytes_received = 0
         tune(sock)
         self._loop.add_reader(sock, self._readable)
 
@@ -135,7 +134,6 @@ class DiskIntake:
         if not count:
             self._lose(ChannelLost("the primary closed the disk link"))
             return
-        self.bytes_received += count
         if not self.in_step:
             self._loop.remove_reader(self._sock)
             self._spawn(self._copy(count))
@@ -175,8 +173,8 @@ class DiskIntake:
             if said.disk >= len(self._replicas):
                 raise PeerError(f"the disk link has no disk {said.disk}")
             answers.append(self._obey(said))
-        self._taken += count
-        answers.append(header(Kind.TAKEN, number=self._taken))
+        self.taken += count
+        answers.append(header(Kind.TAKEN, number=self.taken))
         return b"".join(answers)
 
     def _obey(self, said: Said) -> bytes:
@@ -262,19 +260,6 @@ class DiskIntake:
         if self._open:
             self.close()
             self._on_lost(error)
-
-    def status(self) -> list[dict[str, object]]:
-        """What the status file has of the disks."""
-        return [
-            {
-                "id": replica.disk,
-                "size": replica.size,
-                "condition": replica.condition.name,
-                "held_bytes": replica.held_bytes,
-                "merge_lag": replica.lag,
-            }
-            for replica in self._replicas
-        ]
 
 
 def _epoch(number: int) -> int:

@@ -20,7 +20,7 @@ from colo.disks.words import DISK_MAGIC
 from colo.errors import ChannelLost
 from colo.membership.words import LINK_MAGIC
 from colo.migration.format import FILE_MAGIC, MULTIFD_MAGIC
-from colo.transport.sockets import readable
+from colo.transport.sockets import accepted, readable
 from colo.transport.tls import Tls
 
 __all__ = ["Reception", "Refusals"]
@@ -30,7 +30,6 @@ _MAGIC_BYTES: Final = 4
 _REFUSALS_MAX: Final = 100
 #: How many may be at the door at once: far fewer than the descriptors that a process has.
 _VISITS_MAX: Final = 128
-_AGAIN_S: Final = 0.1
 _TLS_MAGIC: Final = b"\x16\x03"
 
 
@@ -60,15 +59,8 @@ class Reception:
 
     async def serve(self) -> None:
         """Accept until cancelled."""
-        loop = asyncio.get_running_loop()
-        self._server.setblocking(False)
         try:
-            while True:
-                try:
-                    sock, peer = await loop.sock_accept(self._server)
-                except OSError:  # no descriptors, no memory, or it has gone again
-                    await asyncio.sleep(_AGAIN_S)
-                    continue
+            async for sock, peer in accepted(self._server):
                 if len(self._visits) >= _VISITS_MAX:
                     self._end(next(iter(self._visits)))
                 visit = asyncio.create_task(self._receive(sock, _name(peer)))

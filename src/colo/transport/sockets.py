@@ -8,13 +8,14 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 __all__ = [
     "accept_one",
+    "accepted",
     "bind_private",
     "limit_sends",
     "listening",
@@ -34,6 +35,8 @@ _KEEPALIVE_PROBES: Final = 3
 #: With less room between them the two ends wait for each other by turns.  The kernel may allow
 #: less; TCP finds its own size.
 _UNIX_BUFFER_BYTES: Final = 2 << 20
+#: Where a connection cannot be accepted now, that is tried again after so long.
+_AGAIN_S: Final = 0.1
 #: So long a thread stays awake for what is about to come.
 _SOON_S: Final = 0.0003
 
@@ -89,6 +92,19 @@ async def accept_one(server: socket.socket, over: set[asyncio.Future[Any]]) -> s
         if accepting.cancel():
             await asyncio.wait({accepting})  # it lets go of the server first
         server.close()
+
+
+async def accepted(server: socket.socket) -> AsyncIterator[tuple[socket.socket, Any]]:
+    """Accept connections for ever; yield each, and the peer's address."""
+    loop = asyncio.get_running_loop()
+    server.setblocking(False)
+    while True:
+        try:
+            connection = await loop.sock_accept(server)
+        except OSError:  # no descriptors, no memory, or it has gone again
+            await asyncio.sleep(_AGAIN_S)
+            continue
+        yield connection
 
 
 def quick_acks(sock: socket.socket) -> Callable[[], None]:
