@@ -33,6 +33,7 @@ class VmFile:
     machine: str = "pc"
     memory_mib: int = 128
     guest: bool = True
+    kernel_words: str = ""
     args: tuple[str, ...] = ()
     silence_s: float = 10.0
     store_folder: str = "/dev/shm"
@@ -45,7 +46,8 @@ class VmFile:
         args += ["-display", "none", "-nodefaults", "-no-reboot", *self.args]
         if self.guest:
             image = build(ROOT / "build" / "guest", lambda line: None)
-            args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", KERNEL]
+            args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append"]
+            args += [f"{KERNEL} {self.kernel_words}".rstrip()]
         path.write_text(
             f"name = {json.dumps(name)}\n"
             f'[qemu]\nbinary = {json.dumps(self.binary or binary)}\naccel = "{self.accel}"\n'
