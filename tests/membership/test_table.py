@@ -105,6 +105,8 @@ def test_an_event_out_of_place_changes_nothing() -> None:
          "the other host's copy needs the grant"),
         (State.STARTING, Event.FIT, Row(State.STARTING, (Do.START,)), Facts(starts=True),
          "the other host is asked before a VM starts"),
+        (State.STARTING, Event.AGREES, Row(State.STARTING, (Do.START,)), Facts(starts=True),
+         "the other host is asked before a VM starts"),
     ],
 )  # fmt: skip
 def test_a_step_that_would_break_a_rule_is_not_taken(

@@ -25,7 +25,7 @@ from colo.config.vm import Failover
 from colo.errors import ColoError, GuestError, LocalError, PeerError, UsageError
 from colo.membership.grant import Grant
 from colo.membership.words import Hello, Word, WordKind
-from colo.node import first_start
+from colo.node import first_start, right
 from colo.node.first_start import Start
 from colo.node.protecting import PrimaryNode
 from colo.node.state_folder import StateFolder
@@ -268,6 +268,37 @@ def test_ctrl_c_before_the_start_ends_its_qemu(folder: Path) -> None:
     assert holder(scene) == Grant(1, "")
 
 
+def test_a_grant_that_an_operator_has_taken_meanwhile_starts_nothing(folder: Path) -> None:
+    """The other host has nothing against it; then its operator has it run there."""
+    scene = Scene(folder, HELLO)
+    scene.on_hello = lambda: scene.file.take(1, ANOTHER)
+    with pytest.raises(UsageError, match="another host has got the right meanwhile"):
+        scene.run()
+    assert scene.ends[-1] == "kill"
+    assert "start" not in scene.events
+    assert holder(scene) == Grant(2, ANOTHER)
+
+
+def test_who_stands_still_while_the_arbiter_answers_starts_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(right, "_FRESH_S", -1.0)
+    scene = Scene(folder, HELLO)
+    with pytest.raises(LocalError, match="this host stood still while the arbiter answered"):
+        scene.run()
+    assert scene.ends[-1] == "kill"
+    assert "start" not in scene.events
+    assert holder(scene) == Grant(2, "")
+
+
+@pytest.mark.parametrize("answer", [HELLO, None], ids=["agrees", "silent"])
+def test_an_operators_word_needs_no_second_one(folder: Path, answer: Word | None) -> None:
+    """Without an arbiter that decides nothing is confirmed."""
+    scene = Scene(folder, answer, "manual")
+    assert scene.run(claim=True) == 0
+    assert "start" in scene.events
+
+
 @pytest.mark.parametrize(
     ("refused", "error"), [("query-block", GuestError), ("cont", GuestError)], ids=lambda each: each
 )
@@ -278,7 +309,7 @@ def test_a_qemu_that_fails_is_ended(folder: Path, refused: str, error: type[Colo
         scene.run()
     assert scene.status == ("REFUSED", f"QEMU died at {refused}")
     assert scene.ends[-1] == "kill"
-    assert holder(scene) == Grant(1, "")
+    assert holder(scene).holder == ""
 
 
 def test_an_arbiter_out_of_reach_ends_it(folder: Path) -> None:

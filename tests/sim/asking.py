@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from colo.membership import grant as moves
 from colo.membership import roles
-from colo.membership.grant import Ending, Grant, Held, Moved, Record
+from colo.membership.grant import Ending, Foreign, Grant, Held, Moved, Record
 from colo.membership.roles import host_of
 from colo.membership.states import Event, State
 from tests.sim.arbiter import Move
@@ -15,6 +15,9 @@ from tests.sim.shell import Shell
 from tests.sim.vm import Vm, nothing
 
 __all__ = ["Asks"]
+
+#: How old the last answer before a start may be.
+FRESH_S: Final = 2.0
 
 
 class Asks(Shell):
@@ -101,6 +104,26 @@ class Asks(Shell):
             self,
             lambda record: moves.claim(record, holder, False),
             lambda result: claimed(result) if number == self._question else None,
+            lambda _: self.tell(Event.UNFIT) if number == self._question else None,
+        )
+
+    def do_confirm(self) -> None:
+        known, holder, asked_at = self.member.facts.grant.number, self._holder(), self.world.now
+        self._question += 1
+        number = self._question
+
+        def confirmed(result: Any) -> None:
+            if number == self._question:
+                old = (self.world.now - asked_at) / self.drift > FRESH_S
+                if old or isinstance(result, Moved | Foreign):
+                    self.tell(Event.UNFIT)
+                else:
+                    self.tell(Event.CONFIRMED, grant=result.grant)
+
+        self._asking = self.cluster.arbiter.call(
+            self,
+            lambda record: moves.take(record, known, holder),
+            confirmed,
             lambda _: self.tell(Event.UNFIT) if number == self._question else None,
         )
 

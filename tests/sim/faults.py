@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from colo.membership.grant import Grant
@@ -179,7 +180,10 @@ def _says_hello(colo: Colo, stranger: End) -> None:
         colo.link = Connection(colo.world, stranger, theirs, HEARTBEAT_LIMIT_S), theirs
 
 
-def _told(host: Host, event: Event, **facts: bool) -> None:
+def _told(
+    host: Host, event: Event, still: Callable[[], bool] = lambda: True, **facts: bool
+) -> None:
+    """Have somebody say it; ``still``: what he has seen is so when it is heard."""
     colo = host.colo
     if colo is None or not colo.is_alive:
         return
@@ -187,7 +191,7 @@ def _told(host: Host, event: Event, **facts: bool) -> None:
 
     def give() -> None:
         """Whoever gives an order gives it for what he sees: an old one is not obeyed."""
-        fresh = colo.state is state and colo.world.now - given_at < ORDER_S
+        fresh = colo.state is state and colo.world.now - given_at < ORDER_S and still()
         if colo.can(event) and (event is not Event.ORDER or fresh):
             colo.tell(event, **facts)
 
@@ -203,11 +207,11 @@ def order_failover(cluster: Cluster, host: Host) -> None:
     other = cluster.other(host)
     if host.colo is None:
         return
-    if host.colo.state in (State.LISTENING, State.WAITING):
-        # He sees that it runs nowhere, and that there is no copy of it.
-        lives = any(each.vm is not None and each.vm.is_alive for each in cluster.hosts.values())
-        if lives or cluster.copies() or not cluster.means.automatic:
-            return
+    still: Callable[[], bool] = partial(_is_nowhere, cluster)
+    if host.colo.state not in (State.LISTENING, State.WAITING):
+        still = partial(bool, True)
+    elif not cluster.means.automatic or not still():
+        return
     if not cluster.means.automatic:
         if host.colo.state not in (State.LOST, State.ORPHANED):
             return
@@ -218,7 +222,16 @@ def order_failover(cluster: Cluster, host: Host) -> None:
         if other.colo is not None and other.colo.state is State.ORPHANED:
             other.end_colo()
             other.begin()
-    _told(host, Event.ORDER)
+    _told(host, Event.ORDER, still)
+
+
+def _is_nowhere(cluster: Cluster) -> bool:
+    """An operator sees that the VM runs nowhere, and that there is no copy of it."""
+    runs = any(
+        host.vm is not None and host.vm.is_alive and host.vm.has_run
+        for host in cluster.hosts.values()
+    )
+    return not runs and not cluster.copies()
 
 
 @_fault

@@ -19,8 +19,8 @@ from tests.sim.vm import Vm, nothing
 
 __all__ = ["Leads"]
 
-#: A host that stood still for longer releases nothing that it finds in its sockets.
-STOOD_LIMIT_S = 0.75 * HEARTBEAT_LIMIT_S
+#: A host that is not heard for longer releases nothing that it finds in its sockets.
+CERTAIN_S = 0.75 * HEARTBEAT_LIMIT_S
 
 
 class Leads(Shell):
@@ -116,18 +116,23 @@ class Leads(Shell):
         match effect.do:
             case ProtocolDo.HOLD:
                 vm.gate.hold()
-            case ProtocolDo.RELEASE if self.stood_s > STOOD_LIMIT_S:
-                self._session_lost()  # it stood still so long that others may have decided
+            case ProtocolDo.RELEASE if self._is_doubtful:
+                self._session_lost()  # others may have decided
             case ProtocolDo.RELEASE:
                 vm.release()
             case ProtocolDo.RESUME if kind is COLOMessage.CHECKPOINT_READY:
-                if self.stood_s > STOOD_LIMIT_S:
+                if self.stood_s > CERTAIN_S:
                     self._session_lost()
                 else:
                     self.tell(Event.WHOLE)
             case ProtocolDo.RESUME if self._rests:
                 self._rests = False
                 self.ask(self.world.some(0.001, 0.02), self._at_rest)
+
+    @property
+    def _is_doubtful(self) -> bool:
+        """Whether the other host may have counted this one as lost."""
+        return self.link is not None and self.link[0].unheard_s(self.link[1]) > CERTAIN_S
 
     def _to_qemu(self, message: Message) -> None:
         vm = self.it.vm

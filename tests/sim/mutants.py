@@ -69,7 +69,7 @@ SEEDS: Final[dict[str, int]] = {
     "starts_before_it_asks": 8,
     "starts_from_an_old_state": 1,
     "adopts_a_stale_vm": 13,
-    "releases_after_it_stood_still": 145,
+    "releases_though_it_may_not_be_heard": 145,
     "asks_only_once_for_the_vm": 62,
     "forgets_what_an_operator_has_forced": 3,
     "ends_what_may_run_where_nobody_answers": 3,
@@ -273,8 +273,15 @@ def adopts_a_stale_vm(stack: contextlib.ExitStack) -> None:
 
 
 @_mutant
-def releases_after_it_stood_still(stack: contextlib.ExitStack) -> None:
-    _set(stack, leading, "STOOD_LIMIT_S", float("inf"))
+def releases_though_it_may_not_be_heard(stack: contextlib.ExitStack) -> None:
+    _set(stack, leading, "CERTAIN_S", float("inf"))
+
+
+@_mutant
+def starts_by_a_grant_that_may_be_old(stack: contextlib.ExitStack) -> None:
+    start = Row(_S.STARTING, (_D.START,))
+    _row(stack, _S.STARTING, _E.AGREES, start)
+    _row(stack, _S.STARTING, _E.SILENT, start)
 
 
 @_mutant

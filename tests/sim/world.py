@@ -156,6 +156,8 @@ class Connection:
 
     def __init__(self, world: World, one: End, two: End, limit_s: float | None) -> None:
         self.world, self.ends, self.limit_s = world, (one, two), limit_s
+        #: Since when it is not certain that both ends hear each other.
+        self.doubtful_since: float | None = None
         world.connections.append(self)
         self.changed()
 
@@ -225,8 +227,33 @@ class Connection:
             end.silence.cancel()
             end.silence = None
 
+    def unheard_s(self, end: End) -> float:
+        """For how long this end is not certain to be heard, by its own clock."""
+        if self.doubtful_since is None:
+            return 0.0
+        return (self.world.now - self.doubtful_since) / end.process.drift
+
+    def _doubt(self) -> None:
+        fine = all(
+            end.is_open and not end.process.is_paused and self._passes(end) for end in self.ends
+        )
+        if not fine and self.doubtful_since is None:
+            self.doubtful_since = self.world.now
+        elif fine and self.doubtful_since is not None:
+            # A beat has to get there, and its answer back.
+            self.world.after(0.01 + 2 * self.world.slow_s, partial(self._certain, self._doubts))
+        if not fine:
+            self._doubts += 1
+
+    _doubts = 0
+
+    def _certain(self, doubts: int) -> None:
+        if doubts == self._doubts:
+            self.doubtful_since = None
+
     def changed(self) -> None:
         """Look who hears whom now."""
+        self._doubt()
         for end in self.ends:
             if not end.is_open:
                 continue

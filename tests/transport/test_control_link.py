@@ -11,7 +11,7 @@ import pytest
 
 from colo.config import VmConfig
 from colo.errors import ChannelLost, PeerError
-from colo.membership.words import Hello, Word, WordKind
+from colo.membership.words import Hello, LinkReader, Word, WordKind
 from colo.transport.address import Address
 from colo.transport.control_link import Link, call
 from colo.transport.tls import Tls
@@ -125,6 +125,58 @@ def test_who_stood_still_is_lost_to_itself_whatever_has_come_meanwhile() -> None
         assert a.link.silence_s() > 0.2, "and whoever asks before anything is read is told"
         await until(lambda: a.lost)
         assert "this host stood still for" in str(a.lost[0])
+
+    scene(play)
+
+
+def test_who_is_not_heard_any_more_knows_it_though_the_other_side_beats_on() -> None:
+    """A wire is cut one way: the other side takes over, and its last words are on their way."""
+
+    async def play(left: socket.socket, right: socket.socket) -> None:
+        a = End(left)
+        a.link.be_strict()
+        began = time.monotonic()
+        while time.monotonic() < began + 20 * SOON_S:
+            right.send(Word(WordKind.HEARTBEAT, {"beat": 7}).encode())
+            await asyncio.sleep(SOON_S)
+        assert not a.lost
+        assert a.link.silence_s() >= time.monotonic() - began - SOON_S
+        assert right.recv(1 << 16).count(Word(WordKind.HEARD, {"beat": 7}).encode()) > 1
+
+    scene(play)
+
+
+def test_who_is_answered_was_heard_when_it_said_what_is_answered() -> None:
+    async def play(left: socket.socket, right: socket.socket) -> None:
+        a, reader = End(left), LinkReader()
+        a.link.be_strict()
+        right.setblocking(False)
+        data = await asyncio.get_running_loop().sock_recv(right, 1 << 16)
+        (beat,) = (word.beat for word in reader.feed(data))
+        assert beat is not None
+        await asyncio.sleep(10 * SOON_S)
+        right.send(Word(WordKind.HEARD, {"beat": beat}).encode())
+        before = a.link.silence_s()
+        await until(lambda: a.link.silence_s() < before)
+        silence_s = a.link.silence_s()
+        assert 9 * SOON_S < silence_s <= time.monotonic() - beat / 1e9
+        right.send(Word(WordKind.HEARD, {"beat": time.monotonic_ns() + 10**9}).encode())
+        await until(lambda: a.lost)
+        assert "never said" in str(a.lost[0])
+
+    scene(play)
+
+
+def test_two_sides_that_hear_each_other_are_never_silent_for_long() -> None:
+    async def play(left: socket.socket, right: socket.socket) -> None:
+        a, b = End(left), End(right)
+        a.link.be_strict()
+        b.link.be_strict()
+        began = time.monotonic()
+        await until(lambda: a.link.silence_s() + 5 * SOON_S < time.monotonic() - began)
+        await until(lambda: b.link.silence_s() + 5 * SOON_S < time.monotonic() - began)
+        a.link.close()
+        b.link.close()
 
     scene(play)
 

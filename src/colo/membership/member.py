@@ -176,11 +176,11 @@ class Member:
     ) -> tuple[Do, ...]:
         """Take an event; return what is to be done.
 
-        ``grant`` goes with RECORD (whose it is), GRANTED, LINK_UP, CHANNEL_UP (of a stock primary),
-        SAYS_GONE (the number only) and RUNS, if it is another by now; ``word`` with SAYS_GONE;
-        ``turn`` and ``foreign`` with RECORD; ``owes`` with RECORD and RUNS; ``force`` with ORDER;
-        ``final`` with LOST, REJECTED and UNFIT: no further try changes it; ``may_be_done`` with
-        NO_ANSWER; ``starts`` with BEGIN.
+        ``grant`` goes with RECORD (whose it is), GRANTED, CONFIRMED, LINK_UP, CHANNEL_UP (of a
+        stock primary), SAYS_GONE (the number only) and RUNS, if it is another by now; ``word`` with
+        SAYS_GONE; ``turn`` and ``foreign`` with RECORD; ``owes`` with RECORD and RUNS; ``force``
+        with ORDER; ``final`` with LOST, REJECTED and UNFIT: no further try changes it;
+        ``may_be_done`` with NO_ANSWER; ``starts`` with BEGIN.
 
         Raises LocalProtocolError where the event is out of place, InvariantBroken where a rule
         would be broken; nothing has changed then.
@@ -233,7 +233,7 @@ class Member:
                 return replace(facts, known=grant, turn=turn, foreign=foreign, owes=owes)
             case Event.OBJECTS | Event.UNFIT:
                 return replace(facts, turn=None)
-            case Event.GRANTED:
+            case Event.GRANTED | Event.CONFIRMED:
                 return replace(facts, grant=grant or facts.grant, right=True, owes=False)
             case Event.NO_ANSWER:
                 number = facts.grant.number + 1 if may_be_done else facts.unheard
@@ -429,8 +429,10 @@ class Member:
                 case Do.LOAD:
                     self._guard(facts.right or facts.forced, "no takeover without right", event)
                 case Do.START:
-                    asked = event is Event.AGREES or self.means.stock
-                    asked |= event is Event.SILENT and self._holds(When.DECIDED)
+                    asked = event is Event.CONFIRMED or self.means.stock
+                    if not self.means.automatic:
+                        asked |= event is Event.AGREES
+                        asked |= event is Event.SILENT and self.means.claims
                     self._guard(asked, "the other host is asked before a VM starts", event)
                 case Do.FORGET if self.state in _WHOLE:
                     elsewhere = event in _ELSEWHERE

@@ -52,6 +52,7 @@ class Event(Enum):
     # Of the arbiter, and of the fence.
     RECORD = "the arbiter's record is read"
     GRANTED = "the grant that was asked for is ours"
+    CONFIRMED = "it is ours still, or again"
     DENIED = "another host has the grant"
     NO_ANSWER = "the arbiter does not answer"
     OFF = "the fence says that the other host is off"
@@ -140,6 +141,7 @@ class Do(Enum):
     READ_RECORD = "read the arbiter's record: RECORD, NO_ANSWER"
     CLAIM = "have a grant for the VM that is to be protected: GRANTED, UNFIT"
     ASK = "ask for the next grant: GRANTED, DENIED, NO_ANSWER"
+    CONFIRM = "have it once more, right before a VM starts by it: CONFIRMED, UNFIT"
     ASK_BY_ORDER = "take the next grant, whoever has this one: GRANTED, NO_ANSWER"
     STOP_ASKING = "want no answer any more"
     GIVE_BACK = "give the grant back: the VM runs without it, or not at all"

@@ -103,8 +103,11 @@ _STARTING: Final = {
         _E.FIT: (_to(_S.STARTING, _D.START, when=(_W.STARTS, _W.STOCK)),
                  _to(_S.STARTING, _D.QUESTION, when=_W.STARTS),
                  _to(_S.UNPROTECTED, _D.CALL)),
-        _E.AGREES: _to(_S.STARTING, _D.START),
-        _E.SILENT: (_to(_S.STARTING, _D.START, when=_W.DECIDED), _REFUSED_A_START),
+        # This host may have stood still since its grant, and an operator may have taken it.
+        _E.AGREES: (_to(_S.STARTING, _D.CONFIRM, when=_W.AUTOMATIC), _to(_S.STARTING, _D.START)),
+        _E.SILENT: (_to(_S.STARTING, _D.CONFIRM, when=_W.AUTOMATIC),
+                    _to(_S.STARTING, _D.START, when=_W.DECIDED), _REFUSED_A_START),
+        _E.CONFIRMED: _to(_S.STARTING, _D.START),
         _E.OBJECTS: (_to(_S.REFUSED, _D.END_GUEST, when=_W.CLAIMED), _REFUSED_A_START),
         _E.UNFIT: _NOT_STARTED,
         _E.RUNS: (_to(_S.ENDED, when=_W.ENDS), _to(_S.UNPROTECTED, _D.CALL)),

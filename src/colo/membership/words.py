@@ -1,8 +1,9 @@
 """The control link: what the two hosts say to each other beside the checkpoint channel.
 
 A line of JSON each, both ways, over a connection of its own.  The primary connects and says
-hello; the secondary says hello back, or why it refuses.  From then on both send heartbeats, and
-the primary says, when it is so::
+hello; the secondary says hello back, or why it refuses.  From then on both send heartbeats, with
+their own clock's time, which the other one says back as soon as it has heard it: so each knows what
+it was heard of.  And the primary says, when it is so::
 
     dead       the guest's process is dead: take over; ``grant`` is the last that it may have got
     shutdown   the guest has shut down: there is nothing to take over
@@ -41,7 +42,7 @@ __all__ = [
 
 #: The first bytes of a control link, where a migration stream has «QEVM».
 LINK_MAGIC: Final = b"COLO"
-LINK_VERSION: Final = 1
+LINK_VERSION: Final = 2
 
 _LINE_MAX: Final = 16 << 10
 
@@ -52,6 +53,7 @@ class WordKind(Enum):
     HELLO = "hello"
     REFUSED = "refused"
     HEARTBEAT = "heartbeat"
+    HEARD = "heard"
     DEAD = "dead"
     HANDOVER = "handover"
     SHUTDOWN = "shutdown"
@@ -73,7 +75,15 @@ class Word:
     @property
     def grant(self) -> int | None:
         """The number of the grant that this word tells of; None where it tells of none."""
-        number = self.content.get("grant")
+        return self._number("grant")
+
+    @property
+    def beat(self) -> int | None:
+        """When a heartbeat was sent, in nanoseconds of its sender's clock."""
+        return self._number("beat")
+
+    def _number(self, name: str) -> int | None:
+        number = self.content.get(name)
         return number if type(number) is int else None
 
 

@@ -78,14 +78,15 @@ class Peer:
     def check_heard(self) -> None:
         """Make sure that the other host has not counted us as lost, and decided by itself.
 
-        It has not while our last beat is younger than its limit; three quarters of it, as clocks
-        do not run alike.  Raises ChannelLost: this host stood still.
+        It has not while the last beat that it has heard of us is younger than its limit; three
+        quarters of it, as clocks do not run alike.  Raises ChannelLost: this host stood still, or
+        what it says does not get there.
         """
         silence_s = self._link.silence_s() if self._link is not None else 0.0
         if silence_s > _CERTAIN * self._limit_s:
             raise ChannelLost(
-                f"this host stood still for {silence_s:.1f} s, and the other one waits no longer "
-                f"than {self._limit_s} s"
+                f"for {silence_s:.1f} s it is not certain that the other host hears this one, and "
+                f"it waits no longer than {self._limit_s} s"
             )
 
     def be_strict(self) -> None:

@@ -256,6 +256,8 @@ class PrimaryNode(Performer):
                 self.ask(self._guest.look())
             case Do.ASK:
                 self.ask(self._right.take())
+            case Do.CONFIRM:
+                self.ask(self._or_unfit(self._right.confirm()))
             case Do.ASK_BY_ORDER:
                 self.ask(self._right.order())
             case Do.RUN_ALONE:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Final
 
 from colo.arbiters.arbiter import Arbiter, claim, give_back
 from colo.arbiters.asking import reach
-from colo.errors import LocalError, NoAnswer
+from colo.errors import LocalError, NoAnswer, UsageError
 from colo.membership.grant import Ending
 from colo.membership.member import Member
 from colo.membership.states import Event
@@ -19,6 +20,9 @@ __all__ = ["Right"]
 
 _TAKEN_S: Final = 3.0
 _LOOK_S: Final = 0.02
+#: Where an operator has the other host start the VM, that one has waited for our answer before, and
+#: for longer than this, whosever clock counts: an answer that is younger was given before that.
+_FRESH_S: Final = 2.0
 
 
 class Right:
@@ -69,6 +73,16 @@ class Right:
         if grant is None:
             return Event.DENIED, {}
         return Event.GRANTED, {"grant": grant}
+
+    async def confirm(self) -> Outcome:
+        """Have the grant once more, right before the VM starts.  Raises LocalError, UsageError."""
+        began = time.monotonic()
+        grant = await reach(self._arbiter.take, self._member.facts.grant.number, self.holder)
+        if grant is None:
+            raise UsageError("another host has got the right meanwhile; the VM is not started here")
+        if time.monotonic() - began > _FRESH_S:
+            raise LocalError("this host stood still while the arbiter answered: asking anew")
+        return Event.CONFIRMED, {"grant": grant}
 
     async def order(self) -> Outcome:
         """Take the next grant, whoever has this one, by an operator's order."""

@@ -17,12 +17,13 @@ from colo.transport.sockets import quick_acks, tune
 __all__ = ["Link", "call"]
 
 _READ_BYTES = 64 << 10
+_NS = 1e9
 
 
 class Link:
     """One control link.
 
-    ``figures`` gives what goes with a heartbeat.  ``on_word`` gets each word but heartbeats;
+    ``figures`` gives what goes with a heartbeat.  ``on_word`` gets each word but those that beat;
     ``on_lost`` is called once, with why, when the other side is gone, or silent for longer than
     ``limits_s``: the first until the first copy is whole, which ``be_strict`` is told, the second
     from then on.  A first copy makes both hosts busy, and before its end nobody could take over.
@@ -47,7 +48,9 @@ class Link:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._reader = LinkReader()
-        self._heard = self._beaten = time.monotonic()
+        self._heard = self._beaten = self._certain = time.monotonic()
+        self._beat_ns = 0
+        self._is_strict = False
         self._open = True
         self.peer_figures: dict[str, Any] = {}
         tune(sock)
@@ -60,16 +63,21 @@ class Link:
     def begin(self) -> None:
         """Beat from now on, and hear whether the other side does."""
         if self._open:
-            self._heard = self._beaten = time.monotonic()
+            self._heard = self._beaten = self._certain = time.monotonic()
             self._timer = self._loop.call_later(self._every_s, self._beat)
 
     def be_strict(self) -> None:
         """The first copy is whole: from now on a silence may mean a takeover."""
         self._heard, self._limit_s = time.monotonic(), self._strict_s
+        self._is_strict = True
 
     def silence_s(self) -> float:
-        """For how long the other side may have heard nothing: since the last beat went out."""
-        return time.monotonic() - self._beaten
+        """For how long the other side may have heard nothing, while that may mean a takeover.
+
+        Since the last beat was sent that it has certainly heard; before it is strict, since this
+        side has sent one.
+        """
+        return time.monotonic() - (self._certain if self._is_strict else self._beaten)
 
     def say(self, word: Word) -> None:
         """Say a word.  A peer that does not take it at once is lost."""
@@ -104,7 +112,8 @@ class Link:
             return
         self._beaten = now
         self._timer = self._loop.call_later(self._every_s, self._beat)
-        self.say(Word(WordKind.HEARTBEAT, self._figures()))
+        self._beat_ns = int(now * _NS)
+        self.say(Word(WordKind.HEARTBEAT, {**self._figures(), "beat": self._beat_ns}))
 
     def _readable(self) -> None:
         try:
@@ -130,14 +139,30 @@ class Link:
         self._heard = time.monotonic()
         try:
             for word in self._reader.feed(data):
-                if word.kind is WordKind.HEARTBEAT:
-                    self.peer_figures = word.content
-                else:
-                    self._on_word(word)
+                match word.kind:
+                    case WordKind.HEARTBEAT:
+                        self._answer(word)
+                    case WordKind.HEARD:
+                        self._was_heard(word)
+                    case _:
+                        self._on_word(word)
                 if not self._open:
                     return
         except PeerError as error:
             self._lose(error)
+
+    def _answer(self, heartbeat: Word) -> None:
+        self.peer_figures = {
+            name: value for name, value in heartbeat.content.items() if name != "beat"
+        }
+        if heartbeat.beat is not None:
+            self.say(Word(WordKind.HEARD, {"beat": heartbeat.beat}))
+
+    def _was_heard(self, word: Word) -> None:
+        beat = word.beat or 0
+        if beat > self._beat_ns:
+            raise PeerError("the other side says that it has heard what was never said")
+        self._certain = max(self._certain, beat / _NS)
 
     def _lose(self, error: PeerError) -> None:
         if self._open:
