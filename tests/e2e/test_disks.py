@@ -6,6 +6,7 @@ it halts where its disk is not of the very point in time that its memory is of.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -14,13 +15,16 @@ import signal
 import subprocess
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.basics import qmp, wait
+from colo.inspection.source import load_source
+from colo.node.orders import fetch_checkpoint
+from tests.e2e.basics import ACCEL, Console, qmp, wait
 from tests.e2e.nodes import NodeHost, Nodes
 from tests.e2e.vm import KERNEL
 
@@ -220,3 +224,42 @@ def test_after_a_shutdown_the_host_with_the_last_writes_starts_it(play: Play) ->
     found = re.findall(r"verified disk=(\d+)", nodes.a.console.text())
     assert int(found[-1]) > 0
     nodes.a.console.verify()
+
+
+def test_a_stock_qemu_goes_on_from_an_exported_checkpoint_and_its_disk(
+    play: Play, qemu: str
+) -> None:
+    """They are of one moment, though the guest writes on while they are exported."""
+    nodes = protected(play())
+    wait(lambda: disk_of(nodes.a)["written_bytes"] > 0, "the guest to write")
+    file = nodes.folder / "vm.mig"
+    done = nodes.b.run("export", str(file))
+    assert done.returncode == 0, done.stderr
+    disk = nodes.folder / "vm.mig.disk0.raw"
+    assert disk.stat().st_size == 16 * MIB
+    with stock(nodes, qemu, file, disk) as console:
+        console.wait_progress()
+        console.verify()
+    assert nodes.a.is_in("primary", "PROTECTED")
+    assert not list(nodes.b.state.glob("*.aside-*"))
+    assert "pc.ram" in load_source(nodes.b.state, fetch_checkpoint).memory
+
+
+@contextlib.contextmanager
+def stock(nodes: Nodes, qemu: str, file: Path, disk: Path) -> Iterator[Console]:
+    """A QEMU without colo that goes on from these files."""
+    console, monitor = Console(nodes.folder, "c"), nodes.folder / "c.qmp"
+    blockdev = f"driver=raw,node-name=disk0,file.driver=file,file.filename={disk}"
+    args = tomllib.loads((nodes.folder / "vm.toml").read_text())["qemu"]["args"]
+    command = [qemu, *args, *console.args, "-accel", ACCEL, "-blockdev", blockdev]
+    command += ["-qmp", f"unix:{monitor},server=on,wait=off", "-incoming", f"exec:cat {file}"]
+    process = subprocess.Popen(command)
+    try:
+        wait(monitor.exists, "a stock QEMU to start")
+        wait(lambda: qmp(monitor, "query-status")["status"] != "inmigrate", "it to load the file")
+        if not qmp(monitor, "query-status")["running"]:
+            qmp(monitor, "cont")
+        yield console
+    finally:
+        process.kill()
+        process.wait()

@@ -13,7 +13,14 @@ from typing import TypeVar
 import pytest
 
 from colo.errors import ColoError, LocalError, StoreError
-from colo.node.orders import Answer, Order, fetch_checkpoint, give_order, serve_orders
+from colo.node.orders import (
+    Answer,
+    Order,
+    fetch_checkpoint,
+    fetch_streams,
+    give_order,
+    serve_orders,
+)
 
 T = TypeVar("T")
 PIECES = [b"a" * 70_000, b"b", b"c" * 300_000]
@@ -100,10 +107,40 @@ def test_a_checkpoint_comes_in_its_pieces(tmp_path: Path) -> None:
 
     def answer(order: Order) -> Answer:
         orders.append(order.name)
-        return Answer(True, "", iter(PIECES))
+        return Answer(True, "", (iter(PIECES),))
 
     assert asked(tmp_path, answer, lambda at: list(fetch_checkpoint(at))) == PIECES
-    assert orders == ["export"]
+    assert orders == ["inspect"]
+
+
+def test_streams_come_one_after_the_other_and_are_closed_at_the_end(tmp_path: Path) -> None:
+    closed: list[str] = []
+
+    def answer(order: Order) -> Answer:
+        streams = iter(PIECES), iter(()), iter(PIECES[:1])
+        return Answer(True, "", streams, lambda: closed.append(order.name))
+
+    def take(at: Path) -> list[list[bytes]]:
+        return [list(stream) for stream in fetch_streams(at, "export")]
+
+    assert asked(tmp_path, answer, take) == [PIECES, [], PIECES[:1]]
+    assert closed == ["export"]
+
+
+def test_whoever_takes_no_more_of_it_has_it_closed(tmp_path: Path) -> None:
+    closed: list[bool] = []
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield bytes(1 << 20)
+
+    def take(at: Path) -> None:
+        for stream in fetch_streams(at, "export"):
+            next(stream)
+            break
+
+    asked(tmp_path, lambda order: Answer(True, "", (endless(),), lambda: closed.append(True)), take)
+    assert closed == [True]
 
 
 def test_what_goes_wrong_on_the_way_is_told_at_the_end(tmp_path: Path) -> None:
@@ -118,7 +155,7 @@ def test_what_goes_wrong_on_the_way_is_told_at_the_end(tmp_path: Path) -> None:
             taken.append(piece)
 
     with pytest.raises(ColoError, match="this checkpoint is no more"):
-        asked(tmp_path, lambda order: Answer(True, "", pieces()), take)
+        asked(tmp_path, lambda order: Answer(True, "", (pieces(), iter(PIECES))), take)
     assert taken == PIECES[:1]
 
 
@@ -126,7 +163,7 @@ def test_a_refusal_has_no_pieces(tmp_path: Path) -> None:
     with pytest.raises(ColoError, match="no whole checkpoint"):
         asked(
             tmp_path,
-            lambda order: Answer(False, "there is no whole checkpoint yet", iter(())),
+            lambda order: Answer(False, "there is no whole checkpoint yet", (iter(()),)),
             lambda at: list(fetch_checkpoint(at)),
         )
 

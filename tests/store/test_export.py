@@ -13,8 +13,9 @@ from colo.errors import StoreError, UnsupportedFeature
 from colo.inspection.source import load_stream
 from colo.migration.ram import Limits
 from colo.migration.reader import Header, Migration
-from colo.store.export import export_stream, migration_stream, write_file
+from colo.store.export import export_stream, migration_stream, new_file
 from colo.store.store import Store
+from colo.store.view import View
 from tests.streams import (
     DEVICES_72,
     RAM,
@@ -119,9 +120,16 @@ def test_a_stream_comes_in_bounded_pieces(store: Store) -> None:
     assert max(len(piece) for piece in migration_stream(store)) < 257 * 4104
 
 
+def write_file(path: Path, stream: Iterator[bytes]) -> None:
+    with new_file(path) as file:
+        for piece in stream:
+            file.write(piece)
+            assert not path.exists()
+
+
 def test_a_file_is_there_only_once_it_is_whole(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "vm.mig"
-    assert write_file(path, migration_stream(store)) == path.stat().st_size
+    write_file(path, migration_stream(store))
     assert path.read_bytes() == b"".join(migration_stream(store))
     assert path.stat().st_mode & 0o777 == 0o600
     assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["vm.mig"]
@@ -174,7 +182,7 @@ def exported(store: Store, description: dict[str, Any], devices: bytes) -> bytes
     store.commit(1, devices)
     store.apply()
     store.applied()
-    return b"".join(export_stream(store))
+    return b"".join(export_stream(View(store)))
 
 
 def test_an_export_describes_the_devices_as_they_are_now(store: Store) -> None:

@@ -41,14 +41,13 @@ def status(state_dir: Path, as_json: bool) -> int:
 def export(state_dir: Path, file: Path) -> int:
     """Write the last checkpoint of a VM to FILE, as an ordinary QEMU migration.
 
-    The protection goes on meanwhile.  `qemu-system-x86_64 … -incoming "exec:cat FILE"` loads it.
+    Each of its [[disks]] at that checkpoint goes to FILE.ID.raw.  The protection goes on meanwhile.
+    `qemu-system-x86_64 … -incoming "exec:cat FILE"` loads it.
     """
-    from colo.node.orders import fetch_checkpoint
-    from colo.progress import shown
-    from colo.store.export import write_file
+    from colo.node.exporting import write_export
 
-    size = write_file(file, shown(fetch_checkpoint(state_dir), "exporting"))
-    click.echo(f"{file}: {size:,} bytes", err=True)
+    for path, size in write_export(state_dir, file):
+        click.echo(f"{path}: {size:,} bytes", err=True)
     return 0
 
 

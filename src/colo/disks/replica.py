@@ -41,6 +41,7 @@ from colo.disks.extents import Extent, Source, folded
 from colo.disks.journal import RECORD_MAX
 from colo.disks.overlay import painted
 from colo.disks.standing import At, Condition, Limits, Stale
+from colo.disks.view import DiskView
 from colo.errors import (
     ColoError,
     DiskDamaged,
@@ -76,6 +77,7 @@ class Replica:
         self._epochs = Epochs(disk, standing.epoch if isinstance(standing, At) else -1)
         self._copied = False  # the first copy is cut: writes are staged
         self._ending = False  # and is being made durable
+        self._views: list[DiskView] = []
         self._generation = 0  # changes whenever what a reader sees may go away under it
         self._lock = threading.Lock()
 
@@ -99,6 +101,7 @@ class Replica:
 
     def close(self) -> None:
         """Close both files; what is not merged is lost."""
+        self._end_views("it is kept here no longer")
         self._durable.close()
 
     # -- what it is -----------------------------------------------------------------------
@@ -279,6 +282,7 @@ class Replica:
             self._epochs = Epochs(self.disk)
             self._generation += 1
             self._condition, self._copied = Condition.COPYING, False
+            self._end_views("it is being copied anew")
         with self._failing():
             self._durable.begin_copy(identity)
 
@@ -322,6 +326,9 @@ class Replica:
             with self._lock:
                 position = self._durable.journal.reserve(size)
                 self._epochs.placed()
+                views = tuple(self._views)
+            for view in views:
+                view.before(extents)
             self._durable.merge(position, batch[-1].number, extents)
         with self._lock:
             self._epochs.merged()
@@ -347,6 +354,7 @@ class Replica:
             batch = self._epochs.take()
             self._generation += 1
             self._condition = Condition.HANDED_OVER
+            self._end_views("a VM runs on it")
         with self._failing():
             rest = folded(epoch.extents for epoch in batch)
             self._durable.hand_over(self._epochs.committed, rest)
@@ -365,6 +373,27 @@ class Replica:
         if not self._has_commit:
             raise DiskError(self.disk, self._why)
         return self._read(offset, length, newest=False)
+
+    def view(self, aside: BlockFile) -> DiskView:
+        """View the disk at the last commit, which is merged, until ``end_view``.
+
+        ``aside``: a file of the disk's size, which the view owns.
+        """
+        self._require(Condition.WHOLE)
+        with self._lock:
+            self._guard(not self.lag, "a view is opened where all that is committed is merged")
+            self._views.append(DiskView(self.disk, self._durable.base, aside))
+            return self._views[-1]
+
+    def end_view(self, view: DiskView) -> None:
+        """Nobody reads it any more."""
+        with self._lock:
+            self._views = [each for each in self._views if each is not view]
+        view.close()
+
+    def _end_views(self, why: str) -> None:
+        for view in self._views:
+            view.end(why)
 
     def _read(self, offset: int, length: int, newest: bool) -> bytes:
         if offset < 0 or offset + length > self.size:

@@ -23,9 +23,10 @@ from colo.membership.member import Means, Member, OnLoss
 from colo.membership.states import Do, Event, State
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.admission import Greeting
+from colo.node.exporting import exported
 from colo.node.kept import Kept
 from colo.node.leaving import to_its_end
-from colo.node.orders import Answer, Order, exported, serve_orders
+from colo.node.orders import Answer, Order, serve_orders
 from colo.node.performer import Performer
 from colo.node.state_folder import StateFolder
 from colo.node.taking_over import Takeover
@@ -425,13 +426,10 @@ class SecondaryNode(Performer):
 
     async def _obey(self, order: Order) -> Answer:
         here = self.state in (State.RUNNING, State.TAKING_OVER)
-        if order.name == "export" and here:
-            return Answer(False, "the VM runs here: its QEMU can `migrate` to a file")
-        if order.name == "export" and self._config.disks:
-            why = "the memory alone goes with no disk: `colo failover` runs the VM with its disks"
-            return Answer(False, f"this VM has [[disks]], which are not exported: {why}")
-        if order.name == "export":
-            return await exported(self._kept.store, self._kept.settled)
+        if order.name in ("export", "inspect"):
+            if here:
+                return Answer(False, "the VM runs here: its QEMU can `migrate` to a file")
+            return await exported(self._kept, self._folder.path, order.name == "export")
         if order.name in _PRIMARYS:
             return Answer(False, "the VM runs on the other host: say that there")
         if order.name != "failover":

@@ -1,8 +1,9 @@
 """Orders to a running colo: one line of JSON over ``control.sock``, answered by one.
 
-The answer to «export» is preceded by what was ordered: pieces, each a u32 length and so many bytes,
-and a length of 0 after the last.  So the answer tells whether all of it was good.  A refusal may
-come without all that: no length begins as an answer does.
+The answer to «export» and «inspect» is preceded by what was ordered, in streams: pieces, each a u32
+length and so many bytes, and a length of 0 after the last of each stream.  The first is the
+checkpoint; of «export» one follows for each disk.  The answer tells whether all of it was good.  A
+refusal may come without all that: no length begins as an answer does.
 """
 
 from __future__ import annotations
@@ -16,13 +17,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, TypeAlias
+from typing import IO, Final, TypeAlias
 
-from colo.errors import ColoError, LocalError, StoreError
+from colo.errors import ColoError, LocalError
 from colo.transport.sockets import bind_private
-
-if TYPE_CHECKING:
-    from colo.store.store import Store
 
 __all__ = [
     "GRACE_S",
@@ -31,8 +29,8 @@ __all__ = [
     "Order",
     "OrderServer",
     "Pending",
-    "exported",
     "fetch_checkpoint",
+    "fetch_streams",
     "give_order",
     "serve_orders",
 ]
@@ -47,6 +45,7 @@ _GRACE_MAX_S: Final = 86_400.0
 _TAKE_S: Final = 30.0
 #: What an operator saw when he gave an order may not hold any more after so long.
 _FRESH_S: Final = 5.0
+_SOCKET: Final = "control.sock"
 _LENGTH: Final = struct.Struct(">I")
 _PIECE_MAX: Final = 16 << 20
 _BEGIN: Final = b"{"  # of an answer; as a length it would be far over what a piece may have
@@ -84,11 +83,15 @@ class Order:
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether the order was carried out, and a line about it; ``pieces`` go before it."""
+    """Whether the order was carried out, and a line about it; ``streams`` go before it.
+
+    ``close`` is called once it has been given.
+    """
 
     ok: bool
     text: str
-    pieces: Iterator[bytes] | None = None
+    streams: tuple[Iterator[bytes], ...] = ()
+    close: Callable[[], object] = lambda: None
 
 
 class Pending:
@@ -160,9 +163,9 @@ async def serve_orders(path: Path, obey: Obey) -> OrderServer:
             answer = Answer(False, "that is not an order")
         else:
             answer = _refusal(order) or await obey(order)
-        with contextlib.suppress(OSError):
-            if answer.pieces is not None:
-                answer = await _send_pieces(writer, answer)
+        with contextlib.suppress(OSError), contextlib.closing(answer):
+            for stream in answer.streams:
+                answer = await _send_stream(writer, stream, answer)
             writer.write(json.dumps({"ok": answer.ok, "text": answer.text}).encode() + b"\n")
             await writer.drain()
         writer.close()
@@ -188,23 +191,13 @@ def _refusal(order: Order) -> Answer | None:
     return Answer(False, text)
 
 
-async def exported(store: Store, settled: Callable[[], Awaitable[None]]) -> Answer:
-    """Answer an order to export the last checkpoint of ``store``, once that has settled."""
-    from colo.store.export import export_stream
-
-    try:
-        await settled()
-        return Answer(True, "", export_stream(store))
-    except StoreError as error:
-        return Answer(False, str(error))
-
-
-async def _send_pieces(writer: asyncio.StreamWriter, answer: Answer) -> Answer:
-    """Send an answer's pieces, each as fast as it is taken; return how that went."""
-    assert answer.pieces is not None
+async def _send_stream(
+    writer: asyncio.StreamWriter, stream: Iterator[bytes], answer: Answer
+) -> Answer:
+    """Send one of an answer's streams, as fast as it is taken; return how that went."""
     loop = asyncio.get_running_loop()
     try:
-        while piece := await loop.run_in_executor(None, next, answer.pieces, b""):
+        while answer.ok and (piece := await loop.run_in_executor(None, next, stream, b"")):
             writer.write(_LENGTH.pack(len(piece)) + piece)
             async with asyncio.timeout(_TAKE_S):
                 await writer.drain()
@@ -225,28 +218,50 @@ def fetch_checkpoint(state_dir: Path) -> Iterator[bytes]:
 
     It is whole when this ends without an error.  Raises ColoError.
     """
-    with _order(state_dir, Order("export")) as stream:
-        while length := _length(head := _exactly(stream, _LENGTH.size)):
-            yield _exactly(stream, length)
-        answer = _answer(stream, head if head.startswith(_BEGIN) else b"")
+    for pieces in fetch_streams(state_dir, "inspect"):
+        yield from pieces
+
+
+def fetch_streams(state_dir: Path, order: str) -> Iterator[Iterator[bytes]]:
+    """Yield what is ordered, stream by stream: each is to be read to its end before the next.
+
+    All of it is good when this ends without an error.  Raises ColoError.
+    """
+    with _order(state_dir, Order(order)) as stream:
+        while not (head := _exactly(stream, _LENGTH.size)).startswith(_BEGIN):
+            yield _pieces(stream, head, state_dir)
+        answer = _answer(stream, head)
     if not answer.ok:
         raise ColoError(answer.text)
 
 
+def _pieces(stream: IO[bytes], head: bytes, state_dir: Path) -> Iterator[bytes]:
+    """Yield a stream's pieces; ``head`` is the first one's length.  Raises ColoError."""
+    with _told(state_dir):
+        while length := _length(head):
+            yield _exactly(stream, length)
+            head = _exactly(stream, _LENGTH.size)
+
+
 @contextlib.contextmanager
 def _order(state_dir: Path, order: Order) -> Iterator[IO[bytes]]:
-    path = state_dir / "control.sock"
+    with _told(state_dir), socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_ANSWER_S + order.grace_s)
+        sock.connect(str(state_dir / _SOCKET))
+        sock.sendall(replace(order, given_at=time.monotonic()).line())
+        with sock.makefile("rb") as stream:
+            yield stream
+
+
+@contextlib.contextmanager
+def _told(state_dir: Path) -> Iterator[None]:
+    """What goes wrong with a state folder's colo, as one line."""
     try:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(_ANSWER_S + order.grace_s)
-            sock.connect(str(path))
-            sock.sendall(replace(order, given_at=time.monotonic()).line())
-            with sock.makefile("rb") as stream:
-                yield stream
+        yield
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         raise ColoError(f"no colo runs with the state folder {state_dir}") from None
     except (OSError, ValueError) as error:
-        raise ColoError(f"{path}: {error}") from error
+        raise ColoError(f"{state_dir / _SOCKET}: {error}") from error
 
 
 def _answer(stream: IO[bytes], begun: bytes = b"") -> Answer:
@@ -261,9 +276,7 @@ def _answer(stream: IO[bytes], begun: bytes = b"") -> Answer:
 
 
 def _length(head: bytes) -> int:
-    """The length of the next piece; 0 where the answer follows, or begins already."""
-    if head.startswith(_BEGIN):
-        return 0
+    """The length of the next piece; 0 where the stream has ended."""
     (length,) = _LENGTH.unpack(head)
     if length > _PIECE_MAX:
         raise ValueError(f"a piece of {length} bytes")

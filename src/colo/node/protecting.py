@@ -457,7 +457,7 @@ class PrimaryNode(Performer):
             return await self._planned.switch_over(self.state, self._right.automatic, self.tell)
         if order.name == "stop":
             return await self._planned.power_down(order.grace_s)
-        if order.name == "export":
+        if order.name in ("export", "inspect"):
             where = f"the checkpoint is on the secondary's host ({self._peer.to}): ask there"
             return Answer(False, f"{self._folder.path} is the primary's state folder; {where}")
         return Answer(False, f"there is no order {order.name!r}")

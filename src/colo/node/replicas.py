@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 from uuid import uuid4
@@ -23,7 +23,7 @@ from colo.disks.words import DiskHello, OneDisk, answer
 from colo.errors import ColoError, DiskError, PeerError, UsageError
 from colo.membership.grant import Grant
 from colo.qemu.read_only import differences
-from colo.session.disk_intake import DiskIntake
+from colo.session.disk_intake import DiskIntake, epoch_of
 from colo.session.first_line import first_line
 
 __all__ = ["Replicas", "Waiting", "run_on"]
@@ -86,6 +86,19 @@ class Replicas:
                         file.truncate(_UNKNOWN_BYTES)
             except OSError as error:
                 raise UsageError(f"[[disks]] {disk.id}: {path}: {error.strerror}") from error
+
+    @property
+    def replicas(self) -> Sequence[Replica]:
+        """One for each disk, while there is a copy."""
+        return tuple(self._replicas)
+
+    def is_merged_at(self, number: int) -> bool:
+        """Whether the files of all are the disks at checkpoint ``number``."""
+        return all(
+            isinstance(at := replica.standing, At) and at.epoch == epoch_of(number)
+            and not replica.lag
+            for replica in self._replicas
+        )  # fmt: skip
 
     @property
     def lacking(self) -> bool:

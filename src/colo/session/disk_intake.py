@@ -19,7 +19,7 @@ from colo.disks.words import Kind, Said, WordReader, blocks_of, encode, header
 from colo.errors import ChannelLost, ColoError, DiskError, PeerError
 from colo.transport.sockets import tune
 
-__all__ = ["DiskIntake"]
+__all__ = ["DiskIntake", "epoch_of"]
 
 _READ_BYTES: Final = 1 << 20
 #: Of a replica: the commit of its copy, from which the checkpoints go on.
@@ -71,12 +71,12 @@ class DiskIntake:
     def require(self, number: int) -> None:
         """Raise DiskError where checkpoint ``number`` cannot be committed to all replicas."""
         for replica in self._replicas:
-            replica.require_commit(_epoch(number))
+            replica.require_commit(epoch_of(number))
 
     def commit(self, number: int) -> None:
         """What was cut is the disks at checkpoint ``number``; ``require`` comes before."""
         for replica in self._replicas:
-            replica.commit(_epoch(number))
+            replica.commit(epoch_of(number))
         self._urged = False
         for replica in self._replicas:
             self._merge(replica)
@@ -262,6 +262,6 @@ class DiskIntake:
             self._on_lost(error)
 
 
-def _epoch(number: int) -> int:
+def epoch_of(number: int) -> int:
     """The replicas' number of checkpoint ``number``: their copy comes before the first one."""
     return _COPY + 1 + number

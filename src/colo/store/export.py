@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, cast
 
 from colo.errors import StoreError, StreamError
 from colo.migration.format import IGNORE_SHARED, PAGE_SIZE
@@ -19,7 +19,7 @@ from colo.migration.writer import RamWriter, migration, page_runs
 from colo.store.store import Checkpoint, Store
 from colo.store.view import View
 
-__all__ = ["describe", "export_stream", "migration_stream", "write_file"]
+__all__ = ["describe", "export_stream", "migration_stream", "new_file"]
 
 _NONE_MAPPED: Final[Mapping[str, int]] = MappingProxyType({})
 _UNDESCRIBED: Final[dict[str, Any]] = {"page_size": PAGE_SIZE, "devices": []}
@@ -38,18 +38,15 @@ def migration_stream(store: Store, mapped: Mapping[str, int] = _NONE_MAPPED) -> 
     return _stream(checkpoint, pages, _UNDESCRIBED, mapped)
 
 
-def export_stream(store: Store) -> Iterator[bytes]:
-    """Return the same of the checkpoint that the store holds now, while it goes on.
+def export_stream(view: View) -> Iterator[bytes]:
+    """Return the same of the checkpoint that the view's store holds now, while that goes on.
 
     The store must be applied.  Raises StoreError.
     """
-    view = View(store)
     checkpoint = view.open()
 
     def stream() -> Iterator[bytes]:
-        with contextlib.closing(view):
-            described = describe(checkpoint)
-            yield from _stream(checkpoint, view.pages(), described)
+        yield from _stream(checkpoint, view.pages(), describe(checkpoint))
 
     return stream()
 
@@ -84,20 +81,19 @@ def _stream(
     )
 
 
-def write_file(path: Path, stream: Iterable[bytes]) -> int:
-    """Write a stream to a file that is not there yet; return its size in bytes.
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is not there yet, to be written: it is there only once that has ended well.
 
-    The file is there only once it is whole.  Raises StoreError.
+    Raises StoreError, also of what is raised by the writing.
     """
     try:
         if path.exists():
             raise StoreError(f"{path} is there already: remove it, or name another file")
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-") as part:
-            for piece in stream:
-                part.write(piece)
+            yield cast(BinaryIO, part)
             part.flush()
             os.fsync(part.fileno())
             os.link(part.name, path)
-            return part.tell()
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}") from error
