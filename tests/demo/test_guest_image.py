@@ -115,7 +115,11 @@ def test_kernel_modules_are_found_plain_and_compressed(tmp_path: Path, prefix: s
     (kernel / "virtio_pci.ko.xz").write_bytes(lzma.compress(module("virtio")))
     (kernel / "virtio-rng.ko").write_bytes(module("virtio"))
     (kernel / "unrelated.ko").write_bytes(module())
-    found = guest_image._kernel_modules(tmp_path)
+    (kernel / "ext4.ko").write_bytes(module("jbd2"))
+    (kernel / "jbd2.ko").write_bytes(module())
+    lists = guest_image._kernel_modules(tmp_path)
+    assert list(lists["order-ext4"]) == ["jbd2", "ext4"]
+    found = lists["order"]
     assert list(found) == ["virtio", "virtio_pci", "virtio_rng"]
     assert found["virtio_pci"] == module("virtio")
 

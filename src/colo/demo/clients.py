@@ -28,6 +28,7 @@ from colo.demo.verdicts import (
     ClockJudge,
     EchoJudge,
     FloodJudge,
+    RecordsJudge,
     SinkJudge,
     StreamJudge,
     generate,
@@ -37,7 +38,7 @@ from colo.errors import ColoError
 __all__ = ["main"]
 
 _FIRST_PORT: Final = 7000
-_STREAM, _ECHO, _GENERATE, _SINK, _FLOOD, _FLOODED, _, _CLOCK = range(8)  # after the first port
+_STREAM, _ECHO, _GENERATE, _SINK, _FLOOD, _FLOODED, _, _CLOCK, _RECORDS = range(9)  # after it
 _BLOCK: Final = 1 << 18
 _FLOOD_BUFFER: Final = 64 << 20
 _FLOOD_SETTLE_S: Final = 0.5
@@ -382,6 +383,28 @@ def clock(options: Options, count: int, pause_ms: float, rest_s: float) -> None:
             time.sleep(rest_s if judge.answers == count // 2 and rest_s else pause_ms / 1e3)
 
     converse("clock", options, _CLOCK, judge, talk)
+
+
+@main.command()
+@_client
+@click.option("--verify-every", default=100, help="Have all looked at after so many.")
+@_gap
+def records(options: Options, verify_every: int, gap_ms: float) -> None:
+    """Have the guest put records on its disk, one after the other."""
+    judge = RecordsJudge(gap_ms / 1e3)
+
+    def talk(session: Session) -> None:
+        while not session.over() and judge.offence is None:
+            for_more = judge.answers % verify_every != verify_every - 1
+            judge.asked(for_more)
+            session.send(b"\n" if for_more else b"verify\n")
+            line = session.line()
+            if not line.endswith(b"\n"):
+                return
+            judge.feed(line, time.monotonic())
+            session.log(n=judge.last)
+
+    converse("records", options, _RECORDS, judge, talk)
 
 
 def _drain(receiver: socket.socket, judge: FloodJudge) -> None:

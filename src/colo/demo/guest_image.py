@@ -42,7 +42,11 @@ RECIPE_VERSION = 1  # raise it when what this file builds changes
 KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
 BUSYBOX_PACKAGE = "busybox-static"
 APPLETS = ("cat", "grep", "insmod", "ip", "mount", "sh")
-MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "virtio_rng")
+#: By the name of the list that the first process finds them in.
+MODULES = {
+    "order": ("virtio_pci", "virtio_net", "virtio_blk", "virtio_rng"),
+    "order-ext4": ("crc32c_generic", "ext4"),
+}
 TOOL_PACKAGES = {
     "apt-get": "apt",
     "apt-cache": "apt",
@@ -238,8 +242,8 @@ def _find(root: Path, *patterns: str) -> Path:
 # Kernel modules
 
 
-def _kernel_modules(root: Path) -> dict[str, bytes]:
-    """Return the content of MODULES and of what they depend on, in the order to load them."""
+def _kernel_modules(root: Path) -> dict[str, dict[str, bytes]]:
+    """Return the content of MODULES and of what they depend on, list by list, in their order."""
     paths = {
         _module_name(path.name): path
         for folder in ("lib/modules", "usr/lib/modules")
@@ -254,8 +258,12 @@ def _kernel_modules(root: Path) -> dict[str, bytes]:
         contents[name] = _read_module(paths[name])
         return module_dependencies(contents[name])
 
-    order = load_order(MODULES, depends)
-    return {name: contents[name] for name in order if name in contents}
+    return {
+        list_name: {
+            name: contents[name] for name in load_order(wanted, depends) if name in contents
+        }
+        for list_name, wanted in MODULES.items()
+    }
 
 
 def _module_name(file_name: str) -> str:
@@ -297,9 +305,9 @@ def load_order(wanted: Iterable[str], depends: Callable[[str], list[str]]) -> li
 
 
 def _initramfs(
-    busybox: bytes, workload: bytes, modules: Mapping[str, bytes]
+    busybox: bytes, workload: bytes, lists: Mapping[str, Mapping[str, bytes]]
 ) -> Iterator[CpioEntry]:
-    for name in ("bin", "dev", "lib", "lib/modules", "proc", "sys", "tmp"):
+    for name in ("bin", "data", "dev", "lib", "lib/modules", "proc", "sys", "tmp"):
         yield CpioEntry(name, stat.S_IFDIR | 0o755)
     # The kernel opens it for the first process, before there is a devtmpfs.
     yield CpioEntry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
@@ -308,10 +316,11 @@ def _initramfs(
     yield CpioEntry("bin/busybox", stat.S_IFREG | 0o755, busybox)
     for applet in APPLETS:
         yield CpioEntry(f"bin/{applet}", stat.S_IFLNK | 0o777, b"busybox")
-    for name, content in modules.items():
-        yield CpioEntry(f"lib/modules/{name}.ko", stat.S_IFREG | 0o644, content)
-    order = "".join(f"{name}.ko\n" for name in modules)
-    yield CpioEntry("lib/modules/order", stat.S_IFREG | 0o644, order.encode())
+    for list_name, modules in lists.items():
+        for name, content in modules.items():
+            yield CpioEntry(f"lib/modules/{name}.ko", stat.S_IFREG | 0o644, content)
+        order = "".join(f"{name}.ko\n" for name in modules)
+        yield CpioEntry(f"lib/modules/{list_name}", stat.S_IFREG | 0o644, order.encode())
 
 
 def write_cpio(entries: Iterable[CpioEntry]) -> bytes:

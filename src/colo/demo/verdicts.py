@@ -20,6 +20,7 @@ __all__ = [
     "EchoJudge",
     "FloodJudge",
     "Gaps",
+    "RecordsJudge",
     "SinkJudge",
     "StreamJudge",
     "Words",
@@ -181,6 +182,40 @@ class ClockJudge:
         """Answers, and what was lost; a clock that runs ahead has lost less than nothing."""
         lost_ms, span_s = self._lost()
         return {"answers": self.answers, "span_s": span_s, "lost_ms": lost_ms}
+
+
+class RecordsJudge:
+    """Each answer is the number of one more record, or, where all are looked at, the last again."""
+
+    def __init__(self, gap_s: float = 0.2) -> None:
+        self.offence: str | None = None
+        self.answers = 0
+        self.last: int | None = None
+        self._more = 1
+        self._gaps = Gaps(gap_s)
+
+    def asked(self, for_more: bool) -> None:
+        """The guest is asked for one more record, or to look at all of them."""
+        self._more = int(for_more)
+
+    def feed(self, line: bytes, at: float) -> None:
+        """Take its answer, a line."""
+        self._gaps.heard(at, self.answers)
+        due = None if self.last is None else self.last + self._more
+        if not line.strip().isdigit() or due not in (None, int(line)):
+            self.offence = f"after record {self.last} came {_shown(line)}"
+            return
+        self.last = int(line)
+        self.answers += 1
+
+    @property
+    def error(self) -> str | None:
+        """The offence, or that nothing came."""
+        return self.offence or (None if self.answers else "not one answer came")
+
+    def figures(self) -> dict[str, Any]:
+        """Answers, the last record that is certainly there, and gaps."""
+        return {"answers": self.answers, "last": self.last, **self._gaps.figures()}
 
 
 class EchoJudge:

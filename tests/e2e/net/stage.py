@@ -45,7 +45,10 @@ _numbers = itertools.count(10)
 
 @dataclass(frozen=True)
 class Vm:
-    """What goes into a stage's VM files; ``options`` is TOML behind its ``[qemu]`` tables."""
+    """What goes into a stage's VM files; ``options`` is TOML behind its ``[qemu]`` tables.
+
+    ``words``: more for the guest's kernel.
+    """
 
     mode: str = "serve"
     memory_mib: int = 128
@@ -54,6 +57,7 @@ class Vm:
     args: tuple[str, ...] = ("-no-reboot",)
     arbiter: str = ""
     options: str = ""
+    words: str = ""
 
 
 class Colo:
@@ -249,6 +253,7 @@ class Stage:
         if vm.guest:
             image = build(ROOT / "build" / "guest", lambda line: None)
             words = f"{KERNEL_WORDS} colo.mode={vm.mode} colo.ip={self.address}/{LAN_PREFIX}"
+            words = f"{words} {vm.words}".rstrip()
             args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
             args += ["-append", words]
         for index, nic in enumerate(vm.nics):

@@ -33,10 +33,11 @@ static inline uint64_t mix(uint64_t x) /* the finalizer of splitmix64 */
 
 _Noreturn void run_serve(char **argv);
 
-/* Records on a disk, see disk.c: the number of the last one there; of the next one, on the disk. */
+/* Records on a disk, see disk.c: the number of the last one there; of the next one, on the disk;
+ * of the last one again, once all are looked at. */
 uint64_t open_disk(const char *path);
 uint64_t put_on_disk(void);
-void verify_disk(void);
+uint64_t verify_disk(void);
 
 /* Write to a disk for so long, past the page cache; how many writes a second that is. */
 double write_for(const char *path, size_t bytes, bool at_random, bool synced, int64_t ns);

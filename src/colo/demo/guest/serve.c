@@ -9,7 +9,8 @@
  * 7006  power     "poweroff\n" and "reboot\n" do so
  * 7007  clock     answers each line with "<monotonic> <realtime>\n", the guest's clocks in ns
  * 7008  records   answers each line with the number of one more record that is on --disk=PATH
- *                 (/dev/vda) by then: see disk.c; one connection at a time
+ *                 (/dev/vda) by then: see disk.c; "verify" with that of the last one, once all are
+ *                 looked at.  One connection at a time
  * --port=N serves on N, N + 1 ... instead.  Words are little-endian.  A datagram is its number
  * and zeros, 1400 bytes.  The checksum is the sum of mix(word ^ index * GOLDEN), the last word
  * filled up with zeros.
@@ -181,7 +182,8 @@ static void records(int peer)
     open_disk(disk_path);
     for (;;) {
         get_line(peer, line);
-        put_number(peer, put_on_disk());
+        bool verify = strcmp(line, "verify") == 0;
+        put_number(peer, verify ? verify_disk() : put_on_disk());
     }
 }
 

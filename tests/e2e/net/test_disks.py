@@ -1,0 +1,104 @@
+"""What a client was told is on the disk, it is there, whoever dies; also in a file system."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from colo.demo.lab import Place
+from tests.e2e.net.stage import Colo, Stage, Vm
+from tests.e2e.net.test_node import HOSTS, wait_protected
+
+pytestmark = pytest.mark.e2e
+
+MIB: Final = 1 << 20
+RECORD_BYTES: Final = 4096
+DISK: Final = ("-no-reboot", "-device", "virtio-blk-pci,drive=disk0")
+
+
+def raw(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(16 * MIB)
+
+
+def ext4(path: Path) -> None:
+    """A file system with an empty file that is all holes."""
+    content = path.with_suffix(".d")
+    content.mkdir()
+    with (content / "records").open("wb") as file:
+        file.truncate(8 * MIB)
+    with path.open("wb") as file:
+        file.truncate(32 * MIB)
+    run("mkfs.ext4", "-q", "-d", str(content), str(path))
+
+
+def run(*command: str, codes: tuple[int, ...] = (0,)) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in codes, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def records_in(disk: Path, is_ext4: bool) -> int:
+    """The number of the last record on a disk that nobody has any more."""
+    if is_ext4:
+        run("e2fsck", "-p", str(disk), codes=(0, 1))  # it plays the file system's journal
+        run("e2fsck", "-fn", str(disk))
+        run("debugfs", "-R", f"dump /records {disk}.records", str(disk))
+        disk = Path(f"{disk}.records")
+    content = disk.read_bytes()
+    firsts = (content[at : at + 8] for at in range(0, len(content), RECORD_BYTES))
+    return max(int.from_bytes(each, "little") for each in firsts)
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(
+    ("qemu", "vm", "make"),
+    [
+        ("7.2", Vm(args=DISK), raw),
+        ("11.1", Vm(args=DISK, words="colo.ext4=/dev/vda colo.disk=/data/records"), ext4),
+    ],
+    ids=["raw", "ext4"],
+    indirect=["qemu"],
+)
+def test_what_a_client_was_told_is_on_the_disk(
+    stage: Stage,
+    vm: Vm,
+    make: Callable[[Path], None],
+    draw: random.Random,
+    request: pytest.FixtureRequest,
+) -> None:
+    disks = {name: stage.folder / f"disk0-{name}.raw" for name in "ab"}
+    make(disks["a"])
+    table = f'[[disks]]\nid = "disk0"\nprimary = "{disks["a"]}"\nsecondary = "{disks["b"]}"\n'
+    leads, follows = (
+        node_with_disks(stage, name, place, table)
+        for name, place in (("a", Place.HOST_A), ("b", Place.HOST_B))
+    )
+    wait_protected(leads)
+    stage.wait_booted(leads)
+    client = stage.client("records")
+    for number in range(2 + int(request.config.getoption("--rounds"))):
+        if number:
+            leads.start("node", "--host", leads.name)
+            leads, follows = follows, leads
+            wait_protected(leads)
+        client.wait_heard(120)
+        time.sleep(draw.uniform(0, 1))
+        stage.kill(leads)
+        client.wait_heard(5)  # the other one has taken over
+    told = client.check()["last"]
+    stage.kill(follows)
+    assert records_in(disks[follows.name], make is ext4) >= told
+
+
+def node_with_disks(stage: Stage, name: str, place: Place, table: str) -> Colo:
+    made = stage.colo(name, place, replace(stage.vm, options=HOSTS + table))
+    made.start("node", "--host", name)
+    return made
