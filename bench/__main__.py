@@ -24,6 +24,7 @@ from bench import (
     network,
     pauses,
     receive,
+    replicas,
     takeover,
 )
 from bench.errors import BenchError
@@ -42,6 +43,7 @@ _NAMES: Final = (
     "hosts",
     "clock",
     "disks",
+    "replicas",
     "receive",
     "checkpoint",
 )
@@ -86,7 +88,7 @@ def main() -> int:
 def _measure(names: Sequence[str], rounds: int) -> Iterator[dict[str, Any]]:
     """Yield the figures as they grow, the same dictionary each time."""
     qemus = machine.qemus()
-    if not qemus and set(names) - {"receive", "checkpoint"}:
+    if not qemus and set(names) - {"receive", "checkpoint", "replicas"}:
         raise BenchError("no QEMU is here: install qemu-system-x86, or `make qemu11`")
     seconds, kills = 2.0 + min(8.0, 2.0 * rounds), max(3, 2 * rounds)
     figures: dict[str, Any] = {
@@ -98,6 +100,11 @@ def _measure(names: Sequence[str], rounds: int) -> Iterator[dict[str, Any]]:
         if name == "receive":
             _say("receive path")
             figures[name] = receive.measure()
+            yield figures
+            continue
+        if name == "replicas":
+            _say("replicas of a disk")
+            figures[name] = replicas.measure(rounds, 4 if rounds > 1 else 1, _say)
             yield figures
             continue
         figures[name] = []

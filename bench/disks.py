@@ -3,6 +3,7 @@
 The guest writes in turns a MiB after the other, 4 KiB anywhere, and 4 KiB anywhere with an fsync
 each, and says how many it wrote.  On the same running VM, in turns: without colo, protected with
 its disk, and protected with its disk left out, which is the price of the checkpoints alone.
+Between those turns the same guest on QEMU's own replication: first alone, then protected.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from bench.replication import QuorumVm
 from bench.stats import median, summarise
 from bench.vm import Process, colo_command, guest_image, read_status, wait_until
 from colo.config import load
@@ -30,6 +33,9 @@ _START_S: Final = 120.0
 _LINES: Final = 2
 _WAYS: Final = ("sequential", "random", "synced")
 _KINDS: Final = ("with its disk", "disk left out")
+_OWN: Final = "QEMU's own"
+#: Between two checkpoints of a guest that says nothing to a network, as colo spaces them.
+_INTERVAL_MS: Final = 1000
 #: What their files and folders are called.
 _SLUGS: Final = {"with its disk": "with", "disk left out": "without"}
 _LINE: Final = re.compile(r"sequential=([\d.]+) random=([\d.]+) synced=([\d.]+)\r?\n")
@@ -40,6 +46,8 @@ def measure(binary: str, rounds: int, say: Callable[[str], None]) -> dict[str, A
     rates: dict[str, dict[str, list[float]]] = {
         kind: {way: [] for way in _WAYS} for kind in ("unprotected", *_KINDS)
     }
+    alone: dict[str, list[float]] = {way: [] for way in _WAYS}
+    own: dict[str, list[float]] = {way: [] for way in _WAYS}
     stopped: dict[str, list[float]] = {kind: [] for kind in _KINDS}
     with tempfile.TemporaryDirectory(prefix="colo-bench-") as name, ExitStack() as stack:
         scene = _Scene(Path(name), binary)
@@ -57,7 +65,15 @@ def measure(binary: str, rounds: int, say: Callable[[str], None]) -> dict[str, A
                     if kind in _KINDS:
                         phases = read_status(scene.folder, "phases_ms", f"a-{_SLUGS[kind]}")
                         stopped[kind].append(phases["stopped"]["median"])
+            for found, into in zip(scene.replicated(), (alone, own), strict=True):
+                for way, rate in found.items():
+                    into[way].append(rate)
+                    say(f"  {_OWN}{'' if into is own else ', unprotected'}: {way} {rate:.0f}")
     return {
+        "own": {way: asdict(summarise(values)) for way, values in own.items()},
+        "own_ratios": {
+            way: median([a / b for a, b in zip(own[way], alone[way], strict=True)]) for way in _WAYS
+        },
         "rates": {
             kind: {way: asdict(summarise(values)) for way, values in ways.items()}
             for kind, ways in rates.items()
@@ -83,23 +99,33 @@ class _Scene:
 
     def __init__(self, folder: Path, binary: str) -> None:
         self.folder = folder
-        self._files = {kind: self._file(kind, binary) for kind in _KINDS}
+        self._binary = binary
+        self._files = {kind: self._file(kind) for kind in _KINDS}
         for name in ("a", "b-without"):
             with (folder / f"{name}.raw").open("wb") as disk:
                 os.posix_fallocate(disk.fileno(), 0, _DISK_MIB << 20)
 
-    def _file(self, kind: str, binary: str) -> Path:
+    def _machine(self) -> str:
+        """The machine, as the VM file has it."""
         image = guest_image()
         args = ["-machine", "pc", "-cpu", "qemu64", "-m", "128", "-display", "none", "-nodefaults"]
         args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
         args += ["-append", f"{KERNEL_WORDS} colo.mode=io"]
         args += ["-device", "virtio-blk-pci,drive=disk0"]
+        text = f'name = "bench"\n[qemu]\nbinary = {json.dumps(self._binary)}\naccel = "tcg"\n'
+        return f"{text}args = {json.dumps(args)}\n"
+
+    def _bare(self, folder: Path) -> Path:
+        """A VM file of which only the machine counts."""
+        path = folder / "vm.toml"
+        path.write_text(f'{self._machine()}[failover]\narbiter = "manual"\n')
+        return path
+
+    def _file(self, kind: str) -> Path:
         drive = "if=none,id=disk0,format=raw,discard=unmap,file="
         a, b = self.folder / "a.raw", self.folder / "b-without.raw"
         roles = {"primary": ["-drive", f"{drive}{a}"], "secondary": []}
-        text = f'name = "bench"\n[qemu]\nbinary = {json.dumps(binary)}\naccel = "tcg"\n'
-        text += f"args = {json.dumps(args)}\n"
-        disks = ""
+        text, disks = self._machine(), ""
         if kind == _KINDS[0]:
             replica = self.folder / "b.raw"
             disks = f'[[disks]]\nid = "disk0"\nprimary = "{a}"\nsecondary = "{replica}"\n'
@@ -171,18 +197,40 @@ class _Scene:
             process.terminate()
 
     def rates(self) -> dict[str, float]:
-        """The rates of some whole lines that the guest says from now on: their medians."""
-        skipped = len(self._lines()) + 1  # one is under way
-        whole = skipped + _LINES
+        """The rates that the guest says from now on."""
+        return _rates(self.folder / f"primary-{_SLUGS[_KINDS[1]]}.console", self._qemu)
 
-        def said() -> list[tuple[str, str, str]] | None:
-            lines = self._lines()
-            return lines[skipped:whole] if len(lines) >= whole else None
+    def replicated(self) -> tuple[dict[str, float], dict[str, float]]:
+        """The rates of a guest on a quorum: alone, and with QEMU's own replication."""
+        folder = self.folder / "own"
+        folder.mkdir()
+        try:
+            launch = plan(load(self._bare(folder)))
+            with (folder / "a.raw").open("wb") as disk:
+                os.posix_fallocate(disk.fileno(), 0, _DISK_MIB << 20)
+            console = folder / "console"
+            vm = QuorumVm(launch, folder, console, _DISK_MIB << 20)
+            with vm.running() as qemu:
+                alone = _rates(console, qemu)
+                with vm.protected(_INTERVAL_MS):
+                    return alone, _rates(console, qemu)
+        finally:
+            shutil.rmtree(folder)
 
-        lines = wait_until("the guest's writes", said, _START_S, self._qemu)
-        return {way: median([float(line[at]) for line in lines]) for at, way in enumerate(_WAYS)}
 
-    def _lines(self) -> list[tuple[str, str, str]]:
-        console = self.folder / f"primary-{_SLUGS[_KINDS[1]]}.console"
+def _rates(console: Path, qemu: Process) -> dict[str, float]:
+    """The rates of some whole lines that a guest says from now on: their medians."""
+
+    def lines() -> list[tuple[str, str, str]]:
         text = console.read_text(errors="replace") if console.exists() else ""
         return _LINE.findall(text)
+
+    skipped = len(lines()) + 1  # one is under way
+    whole = skipped + _LINES
+
+    def said() -> list[tuple[str, str, str]] | None:
+        found = lines()
+        return found[skipped:whole] if len(found) >= whole else None
+
+    found = wait_until("the guest's writes", said, _START_S, qemu)
+    return {way: median([float(line[at]) for line in found]) for at, way in enumerate(_WAYS)}

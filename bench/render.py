@@ -167,6 +167,7 @@ def _hosts(rows: Sequence[_Row]) -> str:
 
 def _disks(rows: Sequence[_Row]) -> str:
     head = ["QEMU", "the guest writes", "unprotected", "with its disk", "", "disk left out", ""]
+    head += ["QEMU's own replication", ""]
     ways = {
         "sequential": "1 MiB each",
         "random": "4 KiB anywhere",
@@ -188,10 +189,33 @@ def _disks(rows: Sequence[_Row]) -> str:
                         f"{row['ratios'][kind][way]:.0%}",
                     )
                 ),
+                f"{row['own'][way]['median']:,.0f}/s",
+                f"{row['own_ratios'][way]:.0%}",
             ]
             for row in rows
             for way, text in ways.items()
         ),
+    )
+
+
+def _replicas(row: _Row) -> str:
+    head = ["an epoch of 64 MiB in writes of", "merged in", "dd, as much", "ratio"]
+    table = _table(
+        head,
+        (
+            [
+                f"{each['write_bytes'] >> 10} KiB, anywhere",
+                f"{each['merge_s'] * 1e3:,.0f} ms",
+                f"{each['dd_s'] * 1e3:,.0f} ms",
+                f"{each['ratio']:.2f}",
+            ]
+            for each in row["merge"]
+        ),
+    )
+    resync = row["resync"]
+    return (
+        f"{table}\n\nA second copy of {resync['disk_bytes'] >> 30} GiB of which 1 % differs: "
+        f"{resync['sent_bytes'] / (1 << 20):,.0f} MiB on the wire, {resync['seconds']:.0f} s."
     )
 
 
@@ -290,6 +314,7 @@ _TABLES: Final[dict[str, Callable[[Any], str]]] = {
     "gaps": _gaps,
     "hosts": _hosts,
     "disks": _disks,
+    "replicas": _replicas,
     "clock": _clock,
     "takeover": _takeover,
     "memory": _memory,

@@ -34,6 +34,7 @@ __all__ = [
     "protect",
     "read_status",
     "relayed",
+    "set_capabilities",
     "stock_secondary",
     "wait_until",
 ]
@@ -159,7 +160,7 @@ def stock_secondary(vm: Vm, address: str, folder: Path) -> Iterator[Process]:
     ]
     command += ["-incoming", "defer"]
     with _qemu("stock-secondary", command, folder) as (process, monitor):
-        _set_capabilities(monitor)
+        set_capabilities(monitor)
         monitor.execute("migrate-incoming", uri=address)
         yield process
 
@@ -199,7 +200,7 @@ def relayed(vm: Vm, address: str, folder: Path) -> Iterator[Process]:
 
 def protect(process: Process, monitor: Monitor, address: str, interval_ms: int) -> None:
     """Start COLO from this primary to ``address`` and wait until it is on."""
-    _set_capabilities(monitor)
+    set_capabilities(monitor)
     monitor.execute(
         "migrate-set-parameters", x_checkpoint_delay=interval_ms, max_bandwidth=_BANDWIDTH
     )
@@ -250,7 +251,7 @@ def _qemu(
         process.kill()
 
 
-def _set_capabilities(monitor: Monitor) -> None:
+def set_capabilities(monitor: Monitor) -> None:
     names = ["x-colo"]
     if monitor.execute("query-version")["qemu"]["major"] >= _RETURN_PATH_MAJOR:
         names.append("return-path")

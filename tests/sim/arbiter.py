@@ -61,12 +61,13 @@ class SimArbiter:
                 process.take(give_up)
                 return
             asking.writes = True
+            seen = self.record
             # Between the point of no return and the change there is time, and back is a way.
-            world.after(world.some(0, 0.005) + delay_s / 4, change)
+            world.after(world.some(0, 0.005) + delay_s / 4, lambda: change(seen))
 
-        def change() -> None:
-            if not self.is_up:
-                return
+        def change(seen: Record | None) -> None:
+            if not self.is_up or (asking.is_given_up and self.record is not seen):
+                return  # it is compared with what was read, and nobody tries again
             result = move(self.record)
             if isinstance(result, Record):
                 self.record = result

@@ -9,10 +9,10 @@ from colo.membership import grant as moves
 from colo.membership import roles
 from colo.membership.grant import Ending, Foreign, Grant, Held, Moved, Record
 from colo.membership.roles import host_of
-from colo.membership.states import Event, State
+from colo.membership.states import FINAL, Event, State
 from tests.sim.arbiter import Move
 from tests.sim.shell import Shell
-from tests.sim.vm import Vm, nothing
+from tests.sim.vm import Vm
 
 __all__ = ["Asks"]
 
@@ -128,10 +128,17 @@ class Asks(Shell):
         )
 
     def _back(self, ending: Ending) -> None:
-        if self.it.vm is not None:
-            holder = self.it.vm.name
+        holder = self._ended_vm if self.it.vm is None else self.it.vm.name
+        if holder:
             move: Move[Any] = partial(moves.give_back, holder=holder, ending=ending)
-            self.cluster.arbiter.call(self, move, nothing, nothing)
+            self._gives_back = self.state in FINAL and self.means.node
+            self.cluster.arbiter.call(self, move, self._given_back, self._given_back)
+
+    def _given_back(self, _: object) -> None:
+        """The next part does not begin before."""
+        if self._gives_back:
+            self._gives_back = False
+            self.tell(Event.GO_ON)
 
     def do_give_back(self) -> None:
         self._back(Ending.LEFT)

@@ -248,6 +248,7 @@ class Leads(Shell):
     def do_end_guest(self) -> None:
         if self.it.vm is not None:
             self.cluster.check_end(self.it.vm)
+            self._ended_vm = self.it.vm.name
             self.it.vm.died = nothing
             self.it.vm.kill()
             self.it.vm = None

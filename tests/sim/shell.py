@@ -45,6 +45,8 @@ class Shell(Process):
         self._asking: Asking | None = None
         self._pause: Timer | None = None
         self._waiting_name: tuple[int, str] | None = None
+        self._ended_vm = ""  # the name of the VM that was ended last
+        self._gives_back = False  # a part has ended, and has yet to give its grant back
         self._reset()
 
     def _reset(self) -> None:
@@ -171,7 +173,8 @@ class Shell(Process):
                 self.do_stop_asking()
                 if self.it.vm is not None:
                     self.it.vm.died = self.it.vm.shut_down = nothing
-                self.tell(Event.GO_ON)
+                if not self._gives_back:
+                    self.tell(Event.GO_ON)
 
     def _exit(self) -> None:
         self.it.end_colo()

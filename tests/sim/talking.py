@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 
 from colo.membership import grant as moves
 from colo.membership.grant import Foreign, Grant, Moved
-from colo.membership.states import Do, Event, State
+from colo.membership.states import FINAL, Do, Event, State
 from colo.membership.words import WordKind
 from tests.sim.arbiter import Move
 from tests.sim.checks import Violation
@@ -66,7 +66,7 @@ class Talks(Shell):
 
     @property
     def listens(self) -> bool:
-        return self.can(Event.LINK_UP)
+        return self.can(Event.LINK_UP) and self.state not in FINAL
 
     def can(self, event: Event) -> bool:
         return self.member.can(event)
@@ -139,7 +139,7 @@ class Talks(Shell):
         self.tell(Event.REACHED)
 
     def _channel_up(self, made: Connection, end: End) -> None:
-        if not self.can(Event.CHANNEL_UP):
+        if not self.can(Event.CHANNEL_UP) or self.state in FINAL:
             made.close(end)
             return
         self._incoming = made, end
