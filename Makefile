@@ -15,7 +15,7 @@ RUNS ?= 20000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test qemu11 demo test check lint types sim soak pairs kvm bench docs clean
+.PHONY: help setup setup-test qemu11 demo test check lint types sim soak pairs kvm server bench docs clean
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +55,10 @@ pairs: qemu11 ## have all pairs of QEMU and colo play, and write docs/compatibil
 kvm: qemu11 ## play the scenarios under KVM, in a machine whose KVM works, and write their table
 	@scripts/kvm-lab build
 	COLO_KVM=all $(PYTEST) --e2e=require tests/e2e/kvm $(ARGS)
+
+server: qemu11 ## have a Debian with PostgreSQL taken over back and forth, twenty times
+	@scripts/server
+	COLO_SERVER=1 $(PYTEST) --e2e=require tests/e2e/net/test_server.py $(ARGS)
 
 bench: setup ## measure on this machine, into build/bench.json
 	@mkdir -p build

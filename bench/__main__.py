@@ -134,7 +134,12 @@ def _measure_qemu(
         yield network.measure_gaps(binary, kills, _say)
     elif name == "disks":
         _say(f"a guest that writes to its disk, QEMU {version}")
-        yield disks.measure(binary, rounds, _say)
+        yield disks.measure(binary, disks.WRITER, rounds, _say)
+        if disks.SERVER_DISK.exists():
+            _say(f"a database, QEMU {version}")
+            yield disks.measure(binary, disks.SERVER, rounds, _say)
+        else:
+            _say("no database: `make server` builds its disk")
     elif name == "hosts":
         for kind in hosts.KINDS:
             _say(f"two hosts, QEMU {version}, {kind}")

@@ -1,9 +1,11 @@
 """What a guest's writes to its disk cost while it is protected, and what they cost its checkpoints.
 
-The guest writes in turns a MiB after the other, 4 KiB anywhere, and 4 KiB anywhere with an fsync
-each, and says how many it wrote.  On the same running VM, in turns: without colo, protected with
-its disk, and protected with its disk left out, which is the price of the checkpoints alone.
-Between those turns the same guest on QEMU's own replication: first alone, then protected.
+Two guests: one writes in turns a MiB after the other, 4 KiB anywhere, and 4 KiB anywhere with an
+fsync each, and says how many it wrote; the other is a server whose database is asked for as many
+transactions as it can, and it says how many that were.  On the same running VM, in turns: without
+colo, protected with its disk, and protected with its disk left out, which is the price of the
+checkpoints alone.  Between those turns the same guest on QEMU's own replication: first alone, then
+protected.
 """
 
 from __future__ import annotations
@@ -12,45 +14,80 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from bench.replication import QuorumVm
 from bench.stats import median, summarise
-from bench.vm import Process, colo_command, guest_image, read_status, wait_until
+from bench.vm import ROOT, Process, colo_command, guest_image, read_status, wait_until
 from colo.config import load
 from colo.demo.guest_image import KERNEL_WORDS
 from colo.qemu.process import plan
 
-__all__ = ["measure"]
+__all__ = ["SERVER", "SERVER_DISK", "WRITER", "Guest", "measure"]
 
-_DISK_MIB: Final = 256
-_START_S: Final = 120.0
+_START_S: Final = 400.0
 _LINES: Final = 2
-_WAYS: Final = ("sequential", "random", "synced")
 _KINDS: Final = ("with its disk", "disk left out")
 _OWN: Final = "QEMU's own"
 #: Between two checkpoints of a guest that says nothing to a network, as colo spaces them.
 _INTERVAL_MS: Final = 1000
 #: What their files and folders are called.
 _SLUGS: Final = {"with its disk": "with", "disk left out": "without"}
-_LINE: Final = re.compile(r"sequential=([\d.]+) random=([\d.]+) synced=([\d.]+)\r?\n")
 
 
-def measure(binary: str, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Guest:
+    """``words``: of its kernel.  ``line``: what it says on its console, a group for each way."""
+
+    words: str
+    ways: tuple[str, ...]
+    line: re.Pattern[str]
+    make_disk: Callable[[Path], None]
+    memory_mib: int = 128
+
+
+def _empty(path: Path) -> None:
+    with path.open("wb") as disk:
+        os.posix_fallocate(disk.fileno(), 0, 256 << 20)
+
+
+def _server(path: Path) -> None:
+    subprocess.run(["cp", "--sparse=always", str(SERVER_DISK), str(path)], check=True)
+
+
+#: What `make server` builds.
+SERVER_DISK: Final = ROOT / "build" / "server" / "disk.ext4"
+WRITER: Final = Guest(
+    "colo.mode=io",
+    ("sequential", "random", "synced"),
+    re.compile(r"sequential=([\d.]+) random=([\d.]+) synced=([\d.]+)\r?\n"),
+    _empty,
+)
+SERVER: Final = Guest(
+    "colo.ext4=/dev/vda colo.init=/lib/systemd/systemd colo.pgbench",
+    ("transactions",),
+    re.compile(r"tps = ([\d.]+) \(without"),
+    _server,
+    384,
+)
+
+
+def measure(binary: str, guest: Guest, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Rates in writes a second, ``ratios`` of each round; ``stopped_ms`` of a checkpoint."""
     rates: dict[str, dict[str, list[float]]] = {
-        kind: {way: [] for way in _WAYS} for kind in ("unprotected", *_KINDS)
+        kind: {way: [] for way in guest.ways} for kind in ("unprotected", *_KINDS)
     }
-    alone: dict[str, list[float]] = {way: [] for way in _WAYS}
-    own: dict[str, list[float]] = {way: [] for way in _WAYS}
+    alone: dict[str, list[float]] = {way: [] for way in guest.ways}
+    own: dict[str, list[float]] = {way: [] for way in guest.ways}
     stopped: dict[str, list[float]] = {kind: [] for kind in _KINDS}
     with tempfile.TemporaryDirectory(prefix="colo-bench-") as name, ExitStack() as stack:
-        scene = _Scene(Path(name), binary)
+        scene = _Scene(Path(name), binary, guest)
         for kind in _KINDS:
             stack.enter_context(scene.secondary(kind))
         stack.enter_context(scene.guest())
@@ -72,7 +109,8 @@ def measure(binary: str, rounds: int, say: Callable[[str], None]) -> dict[str, A
     return {
         "own": {way: asdict(summarise(values)) for way, values in own.items()},
         "own_ratios": {
-            way: median([a / b for a, b in zip(own[way], alone[way], strict=True)]) for way in _WAYS
+            way: median([a / b for a, b in zip(own[way], alone[way], strict=True)])
+            for way in guest.ways
         },
         "rates": {
             kind: {way: asdict(summarise(values)) for way, values in ways.items()}
@@ -86,7 +124,7 @@ def measure(binary: str, rounds: int, say: Callable[[str], None]) -> dict[str, A
                         for a, b in zip(rates[kind][way], rates["unprotected"][way], strict=True)
                     ]
                 )
-                for way in _WAYS
+                for way in guest.ways
             }
             for kind in _KINDS
         },
@@ -97,20 +135,30 @@ def measure(binary: str, rounds: int, say: Callable[[str], None]) -> dict[str, A
 class _Scene:
     """A VM whose guest writes to its disk, and a secondary for each way to protect it."""
 
-    def __init__(self, folder: Path, binary: str) -> None:
+    def __init__(self, folder: Path, binary: str, guest: Guest) -> None:
         self.folder = folder
+        self._guest = guest
         self._binary = binary
         self._files = {kind: self._file(kind) for kind in _KINDS}
         for name in ("a", "b-without"):
-            with (folder / f"{name}.raw").open("wb") as disk:
-                os.posix_fallocate(disk.fileno(), 0, _DISK_MIB << 20)
+            guest.make_disk(folder / f"{name}.raw")
 
     def _machine(self) -> str:
         """The machine, as the VM file has it."""
         image = guest_image()
-        args = ["-machine", "pc", "-cpu", "qemu64", "-m", "128", "-display", "none", "-nodefaults"]
+        args = [
+            "-machine",
+            "pc",
+            "-cpu",
+            "qemu64",
+            "-m",
+            str(self._guest.memory_mib),
+            "-display",
+            "none",
+            "-nodefaults",
+        ]
         args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
-        args += ["-append", f"{KERNEL_WORDS} colo.mode=io"]
+        args += ["-append", f"{KERNEL_WORDS} {self._guest.words}"]
         args += ["-device", "virtio-blk-pci,drive=disk0"]
         text = f'name = "bench"\n[qemu]\nbinary = {json.dumps(self._binary)}\naccel = "tcg"\n'
         return f"{text}args = {json.dumps(args)}\n"
@@ -198,7 +246,7 @@ class _Scene:
 
     def rates(self) -> dict[str, float]:
         """The rates that the guest says from now on."""
-        return _rates(self.folder / f"primary-{_SLUGS[_KINDS[1]]}.console", self._qemu)
+        return self._rates(self.folder / f"primary-{_SLUGS[_KINDS[1]]}.console", self._qemu)
 
     def replicated(self) -> tuple[dict[str, float], dict[str, float]]:
         """The rates of a guest on a quorum: alone, and with QEMU's own replication."""
@@ -206,31 +254,33 @@ class _Scene:
         folder.mkdir()
         try:
             launch = plan(load(self._bare(folder)))
-            with (folder / "a.raw").open("wb") as disk:
-                os.posix_fallocate(disk.fileno(), 0, _DISK_MIB << 20)
+            self._guest.make_disk(folder / "a.raw")
             console = folder / "console"
-            vm = QuorumVm(launch, folder, console, _DISK_MIB << 20)
+            vm = QuorumVm(launch, folder, console)
             with vm.running() as qemu:
-                alone = _rates(console, qemu)
+                alone = self._rates(console, qemu)
                 with vm.protected(_INTERVAL_MS):
-                    return alone, _rates(console, qemu)
+                    return alone, self._rates(console, qemu)
         finally:
             shutil.rmtree(folder)
 
+    def _rates(self, console: Path, qemu: Process) -> dict[str, float]:
+        """The rates of some whole lines that a guest says from now on: their medians."""
 
-def _rates(console: Path, qemu: Process) -> dict[str, float]:
-    """The rates of some whole lines that a guest says from now on: their medians."""
+        def lines() -> list[tuple[str, ...]]:
+            text = console.read_text(errors="replace") if console.exists() else ""
+            found = self._guest.line.findall(text)
+            return [each if isinstance(each, tuple) else (each,) for each in found]
 
-    def lines() -> list[tuple[str, str, str]]:
-        text = console.read_text(errors="replace") if console.exists() else ""
-        return _LINE.findall(text)
+        skipped = len(lines()) + 1  # one is under way
+        whole = skipped + _LINES
 
-    skipped = len(lines()) + 1  # one is under way
-    whole = skipped + _LINES
+        def said() -> list[tuple[str, ...]] | None:
+            found = lines()
+            return found[skipped:whole] if len(found) >= whole else None
 
-    def said() -> list[tuple[str, str, str]] | None:
-        found = lines()
-        return found[skipped:whole] if len(found) >= whole else None
-
-    found = wait_until("the guest's writes", said, _START_S, qemu)
-    return {way: median([float(line[at]) for line in found]) for at, way in enumerate(_WAYS)}
+        found = wait_until("the guest's writes", said, _START_S, qemu)
+        return {
+            way: median([float(line[at]) for line in found])
+            for at, way in enumerate(self._guest.ways)
+        }

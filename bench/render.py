@@ -172,6 +172,7 @@ def _disks(rows: Sequence[_Row]) -> str:
         "sequential": "1 MiB each",
         "random": "4 KiB anywhere",
         "synced": "the same, with fsync",
+        "transactions": "PostgreSQL, pgbench -c 4",
     }
     kinds = ("with its disk", "disk left out")
     return _table(
@@ -194,6 +195,7 @@ def _disks(rows: Sequence[_Row]) -> str:
             ]
             for row in rows
             for way, text in ways.items()
+            if way in row["own"]
         ),
     )
 

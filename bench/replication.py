@@ -24,9 +24,8 @@ _QUORUM: Final = "if=none,id=disk0,driver=quorum,read-pattern=fifo,vote-threshol
 class QuorumVm:
     """The VM of ``launch``, whose disk is ``a``.raw in ``folder``, with its console ``console``."""
 
-    def __init__(self, launch: LaunchPlan, folder: Path, console: Path, disk_bytes: int) -> None:
+    def __init__(self, launch: LaunchPlan, folder: Path, console: Path) -> None:
         self._launch, self._folder, self._console = launch, folder, console
-        self._bytes = disk_bytes
 
     @contextmanager
     def running(self) -> Iterator[Process]:
@@ -42,11 +41,12 @@ class QuorumVm:
     def protected(self, interval_ms: int) -> Iterator[None]:
         """Have a stock secondary keep its memory and its disk."""
         folder = self._folder
-        with (folder / "parent.raw").open("wb") as file:
-            file.truncate(self._bytes)
+        size = (folder / "a.raw").stat().st_size
+        disks = [str(folder / f"{name}.raw") for name in ("a", "parent")]
+        subprocess.run(["cp", "--sparse=always", *disks], check=True)
         overlays = {name: folder / f"{name}.qcow2" for name in ("active", "hidden")}
         for path in overlays.values():
-            create = ["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(self._bytes)]
+            create = ["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(size)]
             subprocess.run(create, check=True)
         hidden = f"driver=qcow2,file.driver=file,file.filename={overlays['hidden']},backing=parent0"
         active = f"driver=qcow2,file.driver=file,file.filename={overlays['active']}"

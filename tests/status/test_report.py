@@ -54,8 +54,9 @@ def test_what_is_handed_on(changes: dict[str, Any], line: str) -> None:
     assert f"  handed on    {line}\n" in text
 
 
-COPIED = {"in_step": False, "share": 0.25, "left_s": 90.0, "written_bytes": 0, "same_bytes": 0}
+COPIED = {"in_step": False, "share": 0.25, "left_s": 90.0, "written_bytes": 0, "by_digest": False}
 KEPT = {"condition": "WHOLE", "meaning": "it is whole", "held_bytes": 3 << 20, "merge_lag": 0}
+KEPT |= {"epoch_bytes": 1 << 20}
 
 
 @pytest.mark.parametrize(
@@ -67,10 +68,15 @@ KEPT = {"condition": "WHOLE", "meaning": "it is whole", "held_bytes": 3 << 20, "
             {**COPIED, "in_step": True, "written_bytes": 5 << 20},
             "2,048 MiB, in step; 5 MiB written since it began",
         ),
-        (KEPT, "2,048 MiB, it is whole; 3 MiB held"),
+        (
+            {**COPIED, "by_digest": True},
+            "2,048 MiB, 25% copied, as far as digests differ, 2 min left",
+        ),
+        (KEPT, "2,048 MiB, it is whole; 1 MiB since the last checkpoint, 3 MiB held"),
         (
             {**KEPT, "merge_lag": 2},
-            "2,048 MiB, it is whole; 3 MiB held, 2 checkpoints are being written into it",
+            "2,048 MiB, it is whole; 1 MiB since the last checkpoint, 3 MiB held, "
+            "2 checkpoints are being written into it",
         ),
     ],
 )

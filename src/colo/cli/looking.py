@@ -6,12 +6,8 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    pass
 
 from colo.cli.base import FAILED, main, reporting, state_dir_option
 
@@ -58,17 +54,27 @@ def export(state_dir: Path, file: Path) -> int:
 @click.option("--json", "as_json", is_flag=True, help="All of it, for scripts.")
 @reporting
 def inspect(source: Path, other: Path | None, patterns: tuple[str, ...], as_json: bool) -> int:
-    """Show what a migration file, or the store of a state folder, holds.
+    """Show what a migration file, the store of a state folder, or a disk's journal holds.
 
     With OTHER, how that differs from the first one.  QEMU makes such a file by `migrate` to
     file:PATH or exec:'cat > PATH'.
     """
     from colo.inspection.as_json import difference_json, source_json
     from colo.inspection.difference import compare
-    from colo.inspection.report import matching, render_difference, render_source
+    from colo.inspection.journal import journal_facts, load_journal
+    from colo.inspection.report import matching, render_difference, render_facts, render_source
     from colo.inspection.source import load_source
     from colo.node.orders import fetch_checkpoint
     from colo.progress import shown
+    from colo.status.report import disks, read_status
+
+    head = load_journal(source) if other is None else None
+    if head is not None and as_json:
+        click.echo(json.dumps(journal_facts(head), indent=1))
+        return 0
+    if head is not None:
+        render_facts(str(source), journal_facts(head))
+        return 0
 
     def fetch(state_dir: Path) -> Iterator[bytes]:
         return shown(fetch_checkpoint(state_dir), "reading")
@@ -79,6 +85,8 @@ def inspect(source: Path, other: Path | None, patterns: tuple[str, ...], as_json
         click.echo(json.dumps(source_json(sources[0], wanted), indent=1))
     elif other is None:
         render_source(sources[0], wanted)
+        if source.is_dir():
+            render_facts("disks", dict(disks(read_status(source))))
     elif as_json:
         click.echo(json.dumps(difference_json(compare(*sources), wanted), indent=1))
     else:

@@ -41,7 +41,7 @@ HEADERS = ("guest.h",)
 RECIPE_VERSION = 1  # raise it when what this file builds changes
 KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
 BUSYBOX_PACKAGE = "busybox-static"
-APPLETS = ("cat", "grep", "insmod", "ip", "mount", "sh")
+APPLETS = ("cat", "grep", "insmod", "ip", "mount", "sh", "switch_root")
 #: By the name of the list that the first process finds them in.
 MODULES = {
     "order": ("virtio_pci", "virtio_net", "virtio_blk", "virtio_rng"),

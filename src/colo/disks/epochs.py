@@ -21,13 +21,14 @@ __all__ = ["Epoch", "Epochs"]
 class Epoch:
     """``number``: its checkpoint's.  ``first``: where in the journal its first record lies.
 
-    ``lacks``: why a write of it is missing.
+    ``lacks``: why a write of it is missing.  ``written``: how many bytes its writes had.
     """
 
     extents: Extents = field(default_factory=Extents)
     number: int = -1
     first: int | None = None
     lacks: ColoError | None = None
+    written: int = 0
 
     def room(self, data_bytes: int = 0, extents: int = 0) -> int:
         """What merging it takes of the journal, with so much more in memory."""

@@ -23,9 +23,9 @@ from enum import IntEnum
 from typing import Final
 from uuid import UUID
 
-__all__ = ["HEADS_SIZE", "PLACE_SIZE", "Head", "HeadState", "Unreadable", "newest"]
+__all__ = ["HEADS_SIZE", "MAGIC", "PLACE_SIZE", "Head", "HeadState", "Unreadable", "newest"]
 
-_MAGIC: Final = b"colodsk1"
+MAGIC: Final = b"colodsk1"
 #: Magic, number, identity, disk's size, ring's size, state, epoch, next, index: at, length, crc.
 _HEAD: Final = struct.Struct("<8sQ16sQQIQQQQI")
 _CRC: Final = struct.Struct("<I")
@@ -79,7 +79,7 @@ class Head:
     def packed(self) -> bytes:
         """A place full of it."""
         body = _HEAD.pack(
-            _MAGIC,
+            MAGIC,
             self.number,
             self.identity.bytes,
             self.disk_size,
@@ -99,7 +99,7 @@ def _copy(sector: bytes) -> Head | None:
     if zlib.crc32(body) != _CRC.unpack(sector[-_CRC.size :])[0]:
         return None
     magic, number, identity, disk, ring, state, *rest = _HEAD.unpack_from(body)
-    if magic != _MAGIC:
+    if magic != MAGIC:
         return None
     try:
         return Head(number, UUID(bytes=identity), disk, ring, HeadState(state), *rest)

@@ -134,6 +134,11 @@ class Replica:
         return self._epochs.memory_bytes
 
     @property
+    def epoch_bytes(self) -> int:
+        """How many bytes were written since the last cut."""
+        return self._epochs.current.written
+
+    @property
     def lag(self) -> int:
         """How many committed epochs are not in the base yet."""
         return len(self._epochs.waiting) + len(self._epochs.merging)
@@ -186,6 +191,7 @@ class Replica:
                 with self._lock:
                     self._require_room(0, 0)
                     self._epochs.current.extents.put(offset, offset + length, None)
+                    self._epochs.current.written += length
         except ColoError as error:
             self._lose(error)
             raise
@@ -219,6 +225,7 @@ class Replica:
                 source = self._durable.journal.write(position, data)
         with self._lock:
             epoch.extents.put(offset, offset + length, source)
+            epoch.written += length
 
     def _require_room(self, in_memory: int, spilled: int) -> None:
         """Raise DiskFull where what is held could not be merged with so much more."""

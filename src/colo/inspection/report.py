@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import groupby
 from typing import Final
@@ -18,7 +18,7 @@ from colo.migration.fields import DeviceState, Value
 from colo.migration.format import PAGE_SIZE
 from colo.terminal import console, plain
 
-__all__ = ["Wanted", "matching", "render_difference", "render_source"]
+__all__ = ["Wanted", "matching", "render_difference", "render_facts", "render_source"]
 
 _BYTES_SHOWN: Final = 16
 _ELEMENTS_SHOWN: Final = 16
@@ -78,6 +78,13 @@ def render_difference(
             out.print(f"  [dim]… {more} more: --device {plain(device.name)}[/dim]")
     if not shown:
         out.print("\nno difference in the devices")
+
+
+def render_facts(name: str, facts: Mapping[str, object], out: Console | None = None) -> None:
+    """Print what is known of a thing that has a name."""
+    out = out or console()
+    out.print(f"[bold]{plain(name)}[/bold]")
+    _print_pairs(out, [(key.replace("_", " "), str(value)) for key, value in facts.items()])
 
 
 # -- one ------------------------------------------------------------------------------------

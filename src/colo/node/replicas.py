@@ -235,6 +235,7 @@ class Replicas:
                 "size": replica.size,
                 "condition": replica.condition.name,
                 "meaning": replica.condition.value,
+                "epoch_bytes": replica.epoch_bytes,
                 "held_bytes": replica.held_bytes,
                 "merge_lag": replica.lag,
             }

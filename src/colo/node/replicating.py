@@ -160,6 +160,7 @@ class Replicating:
                     "in_step": self._in_step,
                     "written_bytes": self._feed.bytes_of[len(found)],
                     "same_bytes": self._feed.bytes_same,
+                    "by_digest": self._feed.holds[len(found)],
                     "share": 1.0 if self._in_step else share,
                     "left_s": took * (1 - share) / share
                     if share > 0 and not self._in_step

@@ -82,7 +82,7 @@ class DiskFeed:
         on_lost: Callable[[ColoError], None],
     ) -> None:
         self._sock = sock
-        self._holds = holds
+        self.holds = holds
         self._on_urge = on_urge
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
@@ -135,7 +135,7 @@ class DiskFeed:
         await self._send_run(disk, offset, data[:start])
         blocks = [data[at : at + BLOCK_SIZE] for at in range(start, start + whole, BLOCK_SIZE)]
         differ = b"\1" * len(blocks)
-        if blocks and self._holds[disk]:
+        if blocks and self.holds[disk]:
             differ = await self._compare(disk, offset + start, blocks)
             self.bytes_same += differ.count(0) * BLOCK_SIZE
         for at, block in enumerate(blocks):

@@ -19,7 +19,7 @@ from colo.status.figures import PHASES
 from colo.store.image import mib
 from colo.terminal import console, plain
 
-__all__ = ["is_alive", "read_status", "render"]
+__all__ = ["disks", "is_alive", "read_status", "render"]
 
 #: A colo that runs writes its status several times a second.
 _FRESH_S: Final = 5.0
@@ -124,8 +124,8 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memory", f"guest {guest}, store {store} in {content['store']}"
     if content.get("forward"):
         yield "handed on", _forward(content["forward"])
-    for disk in content.get("disks", ()):
-        yield "disk", f"{disk['id']}: {_disk(disk)}"
+    for name, text in disks(content):
+        yield "disk", f"{name}: {text}"
     for netdev, gate in content.get("network", {}).items():
         yield "network", f"{netdev}: {_gate(gate)}"
     if content["qemu"] is not None:
@@ -181,17 +181,26 @@ def _clock(clock: dict[str, Any]) -> str:
     )
 
 
+def disks(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """Name and text of each disk that a status tells of."""
+    return [(disk["id"], _disk(disk)) for disk in content.get("disks", ())]
+
+
 def _disk(disk: dict[str, Any]) -> str:
     """A disk on the primary, which is mirrored, or on the secondary, which keeps a replica."""
     size = mib(disk["size"])
     if "condition" in disk:
         lag = disk["merge_lag"]
         behind = f", {lag} checkpoints are being written into it" if lag else ""
-        return f"{size}, {disk['meaning']}; {mib(disk['held_bytes'])} held{behind}"
+        return (
+            f"{size}, {disk['meaning']}; {mib(disk['epoch_bytes'])} since the last checkpoint, "
+            f"{mib(disk['held_bytes'])} held{behind}"
+        )
+    how = ", as far as digests differ" if disk["by_digest"] else ""
     if disk["in_step"]:
-        return f"{size}, in step; {mib(disk['written_bytes'])} written since it began"
+        return f"{size}, in step{how}; {mib(disk['written_bytes'])} written since it began"
     left = f", {_ago(time.time() - disk['left_s'])} left" if disk["left_s"] is not None else ""
-    return f"{size}, {disk['share']:.0%} copied{left}"
+    return f"{size}, {disk['share']:.0%} copied{how}{left}"
 
 
 def _gate(gate: dict[str, Any]) -> str:

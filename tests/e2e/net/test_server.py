@@ -1,0 +1,93 @@
+"""A server as people have them, Debian with PostgreSQL, is taken over back and forth.
+
+`make server` plays it: its disk takes minutes to build and to boot, and each round copies it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from colo.demo.lab import Place
+from tests.e2e.basics import ROOT, wait
+from tests.e2e.net.stage import Stage, Vm
+from tests.e2e.net.test_node import HOSTS, wait_protected
+
+pytestmark = pytest.mark.e2e
+
+IMAGE: Final = ROOT / "build" / "server" / "disk.ext4"
+WORDS: Final = "colo.ext4=/dev/vda colo.init=/lib/systemd/systemd"
+BOOT_S: Final = 240.0
+TAKEOVERS: Final = int(os.environ.get("COLO_SERVER_TAKEOVERS", "20"))
+SERVER: Final = Vm(
+    memory_mib=384, words=WORDS, args=("-no-reboot", "-device", "virtio-blk-pci,drive=disk0")
+)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("vm", [SERVER], ids=["postgresql"])
+def test_no_committed_transaction_is_lost(stage: Stage, vm: Vm, draw: random.Random) -> None:
+    disks = {name: stage.folder / f"disk0-{name}.raw" for name in "ab"}
+    subprocess.run(["cp", "--sparse=always", IMAGE, disks["a"]], check=True)
+    table = f'[[disks]]\nid = "disk0"\nprimary = "{disks["a"]}"\nsecondary = "{disks["b"]}"\n'
+    hosts = []
+    for name, place in (("a", Place.HOST_A), ("b", Place.HOST_B)):
+        host = stage.colo(name, place, replace(vm, options=HOSTS + table))
+        host.start("node", "--host", name)
+        hosts.append(host)
+    leads, follows = hosts
+    wait_protected(leads)
+    wait(lambda: answers(stage), "the database to answer", BOOT_S)
+    log = stage.folder / "transactions"
+    client = stage.lab.start(
+        Place.CLIENT,
+        *(sys.executable, str(Path(__file__).with_name("transactions.py"))),
+        *(stage.address, str(log)),
+        stdout=subprocess.PIPE,
+    )
+    stage.processes.append(client)
+
+    def wait_told(more: int) -> None:
+        goal = told(log) + more
+        wait(lambda: told(log) >= goal or client.poll() is not None, f"{more} transactions", 90)
+        assert client.poll() is None, client.communicate()
+
+    for number in range(TAKEOVERS):
+        if number:
+            leads.start("node", "--host", leads.name)
+            leads, follows = follows, leads
+            wait_protected(leads)
+        wait_told(10)
+        time.sleep(draw.uniform(0, 1))
+        stage.kill(leads)
+        wait_told(3)  # the other host has taken over
+    client.send_signal(signal.SIGTERM)
+    verdict = json.loads(client.communicate(timeout=90)[0])
+    print(verdict)
+    assert verdict["ok"], verdict
+    stage.kill(follows)
+    for command in (["e2fsck", "-p"], ["e2fsck", "-fn"]):
+        done = subprocess.run([*command, disks[follows.name]], capture_output=True, check=False)
+        assert done.returncode in ((0, 1) if command[1] == "-p" else (0,)), done.stdout
+
+
+def told(log: Path) -> int:
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+def answers(stage: Stage) -> bool:
+    done = subprocess.run(
+        [*stage.lab.prefix(Place.CLIENT), "pg_isready", "-q", "-t", "2", "-h", stage.address],
+        check=False,
+    )
+    return done.returncode == 0
