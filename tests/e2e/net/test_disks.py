@@ -5,16 +5,18 @@ from __future__ import annotations
 import random
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from colo.demo.lab import Place
+from colo.demo.lab import Link, Place
 from tests.e2e.net.stage import Colo, Stage, Vm
 from tests.e2e.net.test_node import HOSTS, wait_protected
+from tests.e2e.net.test_partitions import protected_again
 
 pytestmark = pytest.mark.e2e
 
@@ -76,12 +78,7 @@ def test_what_a_client_was_told_is_on_the_disk(
 ) -> None:
     disks = {name: stage.folder / f"disk0-{name}.raw" for name in "ab"}
     make(disks["a"])
-    table = f'[[disks]]\nid = "disk0"\nprimary = "{disks["a"]}"\nsecondary = "{disks["b"]}"\n'
-    leads, follows = (
-        node_with_disks(stage, name, place, table)
-        for name, place in (("a", Place.HOST_A), ("b", Place.HOST_B))
-    )
-    wait_protected(leads)
+    leads, follows = pair(stage, disks)
     stage.wait_booted(leads)
     client = stage.client("records")
     for number in range(2 + int(request.config.getoption("--rounds"))):
@@ -98,7 +95,50 @@ def test_what_a_client_was_told_is_on_the_disk(
     assert records_in(disks[follows.name], make is ext4) >= told
 
 
-def node_with_disks(stage: Stage, name: str, place: Place, table: str) -> Colo:
-    made = stage.colo(name, place, replace(stage.vm, options=HOSTS + table))
-    made.start("node", "--host", name)
-    return made
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
+@pytest.mark.parametrize("vm", [Vm(args=DISK)], ids=["raw"])
+def test_a_wire_that_is_slow_or_cut_loses_no_record(stage: Stage, vm: Vm) -> None:
+    disks = {name: stage.folder / f"disk0-{name}.raw" for name in "ab"}
+    raw(disks["a"])
+    a, b = pair(stage, disks)
+    stage.wait_booted(a)
+    client = stage.client("records")
+    with slow(stage, "30mbit"):
+        client.wait_heard(60)
+        assert a.state_name() == "PROTECTED"
+    with stage.lab.severed(Link.REPLICATION):
+        client.wait_heard(60)  # host A runs alone, or host B has taken over
+    leads = protected_again(a, b, since=time.time())
+    client.wait_heard(20)
+    stage.kill(leads)
+    client.wait_heard(20)
+    told = client.check()["last"]
+    follows = b if leads is a else a
+    stage.kill(follows)
+    assert records_in(disks[follows.name], False) >= told
+
+
+@contextmanager
+def slow(stage: Stage, rate: str) -> Iterator[None]:
+    """What the hosts send to each other goes no faster than that."""
+    wires = [(place, "replication") for place in (Place.HOST_A, Place.HOST_B)]
+    for place, wire in wires:
+        limit = ["tbf", "rate", rate, "burst", "32kb", "latency", "400ms"]
+        stage.lab.run(place, "tc", "qdisc", "add", "dev", wire, "root", *limit)
+    try:
+        yield
+    finally:
+        for place, wire in wires:
+            stage.lab.run(place, "tc", "qdisc", "del", "dev", wire, "root")
+
+
+def pair(stage: Stage, disks: dict[str, Path]) -> tuple[Colo, Colo]:
+    """Both hosts, with the VM PROTECTED on host a."""
+    table = f'[[disks]]\nid = "disk0"\nprimary = "{disks["a"]}"\nsecondary = "{disks["b"]}"\n'
+    hosts = []
+    for name, place in (("a", Place.HOST_A), ("b", Place.HOST_B)):
+        host = stage.colo(name, place, replace(stage.vm, options=HOSTS + table))
+        host.start("node", "--host", name)
+        hosts.append(host)
+    wait_protected(hosts[0])
+    return hosts[0], hosts[1]

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +20,8 @@ import pytest
 from colo.demo.lab import Place
 from tests.e2e.basics import ROOT, wait
 from tests.e2e.net.stage import Stage, Vm
-from tests.e2e.net.test_node import HOSTS, wait_protected
+from tests.e2e.net.test_disks import pair
+from tests.e2e.net.test_node import wait_protected
 
 pytestmark = pytest.mark.e2e
 
@@ -39,14 +39,7 @@ SERVER: Final = Vm(
 def test_no_committed_transaction_is_lost(stage: Stage, vm: Vm, draw: random.Random) -> None:
     disks = {name: stage.folder / f"disk0-{name}.raw" for name in "ab"}
     subprocess.run(["cp", "--sparse=always", IMAGE, disks["a"]], check=True)
-    table = f'[[disks]]\nid = "disk0"\nprimary = "{disks["a"]}"\nsecondary = "{disks["b"]}"\n'
-    hosts = []
-    for name, place in (("a", Place.HOST_A), ("b", Place.HOST_B)):
-        host = stage.colo(name, place, replace(vm, options=HOSTS + table))
-        host.start("node", "--host", name)
-        hosts.append(host)
-    leads, follows = hosts
-    wait_protected(leads)
+    leads, follows = pair(stage, disks)
     wait(lambda: answers(stage), "the database to answer", BOOT_S)
     log = stage.folder / "transactions"
     client = stage.lab.start(
