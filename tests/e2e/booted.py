@@ -27,7 +27,7 @@ FOLDER: Final = ROOT / "build" / "booted"
 READY: Final = b"count="
 #: Under TCG a kernel now and then hangs while it boots, which is not what is played.
 BOOTS: Final = 3
-BOOT_S: Final = 18.0 * SLOWNESS
+BOOT_S: Final = 40.0 * SLOWNESS
 
 
 def booted(launch: LaunchPlan) -> Path:
