@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from colo.membership.grant import Record
+from colo.membership.grant import Grant, Record
 from colo.membership.roles import (
     Turn,
     holder_name,
@@ -62,6 +62,16 @@ def test_what_an_operator_has_forced_counts_until_somebody_has_got_another_grant
     for later in (Record(8, A), Record(8, "", A)):
         assert not runs_by_right(later, B, 7)
         assert not owes_a_grant(later, B, 7)
+
+
+def test_where_nobody_has_it_a_vm_that_had_an_earlier_grant_is_stale() -> None:
+    """It has run elsewhere since, and was shut down there."""
+    shut_down = Record(8)
+    assert not runs_by_right(shut_down, B, None, Grant(7, B))
+    assert runs_by_right(shut_down, B, None, Grant(8, B)), "no other grant came after its own"
+    assert runs_by_right(shut_down, B, None, Grant(7, A)), "it was another process that had one"
+    assert runs_by_right(shut_down, B, None), "it never had any"
+    assert runs_by_right(shut_down, B, 8, Grant(7, B)), "an operator's word counts still"
 
 
 def test_a_name_says_which_host_it_is() -> None:

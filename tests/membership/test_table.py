@@ -224,6 +224,21 @@ def test_a_secondary_that_went_late_lets_the_vm_go_on_all_the_same() -> None:
     assert member.handle(Event.ANSWERS) == (Do.RUN_ALONE,)
 
 
+def test_who_was_told_to_end_does_not_begin_another_part() -> None:
+    """Else the first word to that would count years later, when it has the only copy."""
+    member = lost(Means(node=True))
+    member.handle(Event.ANSWERS)
+    assert member.handle(Event.INTERRUPT) == (Do.WARN,)
+    member.handle(Event.DENIED)
+    assert member.handle(Event.GO_ON) == (Do.END_GUEST,)
+    assert member.state is State.GONE
+    for state, effects in ((State.DEAD, (Do.END_GUEST,)), (State.REFUSED, ())):
+        member = Member("web1", Means(node=True), state)
+        member.handle(Event.INTERRUPT)
+        assert member.handle(Event.GO_ON) == effects
+        assert member.state is State.GONE
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_a_vm_is_started_anew_on_an_operators_word_unless_another_got_the_grant_since(
     force: bool,

@@ -307,6 +307,23 @@ def test_a_copy_is_stale_too_where_the_other_host_has_given_its_grant_back(world
     assert world.did == ["ends its QEMU (found)", "follows"]
 
 
+@pytest.mark.parametrize("had", [True, False], ids=["had a grant", "never had one"])
+def test_a_copy_is_stale_too_where_the_other_host_has_shut_the_vm_down(
+    world: World, had: bool
+) -> None:
+    """One that never had a grant is new, and yet to be protected."""
+    world.record(THEIRS)
+    world.arbiter.give_back(THEIRS, Ending.SHUT_DOWN)
+    if had:
+        folder = StateFolder(world.path / "state")
+        folder.note_grant(Grant(0, instance(os.getpid(), "a")))
+        folder.close()
+    world.left, world.leads = os.getpid(), [State.SHUTDOWN]
+    assert world.play() == 0
+    assert world.did[0] == ("ends its QEMU (found)" if had else "leads")
+    assert any("and was shut down (grant 1)" in line for line in world.said) is had
+
+
 @pytest.mark.parametrize("what", ["silent", "prelaunch", "inmigrate"])
 def test_what_was_left_and_runs_nothing_is_killed(world: World, what: str) -> None:
     world.record(THEIRS)
@@ -319,7 +336,7 @@ def test_what_was_left_and_runs_nothing_is_killed(world: World, what: str) -> No
 def test_somebody_elses_qemu_that_has_no_right_is_not_ended_but_refused(world: World) -> None:
     world.record(THEIRS)
     world.adopted = world.path / "qmp"
-    with pytest.raises(UsageError, match=r"belongs to b/7/7 \(grant 1\).*end that QEMU"):
+    with pytest.raises(UsageError, match=r"b/7/7 has run it since \(grant 1\); end that QEMU"):
         world.play()
     assert world.did == []
 

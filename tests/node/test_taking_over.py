@@ -119,7 +119,8 @@ class Host(Performer):
 
     def __init__(self, folder: Path, failures: int = 0, fence: Fence | None = None) -> None:
         means = Means(fence=fence is not None)
-        nowhere = cast(StateFolder, SimpleNamespace(override=lambda number: None))
+        nothing = SimpleNamespace(override=lambda number: None, note_grant=lambda grant: None)
+        nowhere = cast(StateFolder, nothing)
         super().__init__(Member("web1", means, State.KEEPING), nowhere, lambda text: None)
         self.member.facts = Facts(known=Grant(0, "a/1/1"), linked=True)
         self.arbiter = AbsentArbiter(folder / "grant")

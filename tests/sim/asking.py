@@ -39,7 +39,8 @@ class Asks(Shell):
             vm = self.it.vm = None
         holder = "" if vm is None else vm.name
         overridden = None if vm is None else self.it.overridden
-        lives = vm is not None and roles.runs_by_right(record, holder, overridden)
+        granted = self.it.granted
+        lives = vm is not None and roles.runs_by_right(record, holder, overridden, granted)
         turn = roles.whose_turn(record, self.host, lives, self.host == "a")
         grant = Grant(record.number, record.left_by)
         foreign = vm is not None and not lives

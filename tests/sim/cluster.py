@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from colo.membership.grant import Grant
 from colo.membership.member import Means, Member
 from colo.membership.states import State
 from tests.sim.arbiter import SimArbiter
@@ -113,6 +114,7 @@ class Host:
         self.colo: Colo | None = None
         self.known = 0  # on its disk, as what follows
         self.overridden: int | None = None
+        self.granted: Grant | None = None
         self.drift = cluster.world.random.choice([0.9, 1.0, 1.0, 1.1])
         self._count = 0
 

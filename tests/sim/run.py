@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pool
 from random import Random
@@ -25,7 +25,10 @@ __all__ = ["Outcome", "Total", "play", "play_all"]
 
 _FAULTS_S = 60.0
 _MORE_S = 180.0
-_RUNS = (State.UNPROTECTED, State.PROTECTED, State.RUNNING, State.TAKING_OVER)
+_RUNS = (
+    State.UNPROTECTED, State.BEGINNING, State.COPYING, State.PROTECTED, State.RESUMING,
+    State.RUNNING, State.TAKING_OVER,
+)  # fmt: skip
 
 
 @dataclass
@@ -44,14 +47,19 @@ def play(
     seed: int,
     log: Callable[[str], object] | None = None,
     make: Callable[..., Member] = Member,
+    only: Sequence[str] = (),
 ) -> Outcome:
-    """Play one run: a minute of faults, and then there has to be an end."""
+    """Play one run: a minute of faults, and then there has to be an end.
+
+    ``only``: the faults that there are, where it is not all of them.
+    """
     world, dice = World(seed, log), Random(seed ^ 0x5EED)
     means = {"automatic": dice.random() < 0.85, "fence": dice.random() < 0.2}
     cluster = Cluster(world, **means, day=_day(dice), make=make)
     outcome = Outcome(seed)
     often_s = dice.choice([0.3, 1.0, 3.0, 8.0])
-    usual, sudden = sorted(FAULTS), sorted(each.__name__ for each in SUDDEN)
+    usual = sorted(only or FAULTS)
+    sudden = sorted(only or (each.__name__ for each in SUDDEN))
 
     def fault(host: Host, kinds: list[str]) -> None:
         if world.now < _FAULTS_S:

@@ -99,6 +99,8 @@ class Shell(Process):
         effects = self.member.handle(event, **facts)
         if self.member.facts.overridden != overridden:
             self.it.overridden = self.member.facts.overridden
+        if self.member.facts.grant.number:
+            self.it.granted = self.member.facts.grant
         self._see_the_only_copy(before, event, Do.FORGET in effects)
         if self.world.is_told:
             what = ", ".join(do.name for do in effects)
@@ -118,7 +120,7 @@ class Shell(Process):
         runs = self.cluster.runs_elsewhere(self.it.vm)
         if forgets and event not in said and not runs and self.cluster.checks.covers(self.store):
             raise Violation("the only copy is forgotten, and nobody has said so")
-        if before is not State.ORPHANED:
+        if before not in (State.ORPHANED, State.TAKING_OVER):
             self._words = 0
         elif event is Event.INTERRUPT:
             self._words += 1

@@ -7,14 +7,16 @@ VM; so it asks first, unless it gave its grant back: then there was no such chec
 did not run it last has an older state, and never starts it by itself.
 
 A VM that an operator has had run by force, while the arbiter did not answer, is by right too, as
-long as nobody has got a grant since.
+long as nobody has got a grant since.  And where the record names nobody, a VM that runs is by right
+if it never had a grant, as one that is yet to be protected; but one that had is stale, where the
+number has risen since: the VM has run elsewhere, and was shut down there.
 """
 
 from __future__ import annotations
 
 from enum import Enum
 
-from colo.membership.grant import Record
+from colo.membership.grant import Grant, Record
 
 __all__ = ["Turn", "holder_name", "host_of", "owes_a_grant", "runs_by_right", "whose_turn"]
 
@@ -38,9 +40,17 @@ def host_of(holder: str) -> str:
     return holder.rsplit("/", 2)[0] if holder.count("/") >= 2 else holder
 
 
-def runs_by_right(record: Record, holder: str, overridden: int | None) -> bool:
-    """Whether the VM of the process ``holder``, which runs, is by right; see ``owes_a_grant``."""
-    return record.left_by in ("", holder) or owes_a_grant(record, holder, overridden)
+def runs_by_right(
+    record: Record, holder: str, overridden: int | None, granted: Grant | None = None
+) -> bool:
+    """Whether the VM of the process ``holder``, which runs, is by right; see ``owes_a_grant``.
+
+    ``granted``: the last grant of a process of this host, as the host has noted it.
+    """
+    if record.left_by:
+        return record.left_by == holder or owes_a_grant(record, holder, overridden)
+    had = granted is not None and granted.holder == holder and granted.number < record.number
+    return not had or record.number == overridden
 
 
 def owes_a_grant(record: Record, holder: str, overridden: int | None) -> bool:

@@ -384,10 +384,13 @@ _KEEPING: Final = {
 _OVER_AND_ON: Final = {
     **_ignore(FINAL, *(event for event in Event if event not in (_E.GO_ON, _E.ORDER))),
     **{(state, _E.ORDER): (_to(state, _D.DECLINE),) for state in _in_order(FINAL)},
-    **_all({_S.FENCED}, {_E.GO_ON: _to(_S.LOOKING, _D.END_GUEST, _D.READ_RECORD)}),
-    **_all({_S.DEAD}, {_E.GO_ON: (_to(_S.WAITING, _D.END_GUEST, _D.PAUSE, when=_W.IN_VAIN),
+    **_all({_S.FENCED}, {_E.GO_ON: (_to(_S.GONE, _D.END_GUEST, when=_W.ENDS),
+                                    _to(_S.LOOKING, _D.END_GUEST, _D.READ_RECORD))}),
+    **_all({_S.DEAD}, {_E.GO_ON: (_to(_S.GONE, _D.END_GUEST, when=_W.ENDS),
+                                  _to(_S.WAITING, _D.END_GUEST, _D.PAUSE, when=_W.IN_VAIN),
                                   _to(_S.LOOKING, _D.END_GUEST, _D.READ_RECORD))}),
-    **_all({_S.REFUSED}, {_E.GO_ON: _to(_S.WAITING, _D.PAUSE)}),
+    **_all({_S.REFUSED}, {_E.GO_ON: (_to(_S.GONE, when=_W.ENDS),
+                                     _to(_S.WAITING, _D.PAUSE))}),
     **_all({_S.SHUTDOWN}, {_E.GO_ON: _to(_S.GONE, _D.END_GUEST)}),
     **_ignore({_S.ENDED, _S.LEFT, _S.GONE}, _E.GO_ON),
 }  # fmt: skip

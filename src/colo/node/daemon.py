@@ -207,15 +207,19 @@ class Daemon(Performer):
         self._qemu = qemu = await self._find()
         holder = "" if qemu is None else instance(qemu.pid, self._host)
         overridden = None if qemu is None else self._folder.overridden
-        lives = qemu is not None and runs_by_right(record, holder, overridden)
+        granted = self._folder.granted
+        lives = qemu is not None and runs_by_right(record, holder, overridden, granted)
         foreign = qemu is not None and not lives
+        since = f"{record.left_by} has run it since (grant {record.number})"
+        if not record.left_by:
+            since = f"it has run elsewhere since, and was shut down (grant {record.number})"
         if foreign and self._adopted is not None:
             raise UsageError(
-                f"the right to run {self._config.name} belongs to {record.left_by} (grant "
-                f"{record.number}), and not to the QEMU at {self._adopted}: end that QEMU"
+                f"the QEMU at {self._adopted} has a stale copy of {self._config.name}: {since}; "
+                "end that QEMU"
             )
         if foreign:
-            self.say(f"a stale copy of the VM is ended here: {record.left_by} has run it since")
+            self.say(f"a stale copy of the VM is ended here: {since}")
         turn = whose_turn(record, self._host, lives, self._is_first)
         known = Grant(record.number, record.left_by)
         owes = owes_a_grant(record, holder, overridden)

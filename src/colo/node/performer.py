@@ -74,8 +74,8 @@ class Performer(ABC):
     def _take(self, event: Event, facts: dict[str, Any]) -> tuple[Do, ...]:
         before, overridden = self.state, self.member.facts.overridden
         effects = self.member.handle(event, **facts)
-        if self.member.facts.overridden != overridden:
-            with contextlib.suppress(OSError):  # it is full, or gone
+        with contextlib.suppress(OSError):  # it is full, or gone
+            if self.member.facts.overridden != overridden:
                 self._folder.override(self.member.facts.overridden)
         if self.state is not before:
             self._end_pause()
@@ -85,6 +85,9 @@ class Performer(ABC):
                 self.stop_asking()
             else:
                 self.perform(effect)
+        with contextlib.suppress(OSError):
+            if self.member.facts.grant.number:
+                self._folder.note_grant(self.member.facts.grant)
         self.performed(event)
         if self.state in FINAL and not self.over.done():
             self.over.set_result(None)

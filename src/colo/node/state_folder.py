@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from colo.errors import LocalError, UsageError
+from colo.membership.grant import Grant
 
 __all__ = ["LONGEST_STATE_FOLDER", "StateFolder"]
 
@@ -61,6 +62,7 @@ class StateFolder:
                 half.unlink()
         self._grant = _number(self.path / "known-grant")
         self._overridden = _number(self.path / "overridden-grant") or None
+        self._granted = _grant(self.path / "granted")
 
     @property
     def status(self) -> Path:
@@ -91,7 +93,7 @@ class StateFolder:
 
     def _keep_grant(self, number: int) -> None:
         if number > self._grant:
-            _keep_number(self.path / "known-grant", number)
+            _keep(self.path / "known-grant", f"{number}")
             self._grant = number
 
     @property
@@ -106,8 +108,19 @@ class StateFolder:
         if number is None:
             (self.path / "overridden-grant").unlink(missing_ok=True)
         else:
-            _keep_number(self.path / "overridden-grant", number)
+            _keep(self.path / "overridden-grant", f"{number}")
         self._overridden = number
+
+    @property
+    def granted(self) -> Grant | None:
+        """The last grant that a process of this host got, or None."""
+        return self._granted
+
+    def note_grant(self, grant: Grant) -> None:
+        """Remember it, as long as the process may live.  Raises OSError."""
+        if grant != self._granted:
+            _keep(self.path / "granted", f"{grant.number} {grant.holder}", durably=False)
+            self._granted = grant
 
     def store(self, base: Path, vm_name: str) -> Path:
         """The folder for the store of this state folder's VM, below ``base``."""
@@ -203,13 +216,23 @@ def _number(path: Path) -> int:
         return 0
 
 
-def _keep_number(path: Path, number: int) -> None:
+def _grant(path: Path) -> Grant | None:
+    """The grant in a file; None where there is none."""
+    try:
+        number, _, holder = path.read_text().strip().partition(" ")
+        return Grant(int(number), holder)
+    except (OSError, ValueError):
+        return None
+
+
+def _keep(path: Path, content: str, *, durably: bool = True) -> None:
     """Have the file say it, or what it said before.  Raises OSError."""
     file, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     with os.fdopen(file, "w") as text:
-        text.write(f"{number}\n")
+        text.write(f"{content}\n")
         text.flush()
-        os.fsync(text.fileno())
+        if durably:
+            os.fsync(text.fileno())
     os.replace(name, path)
 
 
