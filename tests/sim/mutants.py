@@ -70,7 +70,7 @@ SEEDS: Final[dict[str, int]] = {
     "starts_from_an_old_state": 1,
     "adopts_a_stale_vm": 18,
     "adopts_what_was_shut_down_elsewhere": 4847,
-    "releases_though_it_may_not_be_heard": 18,
+    "releases_though_it_may_not_be_heard": 167,
     "starts_by_a_grant_that_may_be_old": 382,
     "asks_only_once_for_the_vm": 44,
     "forgets_what_an_operator_has_forced": 3,

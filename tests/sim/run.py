@@ -39,6 +39,7 @@ class Outcome:
     violation: str = ""
     faults: Counter[str] = field(default_factory=Counter)
     packets: int = 0
+    late: int = 0
     lives: int = 0
     rows: set[Taken] = field(default_factory=set)
 
@@ -91,7 +92,8 @@ def play(
     except (Violation, ColoError, AssertionError) as error:
         outcome.violation = f"{type(error).__name__}: {error}"
         world.say("VIOLATED", outcome.violation)
-    outcome.packets, outcome.lives = cluster.checks.packets, cluster.checks.lives
+    checks = cluster.checks
+    outcome.packets, outcome.late, outcome.lives = checks.packets, checks.late, checks.lives
     outcome.rows = world.rows
     return outcome
 
@@ -169,6 +171,7 @@ class Total:
     runs: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     packets: int = 0
+    late: int = 0
     lives: int = 0
     rows: set[Taken] = field(default_factory=set)
     failures: list[Outcome] = field(default_factory=list)
@@ -177,17 +180,25 @@ class Total:
         self.runs += 1
         self.faults += outcome.faults
         self.packets += outcome.packets
+        self.late += outcome.late
         self.lives += outcome.lives
         self.rows |= outcome.rows
         if outcome.violation:
             self.failures.append(outcome)
 
 
+def play_seed(seed: int, log: Callable[[str], object] | None = None) -> Outcome:
+    """Play one seed: where it is odd only a few kinds of faults, which so meet each other often."""
+    dice = Random(seed)
+    few = dice.sample(sorted(FAULTS), dice.randint(2, 5)) if seed % 2 else ()
+    return play(seed, log, only=few)
+
+
 def play_all(first: int, count: int, processes: int) -> Total:
     """Play the seeds from ``first`` on."""
     total = Total()
     with Pool(processes) as pool:
-        for outcome in pool.imap_unordered(play, range(first, first + count), chunksize=16):
+        for outcome in pool.imap_unordered(play_seed, range(first, first + count), chunksize=16):
             total.add(outcome)
     return total
 
@@ -201,7 +212,7 @@ def main() -> int:
     parser.add_argument("--rows", action="store_true", help="say which rows were never taken")
     options = parser.parse_args()
     if options.seed is not None:
-        outcome = play(options.seed, print)
+        outcome = play_seed(options.seed, print)
         return int(bool(outcome.violation))
     began = time.monotonic()
     total = play_all(options.first, options.runs, options.processes)
@@ -209,8 +220,8 @@ def main() -> int:
     left = sorted(ROWS - total.rows)
     print(
         f"{total.runs:,} runs, {total.faults.total():,} faults, {total.lives:,} lives of the VM, "
-        f"{total.packets:,} packets heard, in {took_s:.0f} s; of {len(ROWS)} rows of all "
-        f"tables {len(ROWS) - len(left)} were taken"
+        f"{total.packets:,} packets heard, {total.late:,} of them late, in {took_s:.0f} s; of "
+        f"{len(ROWS)} rows of all tables {len(ROWS) - len(left)} were taken"
     )
     for role, state, event, number in left if options.rows else []:
         print(f"not taken: {role}: {event} in {state}, row {number}")

@@ -12,7 +12,7 @@ from colo.protocol.messages import Message
 from colo.protocol.observer import Observer
 from colo.protocol.secondary import Secondary
 from tests.sim.arbiter import Asking, Move
-from tests.sim.checks import Moment, Violation
+from tests.sim.checks import LATE_S, Moment, Violation
 from tests.sim.coverage import watch_member
 from tests.sim.vm import nothing
 from tests.sim.world import Connection, End, Process, Timer
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEARTBEAT_LIMIT_S", "Shell"]
 
-HEARTBEAT_LIMIT_S: Final = 0.8
+HEARTBEAT_LIMIT_S: Final = LATE_S
 
 
 class Shell(Process):

@@ -71,7 +71,7 @@ class Vm(Process):
     def _out(self, frames: bytes) -> None:
         for at in range(0, len(frames), _FRAME.size):
             _, life, position = _FRAME.unpack_from(frames, at)
-            self._checks.heard(Moment(life, position))
+            self._checks.heard(Moment(life, position), self.world.now)
 
     def release(self) -> None:
         """What the gate holds is safe."""
