@@ -15,7 +15,7 @@ from tests.sim.shell import HEARTBEAT_LIMIT_S
 from tests.sim.vm import nothing
 from tests.sim.world import Connection, End, Process
 
-__all__ = ["FAULTS", "SUDDEN", "heal"]
+__all__ = ["FAULTS", "SUDDEN", "heal", "is_nowhere"]
 
 #: How old an order may be: see colo.node.orders.
 ORDER_S: Final = 5.0
@@ -207,7 +207,7 @@ def order_failover(cluster: Cluster, host: Host) -> None:
     other = cluster.other(host)
     if host.colo is None:
         return
-    still: Callable[[], bool] = partial(_is_nowhere, cluster)
+    still: Callable[[], bool] = partial(is_nowhere, cluster)
     if host.colo.state not in (State.LISTENING, State.WAITING):
         still = partial(bool, True)
     elif not cluster.means.automatic or not still():
@@ -225,7 +225,7 @@ def order_failover(cluster: Cluster, host: Host) -> None:
     _told(host, Event.ORDER, still)
 
 
-def _is_nowhere(cluster: Cluster) -> bool:
+def is_nowhere(cluster: Cluster) -> bool:
     """An operator sees that the VM runs nowhere, and that there is no copy of it."""
     runs = any(
         host.vm is not None and host.vm.is_alive and host.vm.has_run

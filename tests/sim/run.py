@@ -18,7 +18,7 @@ from tests.sim.checks import Violation
 from tests.sim.cluster import Cluster, Day, Host
 from tests.sim.colo import Colo
 from tests.sim.coverage import ROWS, Taken
-from tests.sim.faults import FAULTS, SUDDEN, heal
+from tests.sim.faults import FAULTS, SUDDEN, heal, is_nowhere
 from tests.sim.world import World
 
 __all__ = ["Outcome", "Total", "play", "play_all"]
@@ -130,6 +130,9 @@ class _Operator:
                 colo.tell(Event.INTERRUPT)
                 colo.tell(Event.INTERRUPT)
                 break
+            if self._is_left_to_nobody():
+                colo.tell(Event.ORDER)  # the start that he ordered has failed
+                break
             if colo.state in (State.LOST, State.ORPHANED) and not runs:
                 colo.tell(Event.ORDER)  # also a takeover that failed waits for that
                 break
@@ -141,6 +144,11 @@ class _Operator:
                 colo.tell(Event.INTERRUPT)
                 break
         self.cluster.world.after(5.0, self.look)
+
+    def _is_left_to_nobody(self) -> bool:
+        """Whether each host waits for the other one to run the VM, and knows of no copy."""
+        states = {self._state(name) for name in self.cluster.hosts}
+        return self.cluster.means.node and states == {State.LISTENING} and is_nowhere(self.cluster)
 
     @staticmethod
     def _begins_anew(colo: Colo, other: Colo | None) -> bool:
