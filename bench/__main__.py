@@ -43,6 +43,7 @@ _NAMES: Final = (
     "hosts",
     "clock",
     "disks",
+    "stops",
     "replicas",
     "receive",
     "checkpoint",
@@ -140,6 +141,10 @@ def _measure_qemu(
             yield disks.measure(binary, disks.SERVER, rounds, _say)
         else:
             _say("no database: `make server` builds its disk")
+    elif name == "stops":
+        _say(f"what a disk adds to a checkpoint, and to a takeover, QEMU {version}")
+        idle = disks.measure_idle(binary, rounds, _say)
+        yield {"idle": idle, "takeover": disks.measure_takeovers(binary, rounds, _say)}
     elif name == "hosts":
         for kind in hosts.KINDS:
             _say(f"two hosts, QEMU {version}, {kind}")

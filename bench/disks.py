@@ -14,10 +14,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +30,15 @@ from colo.config import load
 from colo.demo.guest_image import KERNEL_WORDS
 from colo.qemu.process import plan
 
-__all__ = ["SERVER", "SERVER_DISK", "WRITER", "Guest", "measure"]
+__all__ = [
+    "SERVER",
+    "SERVER_DISK",
+    "WRITER",
+    "Guest",
+    "measure",
+    "measure_idle",
+    "measure_takeovers",
+]
 
 _START_S: Final = 400.0
 _LINES: Final = 2
@@ -69,6 +78,7 @@ WRITER: Final = Guest(
     re.compile(r"sequential=([\d.]+) random=([\d.]+) synced=([\d.]+)\r?\n"),
     _empty,
 )
+IDLE: Final = Guest("colo.mode=idle", ("counts",), re.compile(r"count=(\d+)"), _empty)
 SERVER: Final = Guest(
     "colo.ext4=/dev/vda colo.init=/lib/systemd/systemd colo.pgbench",
     ("transactions",),
@@ -129,6 +139,43 @@ def measure(binary: str, guest: Guest, rounds: int, say: Callable[[str], None]) 
             for kind in _KINDS
         },
         "stopped_ms": {kind: median(values) for kind, values in stopped.items()},
+    }
+
+
+def measure_idle(binary: str, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """``stopped_ms``: medians of a checkpoint of a guest that writes nothing, and their ratio."""
+    stopped: dict[str, list[float]] = {kind: [] for kind in _KINDS}
+    with tempfile.TemporaryDirectory(prefix="colo-bench-") as name, ExitStack() as stack:
+        scene = _Scene(Path(name), binary, IDLE)
+        for kind in _KINDS:
+            stack.enter_context(scene.secondary(kind))
+        stack.enter_context(scene.guest())
+        for _ in range(rounds):
+            for kind in _KINDS:
+                with scene.primary(kind):
+                    scene.rates()
+                    phases = read_status(scene.folder, "phases_ms", f"a-{_SLUGS[kind]}")
+                    stopped[kind].append(phases["stopped"]["median"])
+                    say(f"  {kind}, idle: stopped {stopped[kind][-1]:.1f} ms")
+    return _paired(stopped)
+
+
+def measure_takeovers(binary: str, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Milliseconds from the decision to the VM running, of one that writes; and their ratio."""
+    took: dict[str, list[float]] = {kind: [] for kind in _KINDS}
+    for _ in range(rounds):
+        for kind in _KINDS:
+            with tempfile.TemporaryDirectory(prefix="colo-bench-") as name:
+                took[kind].append(_Scene(Path(name), binary, WRITER).takeover(kind))
+                say(f"  {kind}: taken over in {took[kind][-1]:.1f} ms")
+    return _paired(took)
+
+
+def _paired(values: dict[str, list[float]]) -> dict[str, Any]:
+    pairs = zip(*(values[kind] for kind in _KINDS), strict=True)
+    return {
+        "ms": {kind: asdict(summarise(each)) for kind, each in values.items()},
+        "ratio": median([with_it / without for with_it, without in pairs]),
     }
 
 
@@ -243,6 +290,21 @@ class _Scene:
             yield
         finally:
             process.terminate()
+
+    def takeover(self, kind: str) -> float:
+        """How long a takeover of the VM takes, from the decision to the VM running."""
+        state = self.folder / f"b-{_SLUGS[kind]}"
+        with self.secondary(kind), self.guest():
+            try:
+                with self.primary(kind):
+                    self.rates()
+                    self._qemu.kill()
+                    command = [*colo_command("failover"), "--state-dir", str(state)]
+                    subprocess.run(command, check=True, capture_output=True)
+                    return float(read_status(self.folder, "takeover", state.name)["total_ms"])
+            finally:
+                with suppress(OSError, ValueError):
+                    os.kill(int((state / "qemu.pid").read_text()), signal.SIGKILL)
 
     def rates(self) -> dict[str, float]:
         """The rates that the guest says from now on."""

@@ -200,6 +200,28 @@ def _disks(rows: Sequence[_Row]) -> str:
     )
 
 
+def _stops(rows: Sequence[_Row]) -> str:
+    head = ["QEMU", "", "with its disk", "disk left out", "ratio"]
+    what = {
+        "idle": "an idle guest stands still for a checkpoint",
+        "takeover": "from the decision to take over to the VM running, its guest writes",
+    }
+    kinds = ("with its disk", "disk left out")
+    return _table(
+        head,
+        (
+            [
+                row["qemu"],
+                text,
+                *(f"{row[name]['ms'][kind]['median']:.1f} ms" for kind in kinds),
+                f"{row[name]['ratio']:.2f}",
+            ]
+            for row in rows
+            for name, text in what.items()
+        ),
+    )
+
+
 def _replicas(row: _Row) -> str:
     head = ["an epoch of 64 MiB in writes of", "merged in", "dd, as much", "ratio"]
     table = _table(
@@ -316,6 +338,7 @@ _TABLES: Final[dict[str, Callable[[Any], str]]] = {
     "gaps": _gaps,
     "hosts": _hosts,
     "disks": _disks,
+    "stops": _stops,
     "replicas": _replicas,
     "clock": _clock,
     "takeover": _takeover,

@@ -18,6 +18,7 @@ from colo.qemu.process import LaunchPlan
 
 __all__ = ["QuorumVm"]
 
+_REPLICATION: Final = "if=none,id=childs0,driver=replication"
 _QUORUM: Final = "if=none,id=disk0,driver=quorum,read-pattern=fifo,vote-threshold=1,children.0"
 
 
@@ -56,7 +57,10 @@ class QuorumVm:
         command = [
             *self._launch.primary(),
             *("-drive", f"if=none,id=parent0,driver=raw,file.filename={folder}/parent.raw"),
-            *("-drive", f"if=none,id=childs0,driver=replication,mode=secondary,{children}"),
+            *(
+                "-drive",
+                f"if=none,id=childs0,driver=replication,mode=secondary,top-id=disk0,{children}",
+            ),
             *("-drive", f"{_QUORUM}=childs0"),
             *("-serial", "null", "-incoming", "defer"),
         ]

@@ -16,6 +16,7 @@ import errno
 import socket
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Final
 
 from colo.disks.digests import BLOCK_SIZE, digest
@@ -40,8 +41,8 @@ _CALL_S: Final = 10.0
 _READ_BYTES: Final = 64 << 10
 #: So much may be on its way, or wait to be sent.
 _ROOM_BYTES: Final = 32 << 20
-#: Small words go together.
-_BATCH_BYTES: Final = 256 << 10
+#: So many parts of words go together.
+_TOGETHER: Final = 64
 _ZEROES: Final = bytes(BLOCK_SIZE)
 
 
@@ -87,7 +88,7 @@ class DiskFeed:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._reader = WordReader()
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[bytes | memoryview] = deque()
         self._queued = self._taken = 0  # bytes since the link began
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._asked: dict[int, asyncio.Future[bytes]] = {}
@@ -108,12 +109,15 @@ class DiskFeed:
     # -- what the guest writes ------------------------------------------------------------
 
     async def write(self, disk: int, offset: int, data: memoryview | bytes) -> None:
-        """Say that the guest has written.  Raises ChannelLost, or what ended the link."""
+        """Say that the guest has written ``data``, which nobody changes any more.
+
+        Raises ChannelLost, or what ended the link.
+        """
         self.bytes_of[disk] += len(data)
         if self._copying:
             await self._copy(disk, offset, bytes(data))
         else:
-            await self._put(header(Kind.WRITE, disk, offset, len(data)), bytes(data))
+            await self._put(header(Kind.WRITE, disk, offset, len(data)), data)
 
     async def zero(self, disk: int, offset: int, length: int, needs_no_room: bool) -> None:
         """Say that it has written zeroes.  Raises as ``write`` does."""
@@ -166,7 +170,7 @@ class DiskFeed:
 
     # -- the link -------------------------------------------------------------------------
 
-    async def _put(self, *parts: bytes) -> None:
+    async def _put(self, *parts: bytes | memoryview) -> None:
         """Have a word sent, once there is room for it."""
         if self.error is not None:
             raise self.error
@@ -178,7 +182,7 @@ class DiskFeed:
                 break
         self._enqueue(*parts)
 
-    def _enqueue(self, *parts: bytes) -> None:
+    def _enqueue(self, *parts: bytes | memoryview) -> None:
         self._queue += parts
         self._queued += sum(map(len, parts))
         if not self._sending and self._open:
@@ -187,35 +191,32 @@ class DiskFeed:
     def _send(self) -> None:
         """Send what the socket takes now; the rest goes when it takes more."""
         while self._queue:
+            some = list(islice(self._queue, _TOGETHER))
             try:
-                sent = self._sock.send(self._next())
+                sent = self._sock.sendmsg(some)
             except BlockingIOError:
                 sent = 0
             except OSError as error:
                 self._lose(ChannelLost(f"the disk link broke: {error.strerror}"))
                 return
             self.bytes_sent += sent
-            first = self._queue[0]
-            if sent < len(first):
-                self._queue[0] = first[sent:]
+            if sent < sum(map(len, some)):
+                self._forget(sent)
                 if not self._sending:
                     self._sending = True
                     self._loop.add_writer(self._sock, self._send)
                 return
-            self._queue.popleft()
+            for _ in some:
+                self._queue.popleft()
         if self._sending:
             self._sending = False
             self._loop.remove_writer(self._sock)
 
-    def _next(self) -> bytes:
-        """The first of the queue, with those behind it that are small as well."""
-        if len(self._queue) > 1 and len(self._queue[0]) < _BATCH_BYTES:
-            size, together = 0, []
-            while self._queue and size < _BATCH_BYTES:
-                together.append(self._queue.popleft())
-                size += len(together[-1])
-            self._queue.appendleft(b"".join(together))
-        return self._queue[0]
+    def _forget(self, sent: int) -> None:
+        """So many bytes of the queue are gone; what is left of a part is not copied for that."""
+        while sent >= len(self._queue[0]):
+            sent -= len(self._queue.popleft())
+        self._queue[0] = memoryview(self._queue[0])[sent:]
 
     def _readable(self) -> None:
         try:

@@ -199,6 +199,12 @@ class Client:
         )
         assert self.heard() >= goal, f"the client {self.kind} has ended: {self.verdict()}"
 
+    def first(self) -> int:
+        """The number that came first."""
+        number = json.loads(self.log.read_text().partition("\n")[0])["n"]
+        assert isinstance(number, int)
+        return number
+
     def verdict(self) -> dict[str, Any]:
         """End it, and have its verdict."""
         if not self.ended():

@@ -14,6 +14,7 @@ from typing import Final
 import pytest
 
 from colo.demo.lab import Link, Place
+from tests.e2e.basics import wait
 from tests.e2e.net.stage import Colo, Stage, Vm
 from tests.e2e.net.test_node import HOSTS, wait_protected
 from tests.e2e.net.test_partitions import protected_again
@@ -116,6 +117,28 @@ def test_a_wire_that_is_slow_or_cut_loses_no_record(stage: Stage, vm: Vm) -> Non
     follows = b if leads is a else a
     stage.kill(follows)
     assert records_in(disks[follows.name], False) >= told
+
+
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
+@pytest.mark.parametrize("vm", [Vm(args=DISK[1:])], ids=["raw"])
+def test_a_guest_that_reboots_finds_what_it_wrote(stage: Stage, vm: Vm) -> None:
+    disks = {name: stage.folder / f"disk0-{name}.raw" for name in "ab"}
+    raw(disks["a"])
+    a, _ = pair(stage, disks)
+    stage.wait_booted(a)
+    client = stage.client("records")
+    client.wait_heard(20)
+    told = client.check()["last"]
+    boots = a.console.text().count("ready mode=serve")
+    stage.order_guest("reboot")
+    wait(lambda: a.console.text().count("ready mode=serve") > boots, "the guest to boot again", 90)
+    client = stage.client("records")
+    first = client.first()
+    assert first >= told + 1, "whatever it said is there; the last one may not have been heard"
+    wait_protected(a)
+    stage.kill(a)
+    client.wait_heard(20)  # host B has taken over
+    client.check()
 
 
 @contextmanager
