@@ -143,8 +143,11 @@ def _measure_qemu(
             _say("no database: `make server` builds its disk")
     elif name == "stops":
         _say(f"what a disk adds to a checkpoint, and to a takeover, QEMU {version}")
-        idle = disks.measure_idle(binary, rounds, _say)
-        yield {"idle": idle, "takeover": disks.measure_takeovers(binary, rounds, _say)}
+        yield {
+            "idle": disks.measure_idle(binary, rounds, _say),
+            "takeover": disks.measure_takeovers(binary, disks.IDLE, rounds, _say),
+            "busy takeover": disks.measure_takeovers(binary, disks.WRITER, rounds, _say),
+        }
     elif name == "hosts":
         for kind in hosts.KINDS:
             _say(f"two hosts, QEMU {version}, {kind}")

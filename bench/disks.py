@@ -31,6 +31,7 @@ from colo.demo.guest_image import KERNEL_WORDS
 from colo.qemu.process import plan
 
 __all__ = [
+    "IDLE",
     "SERVER",
     "SERVER_DISK",
     "WRITER",
@@ -160,13 +161,15 @@ def measure_idle(binary: str, rounds: int, say: Callable[[str], None]) -> dict[s
     return _paired(stopped)
 
 
-def measure_takeovers(binary: str, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Milliseconds from the decision to the VM running, of one that writes; and their ratio."""
+def measure_takeovers(
+    binary: str, guest: Guest, rounds: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Milliseconds from the decision to the VM running, and their ratio."""
     took: dict[str, list[float]] = {kind: [] for kind in _KINDS}
     for _ in range(rounds):
         for kind in _KINDS:
             with tempfile.TemporaryDirectory(prefix="colo-bench-") as name:
-                took[kind].append(_Scene(Path(name), binary, WRITER).takeover(kind))
+                took[kind].append(_Scene(Path(name), binary, guest).takeover(kind))
                 say(f"  {kind}: taken over in {took[kind][-1]:.1f} ms")
     return _paired(took)
 

@@ -204,7 +204,8 @@ def _stops(rows: Sequence[_Row]) -> str:
     head = ["QEMU", "", "with its disk", "disk left out", "ratio"]
     what = {
         "idle": "an idle guest stands still for a checkpoint",
-        "takeover": "from the decision to take over to the VM running, its guest writes",
+        "takeover": "from the decision to take over to the VM running, an idle guest",
+        "busy takeover": "the same, a guest that writes as fast as it can",
     }
     kinds = ("with its disk", "disk left out")
     return _table(
@@ -223,12 +224,13 @@ def _stops(rows: Sequence[_Row]) -> str:
 
 
 def _replicas(row: _Row) -> str:
-    head = ["an epoch of 64 MiB in writes of", "merged in", "dd, as much", "ratio"]
+    head = ["an epoch of 64 MiB in writes of", "in memory", "merged in", "dd, as much", "ratio"]
     table = _table(
         head,
         (
             [
                 f"{each['write_bytes'] >> 10} KiB, anywhere",
+                f"{each['held_mib']:,.0f} MiB",
                 f"{each['merge_s'] * 1e3:,.0f} ms",
                 f"{each['dd_s'] * 1e3:,.0f} ms",
                 f"{each['ratio']:.2f}",

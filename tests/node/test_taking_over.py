@@ -466,3 +466,42 @@ def test_an_order_asks_the_fence_and_by_force_does_without(tmp_path: Path) -> No
         assert host.arbiter.current().number == host.member.facts.grant.number
 
     play(tmp_path, scene, fence=cast(Fence, fence))
+
+
+def test_a_vm_whose_disk_cannot_be_handed_over_never_runs(tmp_path: Path) -> None:
+    """Its memory is loaded meanwhile; and it is not tried again and again."""
+
+    async def scene(host: Host) -> None:
+        host.arbiter.back.set()
+        host.guest.let.set()
+        host.disks.trouble = DiskError("vda", "cannot write: Input/output error")
+        host.lose()
+        while SecondaryEvent.NOT_STARTED not in host.session.events:
+            await asyncio.sleep(0.001)
+        assert not host.guest.runs
+        assert "Input/output error" in str(host.takeover.error)
+        assert not any("try to take over" in line for line in host.said)
+
+    play(tmp_path, scene)
+
+
+def test_a_vm_runs_only_once_its_disk_is_there(tmp_path: Path) -> None:
+    async def scene(host: Host) -> None:
+        there = asyncio.Event()
+
+        async def hand_over() -> None:
+            await there.wait()
+            host.disks.handed_over += 1
+
+        host.disks.hand_over = hand_over  # type: ignore[method-assign]
+        host.arbiter.back.set()
+        host.guest.let.set()
+        host.lose()
+        await host.until(State.TAKING_OVER)
+        await asyncio.sleep(0.05)
+        assert not host.guest.runs
+        there.set()
+        await host.until(State.RUNNING)
+        assert host.guest.runs and host.disks.handed_over == 1
+
+    play(tmp_path, scene)

@@ -6,14 +6,16 @@ the other off.  To start the VM is bounded, and never given up half-way.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.asking import reach
 from colo.arbiters.fence import Fence
-from colo.errors import ColoError, GuestError, LocalError, NoAnswer
+from colo.errors import ColoError, DiskError, GuestError, LocalError, NoAnswer
 from colo.guest.interface import SecondaryGuest
 from colo.membership.grant import Grant
 from colo.membership.member import Member
@@ -145,22 +147,24 @@ class Takeover:
         """Start the VM from the last whole checkpoint."""
         self.error, self.waits_for = None, None
         session.handle(SecondaryEvent.FAILOVER)  # which closes its connection
+        disks = asyncio.ensure_future(self._disks.hand_over())  # while its memory is loaded
         try:
             await session.applied()
-            await self._disks.hand_over()
-            self.facts = await self._run()
+            self.facts = await self._run(disks)
         except ColoError as error:
+            with contextlib.suppress(ColoError):
+                await disks
             self.error = error
             session.handle(SecondaryEvent.NOT_STARTED)
             return Event.STUCK, {}
         session.handle(SecondaryEvent.RESUMED)
         return Event.RUNS, {"grant": self._grant, "owes": self._owes}
 
-    async def _run(self) -> dict[str, Any]:
-        """Run the VM; return the facts.  Raises GuestError after three tries.
+    async def _run(self, disks: Awaitable[None]) -> dict[str, Any]:
+        """Run the VM, once its ``disks`` are; return the facts.
 
-        The checkpoint is not touched by a try that fails.  From here on no view of the store is
-        opened, unless all has failed.
+        Raises GuestError after three tries, and DiskError.  The checkpoint is not touched by a try
+        that fails.  From here on no view of the store is opened, unless all has failed.
         """
         assert self._store.checkpoint is not None
         self._grant, self._owes = self._member.facts.grant, False
@@ -170,8 +174,12 @@ class Takeover:
             try:
                 began = time.monotonic()
                 await self._guest.load(self._store)
+                await disks
                 await self._hold_by_name()
                 await self._guest.run()
+            except DiskError:
+                self._store.take_back()
+                raise
             except (ColoError, OSError, MemoryError) as error:
                 failures.append(str(error) or "out of memory")
                 self._say(f"a try to take over failed: {failures[-1]}")
