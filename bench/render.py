@@ -224,13 +224,12 @@ def _stops(rows: Sequence[_Row]) -> str:
 
 
 def _replicas(row: _Row) -> str:
-    head = ["an epoch of 64 MiB in writes of", "in memory", "merged in", "dd, as much", "ratio"]
+    head = ["an epoch of 64 MiB in writes of", "merged in", "dd, as much", "ratio"]
     table = _table(
         head,
         (
             [
                 f"{each['write_bytes'] >> 10} KiB, anywhere",
-                f"{each['held_mib']:,.0f} MiB",
                 f"{each['merge_s'] * 1e3:,.0f} ms",
                 f"{each['dd_s'] * 1e3:,.0f} ms",
                 f"{each['ratio']:.2f}",

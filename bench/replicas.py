@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import socket
 import subprocess
 import tempfile
@@ -33,30 +32,24 @@ _PAGE: Final = 4096
 
 
 def measure(rounds: int, gib: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """``merge``: seconds and memory, by the size of writes, beside dd's; ``resync`` of ``gib``."""
+    """``merge``: seconds, by the size of writes, beside dd's; ``resync`` of ``gib`` GiB."""
     with tempfile.TemporaryDirectory(prefix="colo-bench-", dir="/var/tmp") as name:
         folder = Path(name)
         merge = []
         for size in _WRITE_BYTES:
-            taken = [(*_merged(folder, size, seed), _dd_s(folder)) for seed in range(rounds)]
+            pairs = [(_merged_s(folder, size, seed), _dd_s(folder)) for seed in range(rounds)]
             merge.append(
                 {
                     "write_bytes": size,
-                    "held_mib": median([held for held, _, _ in taken]),
-                    "merge_s": median([ours for _, ours, _ in taken]),
-                    "dd_s": median([dd for _, _, dd in taken]),
-                    "ratio": median([ours / dd for _, ours, dd in taken]),
+                    "merge_s": median([ours for ours, _ in pairs]),
+                    "dd_s": median([dd for _, dd in pairs]),
+                    "ratio": median([ours / dd for ours, dd in pairs]),
                 }
             )
             say(f"  merged, {size} bytes a write: {merge[-1]['ratio']:.2f} of dd")
         resync = asyncio.run(_resync(folder, gib << 30))
         say(f"  resync: {resync['sent_bytes']} bytes in {resync['seconds']:.1f} s")
     return {"merge": merge, "resync": resync}
-
-
-def _rss_mib() -> float:
-    """What this process has in memory now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / _MIB
 
 
 def _file(path: Path, mib: int) -> Path:
@@ -66,24 +59,22 @@ def _file(path: Path, mib: int) -> Path:
     return path
 
 
-def _merged(folder: Path, size: int, seed: int) -> tuple[float, float]:
-    """What an epoch of writes of that size takes up in memory, in MiB, and how long its merge."""
+def _merged_s(folder: Path, size: int, seed: int) -> float:
+    """How long it takes to merge an epoch of writes of that size, anywhere."""
     random, mib = Random(seed), 4 * _MERGED_MIB
     base = RealFile(_file(folder / "base", mib), "vda")
     journal = RealFile(_file(folder / "journal", _JOURNAL_MIB), "vda")
     replica = Replica.create("vda", base, journal, uuid4(), Limits(2 * _MERGED_MIB * _MIB))
     replica.end_copy(0)
-    before = _rss_mib()
     for _ in range(_MERGED_MIB * _MIB // size):
         replica.write(random.randrange(mib * _MIB // size) * size, random.randbytes(size))
-    held = _rss_mib() - before
     replica.cut()
     replica.commit(1)
     began = time.monotonic()
     replica.merge()
     took = time.monotonic() - began
     replica.close()
-    return held, took
+    return took
 
 
 def _dd_s(folder: Path) -> float:
