@@ -205,9 +205,10 @@ def test_a_backup_job_of_qemus_is_refused_by_qemu_and_changes_nothing(play: Play
     for device in ("disk0", "colo-disk-0-top"):
         with pytest.raises(AssertionError, match="in use by block job: mirror"):
             qmp(monitor, "blockdev-backup", device=device, target="mine", sync="full")
-    snapshot = {"snapshot-file": str(nodes.folder / "snapshot"), "format": "qcow2"}
+    snapshot = {"snapshot_file": str(nodes.folder / "snapshot"), "format": "qcow2"}
+    snapshot |= {"snapshot_node_name": "mine2", "node_name": "disk0"}
     with pytest.raises(AssertionError, match="in use by block job: mirror"):
-        qmp(monitor, "blockdev-snapshot-sync", device="disk0", **snapshot)
+        qmp(monitor, "blockdev-snapshot-sync", **snapshot)
     nodes.a.console.wait_progress()
     assert nodes.a.is_in("primary", "PROTECTED")
 

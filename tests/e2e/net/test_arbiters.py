@@ -90,7 +90,7 @@ def test_a_host_dies_with_its_member_of_etcd(
         client.wait_heard()
     for client in clients:
         client.check()
-    assert number(stage) == 2
+    assert number(stage) == 3
 
 
 @needs_etcd
@@ -122,7 +122,7 @@ def test_a_takeover_waits_for_the_fence(stage: Stage) -> None:
     client = stage.client("stream")
     stage.kill(primary)
 
-    secondary.wait_said("grant 2 is ours, but the other host may still run: the fence")
+    secondary.wait_said("grant 3 is ours, but the other host may still run: the fence")
     wait(
         lambda: "exit 2: ls: cannot access" in (secondary.status()["waits_for"] or ""),
         "the status to say what the takeover waits for",
@@ -143,7 +143,7 @@ def test_an_operator_does_without_the_fence(stage: Stage) -> None:
     primary, secondary = stage.protected()
     stage.kill(primary)
 
-    secondary.wait_said("grant 2 is ours, but the other host may still run")
+    secondary.wait_said("grant 3 is ours, but the other host may still run")
     done = secondary.run("failover")
     assert done.returncode != 0
     assert "the fence /bin/false: exit 1" in done.stderr

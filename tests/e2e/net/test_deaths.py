@@ -213,7 +213,7 @@ def test_link_falls_silent(stage: Stage, draw: random.Random, frozen: str | None
         check(watching)
         assert ears.heard() == heard, "the VM that is fenced is heard"
     number = json.loads(stage.grant.read_text())["number"]
-    assert number == (2 if winner is secondary else 3)
+    assert number == (3 if winner is secondary else 4)
 
 
 def goes_on(primary: Colo, secondary: Colo) -> Colo | None:
