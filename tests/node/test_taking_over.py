@@ -448,7 +448,10 @@ def test_a_primary_that_says_it_runs_nothing_is_not_turned_off(
     play(tmp_path, scene, fence=cast(Fence, fence))
 
 
-def test_an_order_asks_the_fence_and_by_force_does_without(tmp_path: Path) -> None:
+def test_an_order_asks_the_fence_and_by_force_does_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("colo.arbiters.asking._ANSWER_S", 10.0)  # this one answers
     fence = FakeFence()
 
     async def scene(host: Host) -> None:
