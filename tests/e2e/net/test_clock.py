@@ -92,6 +92,7 @@ def test_without_the_library_it_is_lost_and_that_is_said(stage: Stage, vm: Vm) -
     primary = stage.protect("a", qemu.place, qemu.state / "qmp.sock")
     primary.wait_state("PROTECTED")
     primary.wait_said("the guest's clock loses the time that checkpoints take")
+    assert len(primary.said("the guest's clock loses the time that checkpoints take")) == 1
     client = asks(stage)
     stood = stand_still(primary, secondary)
     assert lost_s(client) > (1 - PART) * stood
