@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Final
 
-__all__ = ["BLOCK_SIZE", "DIGEST_SIZE", "ZERO_DIGEST", "digest", "digests"]
+__all__ = ["BLOCK_SIZE", "DIGEST_SIZE", "ZERO_DIGEST", "digest", "digests", "is_zeroes"]
 
 BLOCK_SIZE: Final = 64 << 10
 DIGEST_SIZE: Final = 16
@@ -17,9 +17,14 @@ _READ_BLOCKS: Final = 16
 _ZEROES: Final = bytes(BLOCK_SIZE)
 
 
+def is_zeroes(block: bytes | memoryview) -> bool:
+    """Whether at most ``BLOCK_SIZE`` bytes are nothing but zeroes."""
+    return block == (_ZEROES if len(block) == BLOCK_SIZE else bytes(len(block)))
+
+
 def digest(block: bytes) -> bytes:
     """The digest of at most ``BLOCK_SIZE`` bytes."""
-    if block == (_ZEROES if len(block) == BLOCK_SIZE else bytes(len(block))):
+    if is_zeroes(block):
         return ZERO_DIGEST
     return hashlib.blake2b(block, digest_size=DIGEST_SIZE).digest()
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 from uuid import UUID
 
-__all__ = ["At", "Condition", "Limits", "Stale"]
+__all__ = ["COPY", "At", "Condition", "Limits", "Stale", "checkpoint_of", "epoch_of"]
+
+#: Of a replica: the commit of its copy, from which the checkpoints go on.
+COPY: Final = 0
 
 
 class Condition(Enum):
@@ -47,3 +51,13 @@ class Limits:
     extents: int = 1 << 20
     wanted: float = 0.5
     full: float = 0.875
+
+
+def epoch_of(checkpoint: int) -> int:
+    """The replicas' number of a checkpoint: their copy comes before the first one."""
+    return COPY + 1 + checkpoint
+
+
+def checkpoint_of(epoch: int) -> int:
+    """The checkpoint of a replica's epoch; -1 of its copy."""
+    return epoch - 1 - COPY

@@ -11,17 +11,16 @@ import threading
 from collections.abc import Iterator
 from typing import Final
 
+from colo.disks import digests
 from colo.disks.blockfile import BlockFile
 from colo.disks.extents import Extents
 from colo.errors import DiskError
 
-__all__ = ["BLOCK_SIZE", "DiskView"]
+__all__ = ["DiskView"]
 
-BLOCK_SIZE: Final = 4096
+_BLOCK_SIZE: Final = 4096
 #: How much is read at a time, and told from zeroes.
 _READ_BYTES: Final = 1 << 20
-_GRAIN_BYTES: Final = 64 << 10
-_ZEROES: Final = bytes(_GRAIN_BYTES)
 
 #: What is known of a block: it was read, it is to be read, or it lies aside.
 _READ, _WANTED, _ASIDE = b"\0", b"\1", b"\2"
@@ -37,7 +36,7 @@ class DiskView:
         self.disk = disk
         self._base, self._aside = base, aside
         self._lock = threading.Lock()
-        self._blocks = bytearray(_WANTED * -(-base.size // BLOCK_SIZE))
+        self._blocks = bytearray(_WANTED * -(-base.size // _BLOCK_SIZE))
         self._broken: DiskError | None = None
 
     @property
@@ -52,7 +51,7 @@ class DiskView:
                 return
             try:
                 for start, end, _, _ in extents:
-                    self._set_aside(start // BLOCK_SIZE, -(-end // BLOCK_SIZE))
+                    self._set_aside(start // _BLOCK_SIZE, -(-end // _BLOCK_SIZE))
             except DiskError as error:
                 self._broken = DiskError(self.disk, f"what was to be read is lost: {error}")
 
@@ -77,21 +76,21 @@ class DiskView:
         return min((each for each in found if each >= 0), default=last)
 
     def _range(self, first: int, end: int) -> tuple[int, int]:
-        begin = first * BLOCK_SIZE
-        return begin, min(end * BLOCK_SIZE, self.size) - begin
+        begin = first * _BLOCK_SIZE
+        return begin, min(end * _BLOCK_SIZE, self.size) - begin
 
     def content(self) -> Iterator[tuple[int, bytes]]:
         """Yield, once, where something lies and what, in the order of the disk; not the zeroes.
 
         Raises DiskError where the view has ended.
         """
-        at_once = _READ_BYTES // BLOCK_SIZE
+        at_once = _READ_BYTES // _BLOCK_SIZE
         for first in range(0, len(self._blocks), at_once):
             data = memoryview(self._take(first, min(first + at_once, len(self._blocks))))
-            for at in range(0, len(data), _GRAIN_BYTES):
-                grain = data[at : at + _GRAIN_BYTES]
-                if grain != _ZEROES[: len(grain)]:
-                    yield first * BLOCK_SIZE + at, bytes(grain)
+            for at in range(0, len(data), digests.BLOCK_SIZE):
+                grain = data[at : at + digests.BLOCK_SIZE]
+                if not digests.is_zeroes(grain):
+                    yield first * _BLOCK_SIZE + at, bytes(grain)
 
     def _take(self, first: int, last: int) -> bytes:
         parts = []

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from colo.disks.head import HEADS_SIZE, MAGIC, PLACE_SIZE, Head, HeadState, Unreadable, newest
+from colo.disks.standing import checkpoint_of
 from colo.errors import ColoError
 
 __all__ = ["journal_facts", "load_journal"]
@@ -41,7 +42,7 @@ def journal_facts(head: Head) -> dict[str, Any]:
     return {
         "state": head.state.name,
         "meaning": _MEANS[head.state],
-        "checkpoint": head.epoch - 1 if at_one else None,
+        "checkpoint": checkpoint_of(head.epoch) if at_one else None,
         "replication": str(head.identity),
         "disk_bytes": head.disk_size,
         "journal_bytes": head.ring,

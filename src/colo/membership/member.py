@@ -305,8 +305,6 @@ class Member:
                 return facts.busy is Do.START
             case When.STOCK:
                 return means.stock
-            case When.DECIDED:
-                return means.automatic or means.claims
             case When.CLAIMED:
                 return means.claims
             case When.ONE_SHOT:

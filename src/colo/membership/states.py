@@ -108,7 +108,6 @@ class When(Enum):
     STARTS = "the VM does not run yet"
     UNDER_WAY = "its start is under way: it may run already"
     STOCK = "the secondary is a stock QEMU, which cannot be asked"
-    DECIDED = "an arbiter or an operator has said that the VM may run"
     CLAIMED = "the grant was taken from another holder by order"
     ONE_SHOT = "no further try changes it, and this colo ends with its part"
     FRUITLESS = "the session ended before the VM was protected"

@@ -106,7 +106,7 @@ _STARTING: Final = {
         # This host may have stood still since its grant, and an operator may have taken it.
         _E.AGREES: (_to(_S.STARTING, _D.CONFIRM, when=_W.AUTOMATIC), _to(_S.STARTING, _D.START)),
         _E.SILENT: (_to(_S.STARTING, _D.CONFIRM, when=_W.AUTOMATIC),
-                    _to(_S.STARTING, _D.START, when=_W.DECIDED), _REFUSED_A_START),
+                    _to(_S.STARTING, _D.START, when=_W.CLAIMED), _REFUSED_A_START),
         _E.CONFIRMED: _to(_S.STARTING, _D.START),
         _E.OBJECTS: (_to(_S.REFUSED, _D.END_GUEST, when=_W.CLAIMED), _REFUSED_A_START),
         _E.UNFIT: _NOT_STARTED,

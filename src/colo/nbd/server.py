@@ -22,14 +22,16 @@ import asyncio
 import errno
 import socket
 import types
+from collections import deque
 from collections.abc import Collection, Coroutine, Generator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, Protocol
 
 from colo.errors import ChannelLost, ColoError, ExportError, NbdError
 from colo.nbd.connection import Connection, Phase
 from colo.nbd.protocol import Command, ErrorCode, ExportInfo, Extent, Request, error_code
-from colo.transport.sockets import tune
+from colo.transport.sockets import take_off, tune
 
 __all__ = ["Export", "Limits", "serve_connection"]
 
@@ -127,7 +129,7 @@ class _Client:
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unsent: list[bytes | memoryview] = []
+        self._unsent: deque[bytes | memoryview] = deque()
         self._unsent_bytes = 0
         self._reading = self._writing = False
         self._leaving = False  # no answer is wanted any more
@@ -265,7 +267,7 @@ class _Client:
         self._unsent += self._connection.data_to_send()
         while self._unsent:
             try:
-                sent = self._sock.sendmsg(self._unsent[:_PIECES_MAX])
+                sent = self._sock.sendmsg(list(islice(self._unsent, _PIECES_MAX)))
             except BlockingIOError:
                 return
             except OSError:  # it has gone
@@ -277,7 +279,7 @@ class _Client:
             if not self._unsent_bytes:
                 self._unsent.clear()
                 return
-            _take_off(self._unsent, sent)
+            take_off(self._unsent, sent)
 
     # --- requests ---------------------------------------------------------------------------
 
@@ -362,13 +364,3 @@ def _resume(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, A
                 waits_for = work.send(None)
     except StopIteration:
         return
-
-
-def _take_off(pieces: list[bytes | memoryview], count: int) -> None:
-    """Take ``count`` bytes off the beginning."""
-    whole = 0
-    while len(pieces[whole]) <= count:
-        count -= len(pieces[whole])
-        whole += 1
-    del pieces[:whole]
-    pieces[0] = memoryview(pieces[0])[count:]

@@ -74,8 +74,8 @@ class Performer(ABC):
     def _take(self, event: Event, facts: dict[str, Any]) -> tuple[Do, ...]:
         before, overridden = self.state, self.member.facts.overridden
         effects = self.member.handle(event, **facts)
-        with contextlib.suppress(OSError):  # it is full, or gone
-            if self.member.facts.overridden != overridden:
+        if self.member.facts.overridden != overridden:
+            with contextlib.suppress(OSError):  # it is full, or gone
                 self._folder.override(self.member.facts.overridden)
         if self.state is not before:
             self._end_pause()
@@ -85,8 +85,8 @@ class Performer(ABC):
                 self.stop_asking()
             else:
                 self.perform(effect)
-        with contextlib.suppress(OSError):
-            if self.member.facts.grant.number:
+        if self.member.facts.grant.number:
+            with contextlib.suppress(OSError):
                 self._folder.note_grant(self.member.facts.grant)
         self.performed(event)
         if self.state in FINAL and not self.over.done():

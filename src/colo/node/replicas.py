@@ -18,12 +18,12 @@ from colo.disks.blockfile import RealFile
 from colo.disks.durable import Durable
 from colo.disks.extents import Extents
 from colo.disks.replica import Replica
-from colo.disks.standing import At, Condition
+from colo.disks.standing import At, Condition, epoch_of
 from colo.disks.words import DiskHello, OneDisk, answer
 from colo.errors import ColoError, DiskError, PeerError, UsageError
 from colo.membership.grant import Grant
 from colo.qemu.read_only import differences
-from colo.session.disk_intake import DiskIntake, epoch_of
+from colo.session.disk_intake import DiskIntake
 from colo.session.first_line import first_line
 
 __all__ = ["Replicas", "Waiting", "run_on"]

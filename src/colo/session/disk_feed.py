@@ -19,7 +19,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any, Final
 
-from colo.disks.digests import BLOCK_SIZE, digest
+from colo.disks.digests import BLOCK_SIZE, digest, is_zeroes
 from colo.disks.words import (
     DISK_MAGIC,
     DiskHello,
@@ -33,7 +33,7 @@ from colo.errors import ChannelLost, ColoError, ExportError, PeerError
 from colo.nbd.protocol import Extent
 from colo.session.first_line import first_line
 from colo.transport.address import Address
-from colo.transport.sockets import tune
+from colo.transport.sockets import take_off, tune
 
 __all__ = ["DiskFeed", "MirrorTarget", "call_disks"]
 
@@ -43,7 +43,6 @@ _READ_BYTES: Final = 64 << 10
 _ROOM_BYTES: Final = 32 << 20
 #: So many parts of words go together.
 _TOGETHER: Final = 64
-_ZEROES: Final = bytes(BLOCK_SIZE)
 
 
 async def call_disks(to: Address, hello: DiskHello) -> tuple[socket.socket, tuple[bool, ...]]:
@@ -150,7 +149,7 @@ class DiskFeed:
     async def _send_run(self, disk: int, offset: int, data: bytes) -> None:
         if not data:
             return
-        if data == _ZEROES[: len(data)]:
+        if is_zeroes(data):
             await self.zero(disk, offset, len(data), needs_no_room=True)
         else:
             await self._put(header(Kind.WRITE, disk, offset, len(data)), data)
@@ -200,23 +199,15 @@ class DiskFeed:
                 self._lose(ChannelLost(f"the disk link broke: {error.strerror}"))
                 return
             self.bytes_sent += sent
+            take_off(self._queue, sent)
             if sent < sum(map(len, some)):
-                self._forget(sent)
                 if not self._sending:
                     self._sending = True
                     self._loop.add_writer(self._sock, self._send)
                 return
-            for _ in some:
-                self._queue.popleft()
         if self._sending:
             self._sending = False
             self._loop.remove_writer(self._sock)
-
-    def _forget(self, sent: int) -> None:
-        """So many bytes of the queue are gone; what is left of a part is not copied for that."""
-        while sent >= len(self._queue[0]):
-            sent -= len(self._queue.popleft())
-        self._queue[0] = memoryview(self._queue[0])[sent:]
 
     def _readable(self) -> None:
         try:

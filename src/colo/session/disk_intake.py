@@ -15,15 +15,14 @@ from typing import Any, Final
 
 from colo.disks.digests import BLOCK_SIZE, DIGEST_SIZE, digests
 from colo.disks.replica import Replica
+from colo.disks.standing import COPY, epoch_of
 from colo.disks.words import Kind, Said, WordReader, blocks_of, encode, header
 from colo.errors import ChannelLost, ColoError, DiskError, PeerError
 from colo.transport.sockets import tune
 
-__all__ = ["DiskIntake", "epoch_of"]
+__all__ = ["DiskIntake"]
 
 _READ_BYTES: Final = 1 << 20
-#: Of a replica: the commit of its copy, from which the checkpoints go on.
-_COPY: Final = 0
 
 
 class DiskIntake:
@@ -216,7 +215,7 @@ class DiskIntake:
     async def _end_copies(self) -> None:
         """Have what was copied be kept for good, and say so."""
         for replica in self._replicas:
-            await asyncio.to_thread(replica.end_copy, _COPY)
+            await asyncio.to_thread(replica.end_copy, COPY)
         self._say(header(Kind.READY))
 
     def _cut_at(self, number: int) -> None:
@@ -260,8 +259,3 @@ class DiskIntake:
         if self._open:
             self.close()
             self._on_lost(error)
-
-
-def epoch_of(number: int) -> int:
-    """The replicas' number of checkpoint ``number``: their copy comes before the first one."""
-    return _COPY + 1 + number

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = [
     "quick_acks",
     "readable",
     "soon",
+    "take_off",
     "tune",
     "writable",
 ]
@@ -39,6 +41,14 @@ _UNIX_BUFFER_BYTES: Final = 2 << 20
 _AGAIN_S: Final = 0.1
 #: So long a thread stays awake for what is about to come.
 _SOON_S: Final = 0.0003
+
+
+def take_off(pieces: deque[bytes | memoryview], count: int) -> None:
+    """Take ``count`` bytes, which are sent, off the beginning; what is left is not copied."""
+    while pieces and count >= len(pieces[0]):
+        count -= len(pieces.popleft())
+    if count:
+        pieces[0] = memoryview(pieces[0])[count:]
 
 
 def tune(sock: socket.socket) -> None:
