@@ -97,11 +97,7 @@ def measure(binary: str, guest: Guest, rounds: int, say: Callable[[str], None]) 
     alone: dict[str, list[float]] = {way: [] for way in guest.ways}
     own: dict[str, list[float]] = {way: [] for way in guest.ways}
     stopped: dict[str, list[float]] = {kind: [] for kind in _KINDS}
-    with tempfile.TemporaryDirectory(prefix="colo-bench-") as name, ExitStack() as stack:
-        scene = _Scene(Path(name), binary, guest)
-        for kind in _KINDS:
-            stack.enter_context(scene.secondary(kind))
-        stack.enter_context(scene.guest())
+    with _scene(binary, guest) as scene:
         for _ in range(rounds):
             for kind in rates:
                 with ExitStack() as turn:
@@ -111,8 +107,7 @@ def measure(binary: str, guest: Guest, rounds: int, say: Callable[[str], None]) 
                         rates[kind][way].append(rate)
                         say(f"  {kind}: {way} {rate:.0f} writes a second")
                     if kind in _KINDS:
-                        phases = read_status(scene.folder, "phases_ms", f"a-{_SLUGS[kind]}")
-                        stopped[kind].append(phases["stopped"]["median"])
+                        stopped[kind].append(scene.stopped_ms(kind))
             for found, into in zip(scene.replicated(), (alone, own), strict=True):
                 for way, rate in found.items():
                     into[way].append(rate)
@@ -146,17 +141,12 @@ def measure(binary: str, guest: Guest, rounds: int, say: Callable[[str], None]) 
 def measure_idle(binary: str, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
     """``stopped_ms``: medians of a checkpoint of a guest that writes nothing, and their ratio."""
     stopped: dict[str, list[float]] = {kind: [] for kind in _KINDS}
-    with tempfile.TemporaryDirectory(prefix="colo-bench-") as name, ExitStack() as stack:
-        scene = _Scene(Path(name), binary, IDLE)
-        for kind in _KINDS:
-            stack.enter_context(scene.secondary(kind))
-        stack.enter_context(scene.guest())
+    with _scene(binary, IDLE) as scene:
         for _ in range(rounds):
             for kind in _KINDS:
                 with scene.primary(kind):
                     scene.rates()
-                    phases = read_status(scene.folder, "phases_ms", f"a-{_SLUGS[kind]}")
-                    stopped[kind].append(phases["stopped"]["median"])
+                    stopped[kind].append(scene.stopped_ms(kind))
                     say(f"  {kind}, idle: stopped {stopped[kind][-1]:.1f} ms")
     return _paired(stopped)
 
@@ -172,6 +162,17 @@ def measure_takeovers(
                 took[kind].append(_Scene(Path(name), binary, guest).takeover(kind))
                 say(f"  {kind}: taken over in {took[kind][-1]:.1f} ms")
     return _paired(took)
+
+
+@contextmanager
+def _scene(binary: str, guest: Guest) -> Iterator[_Scene]:
+    """The guest runs, and a secondary of each kind waits for its VM."""
+    with tempfile.TemporaryDirectory(prefix="colo-bench-") as name, ExitStack() as stack:
+        scene = _Scene(Path(name), binary, guest)
+        for kind in _KINDS:
+            stack.enter_context(scene.secondary(kind))
+        stack.enter_context(scene.guest())
+        yield scene
 
 
 def _paired(values: dict[str, list[float]]) -> dict[str, Any]:
@@ -293,6 +294,11 @@ class _Scene:
             yield
         finally:
             process.terminate()
+
+    def stopped_ms(self, kind: str) -> float:
+        """How long the VM stands still for a checkpoint now: the median."""
+        phases = read_status(self.folder, "phases_ms", f"a-{_SLUGS[kind]}")
+        return float(phases["stopped"]["median"])
 
     def takeover(self, kind: str) -> float:
         """How long a takeover of the VM takes, from the decision to the VM running."""

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from bench.qmp import Monitor
-from bench.vm import Process, protect, set_capabilities
+from bench.vm import Process, protect, qemu, set_capabilities
 from colo.qemu.process import LaunchPlan
 
 __all__ = ["QuorumVm"]
@@ -35,7 +34,10 @@ class QuorumVm:
         options = ",".join(f"children.0.{each}" for each in child.split(","))
         drive = f"{_QUORUM.removesuffix(',children.0')},{options}"
         command = [*self._launch.primary(), "-drive", drive, "-serial", f"file:{self._console}"]
-        with self._qemu("quorum", command) as (self._process, self._monitor):
+        with qemu("quorum", command, self._folder, self._launch.environment) as (
+            self._process,
+            self._monitor,
+        ):
             yield self._process
 
     @contextmanager
@@ -64,7 +66,7 @@ class QuorumVm:
             *("-drive", f"{_QUORUM}=childs0"),
             *("-serial", "null", "-incoming", "defer"),
         ]
-        with self._qemu("quorum-secondary", command) as (_, monitor):
+        with qemu("quorum-secondary", command, folder, self._launch.environment) as (_, monitor):
             set_capabilities(monitor)
             monitor.execute("migrate-incoming", uri=f"unix:{folder}/quorum.sock")
             address = {"type": "unix", "data": {"path": f"{folder}/quorum.nbd"}}
@@ -79,17 +81,3 @@ class QuorumVm:
             self._monitor.execute("x-blockdev-change", parent="disk0", node="replication0")
             protect(self._process, self._monitor, f"unix:{folder}/quorum.sock", interval_ms)
             yield
-
-    @contextmanager
-    def _qemu(self, name: str, command: list[str]) -> Iterator[tuple[Process, Monitor]]:
-        qmp = self._folder / f"{name}.qmp"
-        command = [*command, "-qmp", f"unix:{qmp},server=on,wait=off"]
-        process = Process(name, command, self._folder, self._launch.environment)
-        try:
-            monitor = Monitor(qmp)
-            try:
-                yield process, monitor
-            finally:
-                monitor.close()
-        finally:
-            process.kill()

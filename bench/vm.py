@@ -32,6 +32,7 @@ __all__ = [
     "primary",
     "progress",
     "protect",
+    "qemu",
     "read_status",
     "relayed",
     "set_capabilities",
@@ -146,7 +147,7 @@ def primary(vm: Vm, folder: Path) -> Iterator[tuple[Process, Monitor]]:
     """Run the VM on a stock QEMU until its workload is under way."""
     launch = vm.plan(folder)
     command = [*launch.primary(), "-qmp", f"unix:{folder / 'colo.qmp'},server=on,wait=off"]
-    with _qemu("primary", command, folder, launch.environment) as (process, monitor):
+    with qemu("primary", command, folder, launch.environment) as (process, monitor):
         wait_until("the guest's start", lambda: progress(folder) or None, _BOOT_S, process)
         yield process, monitor
 
@@ -159,7 +160,7 @@ def stock_secondary(vm: Vm, address: str, folder: Path) -> Iterator[Process]:
         for part in vm.plan(folder).primary()
     ]
     command += ["-incoming", "defer"]
-    with _qemu("stock-secondary", command, folder) as (process, monitor):
+    with qemu("stock-secondary", command, folder) as (process, monitor):
         set_capabilities(monitor)
         monitor.execute("migrate-incoming", uri=address)
         yield process
@@ -235,9 +236,10 @@ def read_status(folder: Path, key: str, state: str = "state") -> Any:
 
 
 @contextlib.contextmanager
-def _qemu(
+def qemu(
     name: str, command: list[str], folder: Path, environment: dict[str, str] | None = None
 ) -> Iterator[tuple[Process, Monitor]]:
+    """Run a QEMU, and have its monitor."""
     qmp = folder / f"{name}.qmp"
     command = [*command, "-qmp", f"unix:{qmp},server=on,wait=off"]
     process = Process(name, command, folder, environment)
@@ -252,6 +254,7 @@ def _qemu(
 
 
 def set_capabilities(monitor: Monitor) -> None:
+    """Switch on what a QEMU of this version needs for COLO."""
     names = ["x-colo"]
     if monitor.execute("query-version")["qemu"]["major"] >= _RETURN_PATH_MAJOR:
         names.append("return-path")

@@ -207,10 +207,9 @@ def order_failover(cluster: Cluster, host: Host) -> None:
     other = cluster.other(host)
     if host.colo is None:
         return
-    still: Callable[[], bool] = partial(is_nowhere, cluster)
-    if host.colo.state not in (State.LISTENING, State.WAITING):
-        still = partial(bool, True)
-    elif not cluster.means.automatic or not still():
+    if host.colo.state in (State.LISTENING, State.WAITING):
+        if cluster.means.automatic and is_nowhere(cluster):
+            _told(host, Event.ORDER, partial(is_nowhere, cluster))
         return
     if not cluster.means.automatic:
         if host.colo.state not in (State.LOST, State.ORPHANED):
@@ -222,7 +221,7 @@ def order_failover(cluster: Cluster, host: Host) -> None:
         if other.colo is not None and other.colo.state is State.ORPHANED:
             other.end_colo()
             other.begin()
-    _told(host, Event.ORDER, still)
+    _told(host, Event.ORDER)
 
 
 def is_nowhere(cluster: Cluster) -> bool:

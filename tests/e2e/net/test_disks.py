@@ -48,11 +48,16 @@ def run(*command: str, codes: tuple[int, ...] = (0,)) -> str:
     return done.stdout
 
 
+def check_ext4(disk: Path) -> None:
+    """Nothing is wrong with a file system that nobody has any more."""
+    run("e2fsck", "-p", str(disk), codes=(0, 1))  # it plays the file system's journal
+    run("e2fsck", "-fn", str(disk))
+
+
 def records_in(disk: Path, is_ext4: bool) -> int:
     """The number of the last record on a disk that nobody has any more."""
     if is_ext4:
-        run("e2fsck", "-p", str(disk), codes=(0, 1))  # it plays the file system's journal
-        run("e2fsck", "-fn", str(disk))
+        check_ext4(disk)
         run("debugfs", "-R", f"dump /records {disk}.records", str(disk))
         disk = Path(f"{disk}.records")
     content = disk.read_bytes()
@@ -77,9 +82,7 @@ def test_what_a_client_was_told_is_on_the_disk(
     draw: random.Random,
     request: pytest.FixtureRequest,
 ) -> None:
-    disks = {name: stage.folder / f"disk0-{name}.raw" for name in "ab"}
-    make(disks["a"])
-    leads, follows = pair(stage, disks)
+    leads, follows = pair(stage, make)
     stage.wait_booted(leads)
     client = stage.client("records")
     for number in range(2 + int(request.config.getoption("--rounds"))):
@@ -93,15 +96,13 @@ def test_what_a_client_was_told_is_on_the_disk(
         client.wait_heard(5)  # the other one has taken over
     told = client.check()["last"]
     stage.kill(follows)
-    assert records_in(disks[follows.name], make is ext4) >= told
+    assert records_in(disk_of(follows), make is ext4) >= told
 
 
 @pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 @pytest.mark.parametrize("vm", [Vm(args=DISK)], ids=["raw"])
 def test_a_wire_that_is_slow_or_cut_loses_no_record(stage: Stage, vm: Vm) -> None:
-    disks = {name: stage.folder / f"disk0-{name}.raw" for name in "ab"}
-    raw(disks["a"])
-    a, b = pair(stage, disks)
+    a, b = pair(stage, raw)
     stage.wait_booted(a)
     client = stage.client("records")
     with slow(stage, "30mbit"):
@@ -116,15 +117,13 @@ def test_a_wire_that_is_slow_or_cut_loses_no_record(stage: Stage, vm: Vm) -> Non
     told = client.check()["last"]
     follows = b if leads is a else a
     stage.kill(follows)
-    assert records_in(disks[follows.name], False) >= told
+    assert records_in(disk_of(follows), False) >= told
 
 
 @pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 @pytest.mark.parametrize("vm", [Vm(args=DISK[1:])], ids=["raw"])
 def test_a_guest_that_reboots_finds_what_it_wrote(stage: Stage, vm: Vm) -> None:
-    disks = {name: stage.folder / f"disk0-{name}.raw" for name in "ab"}
-    raw(disks["a"])
-    a, _ = pair(stage, disks)
+    a, _ = pair(stage, raw)
     stage.wait_booted(a)
     client = stage.client("records")
     client.wait_heard(20)
@@ -155,9 +154,11 @@ def slow(stage: Stage, rate: str) -> Iterator[None]:
             stage.lab.run(place, "tc", "qdisc", "del", "dev", wire, "root")
 
 
-def pair(stage: Stage, disks: dict[str, Path]) -> tuple[Colo, Colo]:
-    """Both hosts, with the VM PROTECTED on host a."""
-    table = f'[[disks]]\nid = "disk0"\nprimary = "{disks["a"]}"\nsecondary = "{disks["b"]}"\n'
+def pair(stage: Stage, make: Callable[[Path], object]) -> tuple[Colo, Colo]:
+    """Both hosts, with the VM PROTECTED on host a; ``make`` makes its disk there."""
+    disks = [stage.folder / f"disk0-{name}.raw" for name in "ab"]
+    make(disks[0])
+    table = f'[[disks]]\nid = "disk0"\nprimary = "{disks[0]}"\nsecondary = "{disks[1]}"\n'
     hosts = []
     for name, place in (("a", Place.HOST_A), ("b", Place.HOST_B)):
         host = stage.colo(name, place, replace(stage.vm, options=HOSTS + table))
@@ -165,3 +166,8 @@ def pair(stage: Stage, disks: dict[str, Path]) -> tuple[Colo, Colo]:
         hosts.append(host)
     wait_protected(hosts[0])
     return hosts[0], hosts[1]
+
+
+def disk_of(host: Colo) -> Path:
+    """Where the disk lies on a host of ``pair``."""
+    return host.file.with_name(f"disk0-{host.name}.raw")

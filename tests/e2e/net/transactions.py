@@ -47,7 +47,7 @@ def main() -> int:
     psql = _Psql(host)
     with log.open("w") as file:
         psql.ask(f"{_TABLE}; SELECT 'made'")
-        while not ended and not error:
+        while not ended:
             answer = psql.ask(f"INSERT INTO told VALUES ({told + 1}) RETURNING n")
             if answer != str(told + 1):
                 error = f"after {told} came {answer!r}"
