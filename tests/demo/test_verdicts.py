@@ -14,6 +14,7 @@ from colo.demo.verdicts import (
     ClockJudge,
     EchoJudge,
     FloodJudge,
+    RecordsJudge,
     SinkJudge,
     StreamJudge,
     generate,
@@ -272,3 +273,24 @@ def test_what_is_no_time_is_an_offence(line: bytes) -> None:
 
 def test_a_clock_that_nobody_told() -> None:
     assert ClockJudge().error == "not one answer came"
+
+
+def test_records_follow_each_other_and_a_look_at_them_finds_the_last() -> None:
+    judge = RecordsJudge()
+    for for_more, line in ((True, b"7\n"), (True, b"8\n"), (False, b"8\n"), (True, b"9\n")):
+        judge.asked(for_more)
+        judge.feed(line, 0.0)
+    assert (judge.error, judge.last, judge.answers) == (None, 9, 4)
+
+
+@pytest.mark.parametrize(
+    ("for_more", "line"),
+    [(True, b"7\n"), (True, b"9\n"), (False, b"8\n"), (False, b"6\n"), (True, b"x\n")],
+)
+def test_a_record_that_is_lost_or_comes_again_is_an_offence(for_more: bool, line: bytes) -> None:
+    judge = RecordsJudge()
+    judge.feed(b"7\n", 0.0)
+    judge.asked(for_more)
+    judge.feed(line, 0.0)
+    assert judge.error is not None and judge.last == 7
+    assert RecordsJudge().error == "not one answer came"
