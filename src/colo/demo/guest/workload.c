@@ -11,6 +11,9 @@
  *               --disk-pace=N (4) records to that disk as well, up to --disk-records=N: see disk.c
  *        idle   one line a second, nothing else
  *        files  write, close and remove a file of 100 MiB in /tmp, one line per file
+ *        pages  write to --pages=N (256) pages, each --every=MS (100), one line per turn
+ *        build  as a build does: short-lived processes with memory of their own, each of which
+ *               leaves a file in /tmp; these are put together and removed. One line per process
  *        io     write to --disk=PATH (/dev/vda) in three ways, one line for all three
  *        serve  services over TCP, one line a second: see serve.c
  * Lines end with \n, go out in one write() each, and count up by one for ever. A line "verify"
@@ -32,11 +35,13 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/reboot.h>
+#include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { BODY_WORDS = PAGE / 8 - 3, SWEEP_PER_TICK = 512 /* records */, FILE_MIB = 100 };
+enum { CHANGED_WORDS = 4 /* of a page */, OBJECTS = 32, OBJECT_KIB = 128, HEAP_MIB = 8 };
 struct record { uint64_t index, generation, checksum, body[BODY_WORDS]; };
 _Static_assert(sizeof(struct record) == PAGE, "a record fills a page");
 struct tally { uint64_t generations, digest; }; /* what a set of records adds up to */
@@ -343,6 +348,91 @@ static _Noreturn void run_files(void)
     }
 }
 
+/* No page more than these is written but by the kernel, and for the lines on the console. */
+static _Noreturn void run_pages(char **argv)
+{
+    uint64_t pages = number(argv, "--pages=", "256"), every_ms = number(argv, "--every=", "100");
+    uint64_t (*page)[PAGE / sizeof(uint64_t)] = mmap(
+        NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED)
+        DIE("no memory for %" PRIu64 " pages: %s", pages, strerror(errno));
+    for (uint64_t i = 0; i < pages; i++) /* no page is to look like another one */
+        for (size_t word = 0; word < PAGE / sizeof(uint64_t); word++)
+            page[i][word] = chooser = next(chooser);
+    say("ready mode=pages pages=%" PRIu64, pages);
+    for (uint64_t count = 1;; count++) {
+        for (uint64_t i = 0; i < pages; i++)
+            for (size_t word = 0; word < CHANGED_WORDS; word++)
+                page[i][word * PAGE / sizeof(uint64_t) / CHANGED_WORDS] = chooser = next(chooser);
+        say("count=%" PRIu64, count);
+        wait_for_tick(every_ms);
+    }
+}
+
+static void write_words(int file, const uint64_t *words, size_t bytes)
+{
+    if (file < 0 || write(file, words, bytes) != (ssize_t)bytes)
+        DIE("cannot write in /tmp: %s", strerror(errno));
+}
+
+static void object_path(char *path, size_t size, int object)
+{
+    snprintf(path, size, "/tmp/object-%d", object);
+}
+
+/* In a process of its own: fill memory, go through it, leave a file. */
+static _Noreturn void compile(uint64_t unit, int object)
+{
+    enum { WORDS = HEAP_MIB * MIB / sizeof(uint64_t), KEPT = OBJECT_KIB * 1024 };
+    char path[32];
+    uint64_t *heap = malloc(WORDS * sizeof *heap);
+    if (heap == NULL)
+        DIE("no memory for a process: %s", strerror(errno));
+    chooser = fingerprint(unit, 0);
+    for (size_t i = 0; i < WORDS; i++)
+        heap[i] = chooser = next(chooser);
+    for (size_t i = 1; i < WORDS; i++)
+        heap[i] += heap[(i * GOLDEN) % i];
+    object_path(path, sizeof path, object);
+    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    write_words(file, heap, KEPT);
+    _exit(0);
+}
+
+static void link_objects(void)
+{
+    static uint64_t content[OBJECT_KIB * 1024 / sizeof(uint64_t)];
+    char path[32];
+    int whole = open("/tmp/whole", O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    for (int object = 0; object < OBJECTS; object++) {
+        object_path(path, sizeof path, object);
+        int file = open(path, O_RDONLY);
+        if (read(file, content, sizeof content) != (ssize_t)sizeof content)
+            DIE("cannot read %s: %s", path, strerror(errno));
+        close(file);
+        unlink(path);
+        write_words(whole, content, sizeof content);
+    }
+    close(whole);
+}
+
+static _Noreturn void run_build(void)
+{
+    say("ready mode=build");
+    for (uint64_t count = 1;; count++) {
+        int object = (int)((count - 1) % OBJECTS), status = 0;
+        pid_t child = fork();
+        if (child == 0)
+            compile(count, object);
+        if (child < 0 || waitpid(child, &status, 0) != child || status != 0)
+            DIE("a process of the build failed: %s", strerror(errno));
+        if (object == OBJECTS - 1)
+            link_objects();
+        say("count=%" PRIu64, count);
+        wait_for_tick(0);
+    }
+}
+
 int main(int argc, char **argv)
 {
     (void)argc;
@@ -361,6 +451,10 @@ int main(int argc, char **argv)
         run_io(argv);
     if (strcmp(mode, "files") == 0)
         run_files();
+    if (strcmp(mode, "pages") == 0)
+        run_pages(argv);
+    if (strcmp(mode, "build") == 0)
+        run_build();
     if (strcmp(mode, "serve") == 0)
         run_serve(argv);
     DIE("unknown mode %s", mode);
