@@ -15,7 +15,7 @@ NAMES = [path.relative_to(SOURCE).as_posix() for path in MODULES]
 PURE = [
     path
     for path, name in zip(MODULES, NAMES, strict=True)
-    if name.startswith(("protocol/", "migration/", "membership/"))
+    if name.startswith(("protocol/", "migration/", "membership/", "wire/"))
     or name in ("qemu/command_line.py", "packets/gate.py")
     or name in ("nbd/protocol.py", "nbd/replies.py", "nbd/negotiation.py", "nbd/connection.py")
     or name in ("disks/words.py", "disks/extents.py", "disks/epochs.py", "disks/digests.py")
@@ -30,7 +30,7 @@ BANNED = {
 ALLOWED = (
     "colo.errors", "colo.protocol", "colo.migration", "colo.membership", "colo.nbd",
     "colo.config",  # what a hello says of a VM file
-    "colo.disks",
+    "colo.disks", "colo.wire",
 )  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Fewer bytes between two colos: the stream is coded on one host, and is the same on the other."""
