@@ -28,14 +28,14 @@ ROOM = 16 << 20
 
 
 class Ticks:
-    """A clock that goes on by a second whenever it is read."""
+    """A clock that goes on by a microsecond whenever it is read."""
 
     def __init__(self) -> None:
         self.read = 0
 
     def __call__(self) -> float:
         self.read += 1
-        return float(self.read)
+        return self.read * 1e-6
 
 
 class Always(Choice):

@@ -129,7 +129,7 @@ def parse(data: bytes | bytearray | memoryview, position: int) -> FrameHeader:
             f"between the hosts there is no frame of kind {number}", position
         ) from None
     text = None
-    if flags & ~_FLAGS[kind]:
+    if flags & ~int(_FLAGS[kind]):  # an IntFlag's ~ has no bits but its own
         text = f"flags {flags:#x}"
     elif block and kind is not Kind.PAGES:
         text = f"{block} where 0 belongs"

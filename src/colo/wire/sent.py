@@ -91,10 +91,7 @@ class SentPages:
             self._owners[part] = pages
             self._filled[part] = self._generation
             return
-        if len(np.unique(slots)) < len(slots):
-            last = len(slots) - 1 - np.unique(slots[::-1], return_index=True)[1]
-            pages, slots, content = pages[last], slots[last], content[last]
-        self._content[slots] = content
+        self._content[slots] = content  # of places that are named twice, numpy keeps the last
         self._owners[slots] = pages
         self._filled[slots] = self._generation
 
