@@ -19,12 +19,12 @@ from colo.membership.table import TABLE
 from colo.protocol.messages import COLOMessage
 from colo.protocol.tables import (
     HYBRID,
-    OBSERVER,
+    COURIER,
     PERIODIC,
     PRIMARY,
     Effect,
     Event,
-    ObserverState,
+    CourierState,
     PrimaryState,
     S,
     SecondaryState,
@@ -145,7 +145,7 @@ def enum_words(value: Enum) -> str:
 
 PICTURES: dict[str, Callable[[], str]] = {
     "primary": lambda: render(PRIMARY, list(PrimaryState)),
-    "observer": lambda: render(OBSERVER, list(ObserverState)),
+    "courier": lambda: render(COURIER, list(CourierState)),
     "secondary-periodic": lambda: render(PERIODIC, list(SecondaryState)),
     "secondary-hybrid": lambda: render(HYBRID, list(SecondaryState)),
     **{part: partial(host, part) for part in PARTS},

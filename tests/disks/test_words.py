@@ -169,7 +169,7 @@ OURS = (OneDisk("root", 0), OneDisk("data", 0))
         (HELLO, "web2", OURS, "its VM is web1, this one is web2"),
         (HELLO, "web1", OURS[::-1], "root, data, this one's data, root: they must be the same"),
         (HELLO, "web1", (), "this one's none"),
-        (DiskHello("web1", 7, "a", (), {}, 2), "web1", (), "it speaks version 2"),
+        (DiskHello("web1", 7, "a", (), {}, 1), "web1", (), "it speaks version 1"),
     ],
 )
 def test_whose_disks_they_are(

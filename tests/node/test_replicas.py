@@ -225,7 +225,6 @@ async def committed(host: Host) -> None:
     assert intake is not None
     await host.until(lambda: not host.replicas.lacking)
     await intake.settled()
-    intake.ask(0)
     host.sock.sendall(header(Kind.CUT, number=0))
     await host.until(lambda: host.cuts)
     intake.require(0)

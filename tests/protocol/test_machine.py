@@ -11,21 +11,21 @@ from typing import Any, cast
 import pytest
 
 from colo.errors import InvariantBroken, LocalProtocolError, UnexpectedMessage
+from colo.protocol.courier import Courier
 from colo.protocol.machine import Machine, VMState
 from colo.protocol.messages import COLOMessage, Message
-from colo.protocol.observer import Observer
 from colo.protocol.primary import Primary
 from colo.protocol.secondary import Mode, Secondary
 from colo.protocol.tables import (
+    COURIER,
     HYBRID,
-    OBSERVER,
     PERIODIC,
     PRIMARY,
+    CourierEvent,
+    CourierState,
     Do,
     Effect,
     Event,
-    ObserverEvent,
-    ObserverState,
     PrimaryEvent,
     PrimaryState,
     SecondaryEvent,
@@ -36,7 +36,7 @@ from tests.protocol.pair import Pair
 
 ROLES: dict[str, tuple[Callable[[], Machine[Any]], Any, Any, Any]] = {
     "primary": (lambda: Primary("web1"), PRIMARY, PrimaryState, PrimaryEvent),
-    "observer": (lambda: Observer("web1"), OBSERVER, ObserverState, ObserverEvent),
+    "courier": (lambda: Courier("web1"), COURIER, CourierState, CourierEvent),
     "periodic": (lambda: Secondary("web1"), PERIODIC, SecondaryState, SecondaryEvent),
     "hybrid": (lambda: Secondary("web1", Mode.HYBRID), HYBRID, SecondaryState, SecondaryEvent),
 }
@@ -219,10 +219,15 @@ BREACHES = [
     pytest.param("primary", PrimaryState.RESUMING, PrimaryEvent.RESUMED, Do.RELEASE),
     pytest.param("primary", PrimaryState.REQUESTED, COLOMessage.CHECKPOINT_REPLY, Do.SAVE_RAM),
     pytest.param("primary", PrimaryState.RUNNING, PrimaryEvent.CHECKPOINT_DUE, Do.SEND_DEVICES),
-    pytest.param("observer", ObserverState.RUNNING, COLOMessage.CHECKPOINT_REPLY, Do.RELEASE),
-    pytest.param("observer", ObserverState.RUNNING, COLOMessage.VMSTATE_RECEIVED, Do.RELEASE),
-    pytest.param("observer", ObserverState.REPLIED, ObserverEvent.CHECKPOINT_DUE, Do.RELEASE),
-    pytest.param("observer", ObserverState.STOPPED, ObserverEvent.LOST, Do.RELEASE),
+    pytest.param("courier", CourierState.RUNNING, COLOMessage.CHECKPOINT_REPLY, Do.RELEASE),
+    pytest.param("courier", CourierState.RUNNING, COLOMessage.VMSTATE_RECEIVED, Do.RELEASE),
+    pytest.param("courier", CourierState.REPLIED, CourierEvent.CHECKPOINT_DUE, Do.RELEASE),
+    pytest.param("courier", CourierState.STOPPED, CourierEvent.LOST, Do.RELEASE),
+    pytest.param("courier", CourierState.STOPPED, CourierEvent.TAKEN, Do.RELEASE),
+    pytest.param("courier", CourierState.STOPPED, CourierEvent.TAKEN, Do.RESUME),
+    pytest.param("courier", CourierState.STOPPED, COLOMessage.VMSTATE_RECEIVED, Do.RELEASE),
+    pytest.param("courier", CourierState.SENDING, COLOMessage.VMSTATE_RECEIVED, Do.COVER),
+    pytest.param("courier", CourierState.REPLIED, COLOMessage.VMSTATE_RECEIVED, Do.RELEASE),
     pytest.param("periodic", SecondaryState.RECEIVING_RAM, SecondaryEvent.FAILOVER, Do.TAKE_OVER),
     pytest.param("hybrid", SecondaryState.RECEIVING_RAM, SecondaryEvent.LOST, Do.TAKE_OVER),
     pytest.param("periodic", SecondaryState.AWAITING_SIZE, COLOMessage.VMSTATE_SIZE, Do.TAKE_OVER),

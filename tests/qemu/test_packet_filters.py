@@ -85,6 +85,29 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0)
 
 
+def released(gate: NetGate) -> None:
+    """A checkpoint covers what was sent, and is safe."""
+    gate.cover()
+    gate.release()
+
+
+def test_what_is_sent_after_the_checkpoint_is_not_released_by_it(scene: Scene) -> None:
+    async def play(qemu: FakeQemu, gate: NetGate) -> None:
+        gate.hold()
+        qemu.sends(frames(2))
+        gate.cover()  # which drains
+        qemu.sends(frames(3, 70))
+        await until(lambda: gate.held_bytes > len(frames(2)))
+        gate.release()
+        assert qemu.reads() == frames(2)
+        gate.flush()
+        assert qemu.reads() == b""
+        released(gate)
+        assert qemu.reads() == frames(3, 70)
+
+    scene(play)
+
+
 def test_held_until_released_and_little_goes_at_once(scene: Scene) -> None:
     async def play(qemu: FakeQemu, gate: NetGate) -> None:
         held: list[int] = []
@@ -93,7 +116,7 @@ def test_held_until_released_and_little_goes_at_once(scene: Scene) -> None:
         qemu.sends(frames(3))
         await until(lambda: gate.held_bytes)
         assert qemu.reads() == b""
-        gate.release()
+        released(gate)
         assert qemu.reads() == frames(3)
         gate.flush()
         assert qemu.reads() == b"" and gate.held_bytes == 0
@@ -110,7 +133,7 @@ def test_what_a_stopped_netdev_would_drop_waits_for_the_vm(scene: Scene) -> None
         for at in range(0, len(data), 100_000):
             qemu.sends(data[at : at + 100_000])
             gate.hold()  # which drains
-        gate.release()
+        released(gate)
         assert qemu.reads() == b""
         gate.flush()
         got = b""
@@ -127,9 +150,9 @@ def test_little_behind_much_waits_too_and_the_order_stays(scene: Scene) -> None:
         much, little = frames(2000), frames(3, 70)
         gate.hold()
         qemu.sends(much)
-        gate.release()
+        released(gate)
         qemu.sends(little)
-        gate.release()
+        released(gate)
         assert qemu.reads() == b""
         gate.flush()
         got = b""
@@ -149,7 +172,7 @@ def test_a_qemu_that_does_not_read_is_waited_for_again_and_again(scene: Scene) -
             for at in range(0, len(data), 100_000):
                 qemu.sends(data[at : at + 100_000])
                 gate.hold()
-            gate.release()
+            released(gate)
             gate.flush()
             gate.flush()  # while it waits already
             got = b""

@@ -58,7 +58,7 @@ class Ends:
 
     async def checkpoint(self, number: int) -> None:
         self.cuts.clear()
-        self.intake.ask(number)
+        self.feed.cut(number)
         await self.cuts.wait()
         assert self.intake.is_here(number)
         self.intake.require(number)
@@ -160,6 +160,29 @@ def test_a_checkpoint_has_what_was_written_before_it_and_a_takeover_no_more(tmp_
     play(tmp_path, scene)
 
 
+def test_what_is_written_before_the_checkpoints_memory_is_here_is_not_of_it(tmp_path: Path) -> None:
+    """The VM runs on while its memory is still on its way."""
+
+    async def scene(ends: Ends) -> None:
+        await ends.in_step()
+        await ends.feed.write(0, 0, b"first")
+        ends.feed.cut(0)
+        await ends.feed.write(0, 0, b"later")
+        await ends.feed.write(1, 0, b"too")
+        await ends.cuts.wait()
+        while ends.intake.taken < ends.feed.bytes_sent:
+            await asyncio.sleep(0.001)
+        ends.intake.require(0)
+        ends.intake.commit(0)
+        assert ends.replicas[0].read_committed(0, 5) == b"first"
+        assert ends.replicas[1].read_committed(0, 3) == bytes(3)
+        await ends.checkpoint(1)
+        assert ends.replicas[0].read_committed(0, 5) == b"later"
+        assert ends.replicas[1].read_committed(0, 3) == b"too"
+
+    play(tmp_path, scene)
+
+
 def test_nothing_of_a_checkpoint_that_cannot_be_committed_counts(tmp_path: Path) -> None:
     async def scene(ends: Ends) -> None:
         await ends.in_step()
@@ -167,7 +190,7 @@ def test_nothing_of_a_checkpoint_that_cannot_be_committed_counts(tmp_path: Path)
         await ends.checkpoint(0)
         await ends.feed.write(0, 0, b"other")
         ends.cuts.clear()
-        ends.intake.ask(1)
+        ends.feed.cut(1)
         await ends.cuts.wait()
         ends.replicas[1]._fail(DiskError("data", "it is broken"))
         with pytest.raises(DiskError):

@@ -12,11 +12,12 @@ from colo.config import VmConfig
 from colo.config.vm import Checkpoints
 from colo.errors import ChannelLost, ColoError, InvariantBroken, UnexpectedMessage
 from colo.protocol.messages import COLOMessage, Message
-from colo.protocol.tables import OBSERVER, Do, Effect, ObserverEvent, ObserverState, Step
+from colo.protocol.tables import COURIER, CourierEvent, CourierState, Do, Effect, Step
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.packet_filters import NetGate
 from colo.session import qemu_primary
 from colo.session.awake import Awake
+from colo.session.primary_stream import Came
 from colo.session.qemu_primary import Checkpointing
 from colo.session.standstill import StandStill
 
@@ -25,6 +26,8 @@ ROUND = (
     COLOMessage.VMSTATE_RECEIVED,
     COLOMessage.VMSTATE_LOADED,
 )
+#: As it was before checkpoints were taken aside.
+THROUGH = VmConfig(name="web1", checkpoints=Checkpoints(aside_mib=0))
 
 
 class FakeGate:
@@ -38,6 +41,9 @@ class FakeGate:
 
     def hold(self) -> None:
         self.told.append("hold")
+
+    def cover(self) -> None:
+        self.told.append("cover")
 
     def release(self) -> None:
         self.told.append("release")
@@ -100,6 +106,7 @@ class Scene:
         self.passed: list[COLOMessage] = []
         self.broken: list[ColoError] = []
         self.stood_still = False
+        self.cuts: list[int] = []
         self.session = Checkpointing(
             config,
             cast(ColoPrimary, self.colo),
@@ -111,6 +118,7 @@ class Scene:
             self.check_heard,
         )
         self.session.pass_on = lambda message: self.passed.append(message.kind)
+        self.session.cut = self.cuts.append
         self.session.begin()
 
     def _protected(self) -> None:
@@ -126,8 +134,23 @@ class Scene:
 
     def hear(self, *kinds: COLOMessage) -> None:
         for kind in kinds:
-            if self.session.received(Message(kind)):
-                self.passed.append(kind)
+            self.session.received(Message(kind))
+
+    def protect(self) -> None:
+        """The first copy comes by, and the secondary has it."""
+        self.session.came(Came.COPY)
+        self.hear(COLOMessage.CHECKPOINT_READY)
+
+    def whole(self) -> None:
+        """The checkpoint under way has come from QEMU."""
+        self.session.came(Came.CHECKPOINT)
+
+    async def round(self) -> None:
+        """A checkpoint from the reply to its end."""
+        self.hear(COLOMessage.CHECKPOINT_REPLY)
+        await until(lambda: self.vm == "stop")
+        self.whole()
+        self.hear(COLOMessage.VMSTATE_RECEIVED, COLOMessage.VMSTATE_LOADED)
 
 
 def play(scene: Callable[[Scene], object], config: VmConfig | None = None) -> None:
@@ -148,29 +171,108 @@ async def until(condition: Callable[[], object]) -> None:
 def test_packets_are_held_from_the_moment_the_first_copy_is_whole() -> None:
     async def scene(s: Scene) -> None:
         assert (s.gate.told, s.protected) == ([], 0)
-        s.hear(COLOMessage.CHECKPOINT_READY)
-        assert (s.gate.told, s.protected) == (["hold"], 1)
-        assert s.session.machine.state is ObserverState.RUNNING
+        s.protect()
+        assert (s.gate.told, s.protected, s.cuts) == (["cover", "hold"], 1, [0])
+        assert s.session.machine.state is CourierState.RUNNING
 
     play(scene)
 
 
-def test_packets_are_released_when_the_secondary_has_the_checkpoint_and_not_before() -> None:
+def test_a_checkpoint_that_goes_through_has_the_vm_wait_for_the_secondary() -> None:
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        s.protect()
         await asyncio.sleep(0)
-        assert s.gate.told == ["hold", "flush"]
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
+        s.gate.told.clear()
         s.gate.holds()
         assert s.awake.checkpoints == 0
         await until(lambda: COLOMessage.CHECKPOINT_REPLY in s.passed)
         assert s.awake.checkpoints == 1
-        assert s.gate.told == ["hold", "flush"]
+        assert s.gate.told == []
+        s.whole()
+        assert s.gate.told == ["cover"] and s.vm == "stop"
         s.hear(COLOMessage.VMSTATE_RECEIVED)
-        assert s.gate.told == ["hold", "flush", "release"]
+        assert s.gate.told == ["cover", "release"] and s.vm == "stop"
         s.hear(COLOMessage.VMSTATE_LOADED)
-        assert s.gate.told == ["hold", "flush", "release"]
+        assert s.gate.told == ["cover", "release"] and s.vm == "run"
         await until(lambda: s.gate.told[-1] == "flush")  # once QEMU has the message
         assert s.session.count == 1
+        assert s.passed == [COLOMessage.CHECKPOINT_READY, *ROUND]
+
+    play(scene, THROUGH)
+
+
+def test_a_checkpoint_that_is_taken_aside_lets_the_vm_run_and_releases_later() -> None:
+    async def scene(s: Scene) -> None:
+        s.protect()
+        await asyncio.sleep(0)
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
+        s.gate.holds()
+        await until(lambda: s.vm == "stop")
+        s.gate.told.clear()
+        s.whole()
+        assert s.passed == [COLOMessage.CHECKPOINT_READY, *ROUND]
+        assert (s.vm, s.gate.told, s.cuts) == ("run", ["cover"], [0, 1])
+        await asyncio.sleep(0)
+        assert (s.gate.told, len(s.still.stops), s.session.count) == (["cover"], 1, 0)
+        s.hear(COLOMessage.VMSTATE_RECEIVED)
+        assert (s.gate.told, s.session.count) == (["cover", "release"], 1)
+        s.session.came(Came.REQUEST)
+        assert s.gate.told == ["cover", "release", "flush"], "its VM runs by now"
+        s.hear(COLOMessage.VMSTATE_LOADED)
+        assert s.passed == [COLOMessage.CHECKPOINT_READY, *ROUND], "QEMU has heard it"
+
+    play(scene)
+
+
+def test_what_is_released_once_the_vm_runs_goes_at_once() -> None:
+    async def scene(s: Scene) -> None:
+        s.protect()
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
+        s.gate.holds()
+        await until(lambda: s.vm == "stop")
+        s.whole()
+        s.session.came(Came.REQUEST)
+        s.hear(COLOMessage.VMSTATE_RECEIVED)
+        assert s.gate.told[-2:] == ["release", "flush"]
+
+    play(scene)
+
+
+def test_the_next_checkpoint_waits_for_the_secondarys_reply_however_much_is_held() -> None:
+    async def scene(s: Scene) -> None:
+        s.protect()
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
+        s.gate.holds()
+        await until(lambda: s.vm == "stop")
+        s.whole()
+        s.session.came(Came.REQUEST)
+        s.gate.holds(8 << 20)
+        await asyncio.sleep(0.01)
+        assert s.vm == "run" and "release" not in s.gate.told
+        s.hear(COLOMessage.VMSTATE_RECEIVED, COLOMessage.VMSTATE_LOADED)
+        s.gate.holds()
+        await asyncio.sleep(0.01)
+        assert s.vm == "run"
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
+        await until(lambda: s.vm == "stop")
+
+    play(scene)
+
+
+def test_how_old_the_secondarys_state_is() -> None:
+    async def scene(s: Scene) -> None:
+        assert s.session.lag_s is None
+        s.protect()
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
+        await asyncio.sleep(0.02)
+        s.gate.holds()
+        await until(lambda: s.vm == "stop")
+        s.whole()
+        before = s.session.lag_s
+        assert before is not None and before > 0.02, "it has the first copy until it says more"
+        s.hear(COLOMessage.VMSTATE_RECEIVED)
+        assert s.session.lag_s is not None and s.session.lag_s < before
 
     play(scene)
 
@@ -179,9 +281,11 @@ def test_a_host_that_stood_still_releases_nothing() -> None:
     """The other host may have taken over from that very checkpoint, and its VM been heard."""
 
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        s.protect()
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
         s.gate.holds()
         await until(lambda: s.vm == "stop")
+        s.whole()
         s.stood_still = True
         with pytest.raises(ChannelLost, match="stood still"):
             s.session.received(Message(COLOMessage.VMSTATE_RECEIVED))
@@ -192,12 +296,12 @@ def test_a_host_that_stood_still_releases_nothing() -> None:
 
 def test_a_message_out_of_place_releases_nothing() -> None:
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY)
+        s.protect()
         for kind in COLOMessage:
             if kind not in (COLOMessage.CHECKPOINT_REPLY, COLOMessage.VMSTATE_SIZE):
                 with pytest.raises(UnexpectedMessage):
                     s.hear(kind)
-        assert s.gate.told == ["hold"]
+        assert s.gate.told == ["cover", "hold"]
 
     play(scene)
 
@@ -206,11 +310,14 @@ def test_a_request_that_leads_to_no_reply_is_asked_for(monkeypatch: pytest.Monke
     monkeypatch.setattr(qemu_primary, "_LATE_S", 0.01)
 
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY)
+        s.protect()
         s.gate.holds()
         await until(lambda: s.colo.asked == 2)
-        s.hear(*ROUND)
+        await s.round()
         await until(lambda: s.colo.asked == 3)
+        s.session.came(Came.REQUEST)
+        await asyncio.sleep(0.03)
+        assert s.colo.asked == 3, "it has asked: the secondary is busy"
         s.hear(COLOMessage.CHECKPOINT_REPLY)
         await asyncio.sleep(0.03)
         assert s.colo.asked == 3
@@ -220,27 +327,25 @@ def test_a_request_that_leads_to_no_reply_is_asked_for(monkeypatch: pytest.Monke
 
 def test_the_reply_is_held_until_a_packet_is() -> None:
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        s.protect()
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
         await asyncio.sleep(0.01)
         assert s.passed == [COLOMessage.CHECKPOINT_READY]
-        assert s.session.machine.state is ObserverState.REPLIED
+        assert s.session.machine.state is CourierState.REPLIED
         assert s.vm == "run"
         s.gate.holds()
         assert s.passed[1:] == [COLOMessage.CHECKPOINT_REPLY]
         assert s.vm == "stop"
-        s.gate.holds()
-        s.hear(COLOMessage.VMSTATE_RECEIVED, COLOMessage.VMSTATE_LOADED)
-        assert s.passed == [COLOMessage.CHECKPOINT_READY, *ROUND]
 
     play(scene)
 
 
 def test_a_packet_that_came_first_waits_for_the_reply() -> None:
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY)
+        s.protect()
         s.gate.holds()
         await asyncio.sleep(0.01)
-        assert s.session.machine.state is ObserverState.RUNNING
+        assert s.session.machine.state is CourierState.RUNNING
         s.hear(COLOMessage.CHECKPOINT_REPLY)
         assert s.passed[-1] is COLOMessage.CHECKPOINT_REPLY
 
@@ -249,7 +354,8 @@ def test_a_packet_that_came_first_waits_for_the_reply() -> None:
 
 def test_a_second_reply_is_out_of_place() -> None:
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        s.protect()
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
         with pytest.raises(UnexpectedMessage):
             s.hear(COLOMessage.CHECKPOINT_REPLY)
 
@@ -258,7 +364,8 @@ def test_a_second_reply_is_out_of_place() -> None:
 
 def test_an_idle_vm_is_checkpointed_when_the_last_one_is_too_old() -> None:
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        s.protect()
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
         await until(lambda: s.passed[-1] is COLOMessage.CHECKPOINT_REPLY)
 
     play(scene, VmConfig("web1", checkpoints=Checkpoints(age_max_ms=20)))
@@ -266,7 +373,8 @@ def test_an_idle_vm_is_checkpointed_when_the_last_one_is_too_old() -> None:
 
 def test_nothing_begins_after_the_end() -> None:
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        s.protect()
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
         s.session.end()
         assert s.awake.closed
         s.gate.holds()
@@ -278,7 +386,7 @@ def test_nothing_begins_after_the_end() -> None:
 
 def test_a_checkpoint_that_does_not_end_is_overdue() -> None:
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY)
+        s.protect()
         s.hear(COLOMessage.CHECKPOINT_REPLY)
         s.gate.holds()
         await until(lambda: s.vm == "stop")
@@ -294,21 +402,40 @@ def test_a_checkpoint_that_is_not_asked_for_is_overdue(held: bool) -> None:
     """A QEMU that hangs just then asks for none, and may have sent nothing since."""
 
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY)
+        s.protect()
         if held:
             s.gate.holds()
+        assert not s.session.stalled(7, 0.001)
         await asyncio.sleep(0.002)
-        assert s.session.overdue(0.001)
-        assert not s.session.overdue(60)
+        assert s.session.stalled(7, 0.001)
+        assert not s.session.stalled(7, 60)
 
     play(scene)
 
 
 def test_an_idle_vm_that_could_be_checkpointed_at_any_moment_is_not_overdue() -> None:
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        s.protect()
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
+        assert not s.session.stalled(7, 0.001)
         await asyncio.sleep(0.002)
-        assert not s.session.overdue(0.001)
+        assert not s.session.overdue(0.001) and not s.session.stalled(7, 0.001)
+
+    play(scene)
+
+
+def test_one_that_takes_long_to_be_sent_is_not_overdue_while_bytes_move() -> None:
+    async def scene(s: Scene) -> None:
+        s.protect()
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
+        s.gate.holds()
+        await until(lambda: s.vm == "stop")
+        s.whole()
+        for moved in range(3):
+            await asyncio.sleep(0.002)
+            assert not s.session.overdue(0.001) and not s.session.stalled(moved, 0.001)
+        await asyncio.sleep(0.002)
+        assert s.session.stalled(2, 0.001)
 
     play(scene)
 
@@ -324,7 +451,7 @@ def test_a_first_copy_that_does_not_move_has_stalled() -> None:
         s.session.begin()
         assert not s.session.stalled(4096, 0.001), "another session"
         await asyncio.sleep(0.002)
-        s.hear(COLOMessage.CHECKPOINT_READY)
+        s.protect()
         assert not s.session.stalled(4096, 0.001), "it is there"
 
     play(scene)
@@ -332,12 +459,13 @@ def test_a_first_copy_that_does_not_move_has_stalled() -> None:
 
 def test_a_step_that_breaks_an_invariant_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may come from a timer, where nobody else would hear of it."""
-    row = (ObserverState.REPLIED, ObserverEvent.CHECKPOINT_DUE)
-    wrong = Step(ObserverState.STOPPED, (Effect(Do.RELEASE),))
-    monkeypatch.setitem(cast("dict[object, object]", OBSERVER), row, wrong)
+    row = (CourierState.REPLIED, CourierEvent.CHECKPOINT_DUE)
+    wrong = Step(CourierState.STOPPED, (Effect(Do.RELEASE),))
+    monkeypatch.setitem(cast("dict[object, object]", COURIER), row, wrong)
 
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        s.protect()
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
         await until(lambda: s.broken)
         assert [type(error) for error in s.broken] == [InvariantBroken]
         assert "release" not in s.gate.told
@@ -347,9 +475,12 @@ def test_a_step_that_breaks_an_invariant_ends_the_session(monkeypatch: pytest.Mo
 
 def test_a_checkpoint_that_is_wanted_is_taken_at_once_and_told_when_its_output_may_leave() -> None:
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        s.protect()
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
         wanted = asyncio.ensure_future(s.session.fresh())
         await until(lambda: s.passed[-1] is COLOMessage.CHECKPOINT_REPLY)
+        s.whole()
+        assert s.vm == "stop", "whoever waits for it wants nothing done since"
         s.hear(COLOMessage.VMSTATE_RECEIVED)
         await asyncio.sleep(0)
         assert not wanted.done(), "its VM does not go on yet"
@@ -362,15 +493,17 @@ def test_a_checkpoint_that_is_wanted_is_taken_at_once_and_told_when_its_output_m
 
 def test_a_checkpoint_that_was_under_way_when_one_was_wanted_is_not_that_one() -> None:
     async def scene(s: Scene) -> None:
-        s.hear(COLOMessage.CHECKPOINT_READY, COLOMessage.CHECKPOINT_REPLY)
+        s.protect()
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
         s.gate.holds()
         await until(lambda: s.vm == "stop")
         wanted = asyncio.ensure_future(s.session.fresh())
         await asyncio.sleep(0)
+        s.whole()
         s.hear(COLOMessage.VMSTATE_RECEIVED, COLOMessage.VMSTATE_LOADED)
         await asyncio.sleep(0.01)
         assert not wanted.done()
-        s.hear(*ROUND)
+        await s.round()
         await wanted
 
     play(scene)

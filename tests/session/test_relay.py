@@ -1,4 +1,4 @@
-"""The relay: bytes one way, untouched; messages the other, shown before they are passed on."""
+"""The relay: QEMU's stream one way, unchanged; messages the other, and what QEMU hears of them."""
 
 from __future__ import annotations
 
@@ -7,43 +7,84 @@ import contextlib
 import socket
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
-from colo.errors import ColoError, InvalidMessage, InvariantBroken
+from colo.errors import ColoError, InvalidMessage, InvariantBroken, UnexpectedMessage
+from colo.migration.ram import Limits, PageRun, RamBlock
 from colo.migration.writer import pong, shut
 from colo.protocol.messages import COLOMessage, Message, encode
-from colo.session.relay import Relay
+from colo.session import relay as module
+from colo.session.primary_stream import Came
+from colo.session.relay import Relay, area_for
+from tests.session.test_primary_stream import REQUEST, SEND, conversation, parts, size_of
+from tests.streams import QEMU_11, QEMU_72, RSDP, Checkpoint, Stream
 
 READY, REPLY = Message(COLOMessage.CHECKPOINT_READY), Message(COLOMessage.CHECKPOINT_REPLY)
+RECEIVED, LOADED = Message(COLOMessage.VMSTATE_RECEIVED), Message(COLOMessage.VMSTATE_LOADED)
+LIMITS = Limits(ram_bytes=64 << 20, device_bytes=64 << 10, description_bytes=64 << 10)
+
+LARGE_BLOCK = RamBlock("pc.ram", 16 << 20)
+LARGE_PAGES = PageRun(
+    LARGE_BLOCK,
+    np.arange(0, 16 << 20, 4096),
+    np.random.default_rng(1).integers(0, 256, (4096, 4096), np.uint8),
+)
+#: A first copy and a checkpoint of 16 MiB each.
+LARGE = Stream(
+    "large",
+    blocks=(LARGE_BLOCK, RSDP),
+    parts=((LARGE_PAGES,),),
+    checkpoints=(Checkpoint((LARGE_PAGES,)),),
+)
 
 
 class Bench:
-    """A relay between two ends that the test holds."""
+    """A relay between two ends that the test holds.  It does with messages as it is told."""
 
     def __init__(self, return_path: bool = False) -> None:
         self.qemu, qemu = socket.socketpair()
         self.secondary, secondary = socket.socketpair()
         for end in (self.qemu, self.secondary):
             end.setblocking(False)
-        self.kept: COLOMessage | None = None
+        self.passes = True
         self.seen: list[tuple[Message, bytes]] = []
+        self.came: list[Came] = []
+        self.on_came: Callable[[Came], None] = lambda came: None
         self.lost: list[ColoError | str] = []
         self.relay = Relay(
-            qemu, secondary, return_path, self._message, self.lost.append, self.lost.append
+            qemu,
+            secondary,
+            area_for(32 << 20, LIMITS),
+            LIMITS,
+            return_path,
+            self._message,
+            self._came,
+            self.lost.append,
+            self.lost.append,
         )
 
-    def _message(self, message: Message) -> bool:
+    def _message(self, message: Message) -> None:
         try:
             before = self.qemu.recv(100, socket.MSG_PEEK)
         except BlockingIOError:
             before = b""
         self.seen.append((message, before))
-        return message.kind is not self.kept
+        if self.passes:
+            self.relay.send(message)
+
+    def _came(self, came: Came) -> None:
+        self.came.append(came)
+        self.on_came(came)
 
     def close(self) -> None:
         self.relay.close()
         self.qemu.close()
         self.secondary.close()
+
+    def qemu_sends(self, data: bytes) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        return asyncio.ensure_future(loop.sock_sendall(self.qemu, data))
 
 
 def played(return_path: bool, play: Callable[[Bench], object]) -> Bench:
@@ -72,17 +113,132 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0)
 
 
-def test_what_qemu_sends_arrives_byte_for_byte_however_slowly_it_is_read() -> None:
-    stream = bytes(range(256)) * 40_000
+@pytest.mark.parametrize("stream", [QEMU_72, QEMU_11, LARGE], ids=lambda stream: stream.title)
+@pytest.mark.parametrize("hurries", [True, False])
+def test_what_qemu_sends_arrives_byte_for_byte_however_slowly_it_is_read(
+    stream: Stream, hurries: bool
+) -> None:
+    data = conversation(stream)
 
     async def play(bench: Bench) -> None:
-        loop = asyncio.get_running_loop()
-        sending = asyncio.ensure_future(loop.sock_sendall(bench.qemu, stream))
-        assert await read(bench.secondary, len(stream)) == stream
+        bench.relay.hurries = hurries
+        sending = bench.qemu_sends(data)
+        assert await read(bench.secondary, len(data)) == data
         await sending
-        assert bench.relay.bytes_sent == len(stream)
+        assert bench.relay.bytes_sent == bench.relay.bytes_taken == len(data)
+        assert bench.relay.held_bytes == 0
+
+    bench = played(False, play)
+    assert bench.came == [came for came, _ in parts(stream)]
+
+
+@pytest.mark.parametrize("size", [13, 4096])
+def test_it_arrives_unchanged_in_pieces_of_any_size(size: int) -> None:
+    data = conversation(QEMU_72)
+
+    async def play(bench: Bench) -> None:
+        for at in range(0, len(data), size):
+            bench.qemu.send(data[at : at + size])
+            await asyncio.sleep(0)
+        assert await read(bench.secondary, len(data)) == data
+
+    assert played(False, play).came == [came for came, _ in parts(QEMU_72)]
+
+
+def test_qemu_is_answered_though_the_secondary_has_read_nothing_of_a_checkpoint() -> None:
+    """That is what it is for: the VM waits for memory, and not for the network."""
+    first, (pages,) = LARGE.wire
+    devices = LARGE.checkpoints[0].devices
+    checkpoint = REQUEST + SEND + pages + size_of(devices) + devices
+
+    async def play(bench: Bench) -> None:
+        sending = bench.qemu_sends(first)
+        assert await read(bench.secondary, len(first)) == first
+        await sending
+        bench.relay.room, bench.relay.hurries = 32 << 20, False
+        bench.on_came = lambda came: bench.relay.send(LOADED) if came is Came.CHECKPOINT else None
+        await bench.qemu_sends(checkpoint)
+        assert await read(bench.qemu, 4) == encode(LOADED)
+        assert bench.relay.held_bytes > 8 << 20
+        assert bench.relay.memory_bytes >= len(checkpoint) - (4 << 20)
+        assert await read(bench.secondary, len(checkpoint)) == checkpoint
 
     played(False, play)
+
+
+def test_qemu_is_not_read_beyond_the_room_that_there_is() -> None:
+    first, (pages,) = LARGE.wire
+    devices = LARGE.checkpoints[0].devices
+    checkpoint = REQUEST + SEND + pages + size_of(devices) + devices
+
+    async def play(bench: Bench) -> None:
+        sending = bench.qemu_sends(first)
+        assert await read(bench.secondary, len(first)) == first
+        await sending
+        bench.relay.room, bench.relay.hurries = 4 << 20, False
+        sending = bench.qemu_sends(checkpoint)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert not sending.done()
+        assert Came.CHECKPOINT not in bench.came
+        assert 4 << 20 <= bench.relay.held_bytes <= 6 << 20
+        assert await read(bench.secondary, len(checkpoint)) == checkpoint
+        await sending
+
+    assert played(False, play).came[-1] is Came.CHECKPOINT
+
+
+def test_memory_that_one_large_checkpoint_took_is_given_back() -> None:
+    first, (pages,) = LARGE.wire
+    devices = LARGE.checkpoints[0].devices
+    end = size_of(devices) + devices
+
+    async def play(bench: Bench) -> None:
+        sending = bench.qemu_sends(first)
+        await read(bench.secondary, len(first))
+        await sending
+        bench.relay.room, bench.relay.hurries = 32 << 20, False
+        checkpoint = REQUEST + SEND + pages + end
+        await bench.qemu_sends(checkpoint)
+        await until(lambda: bench.came[-1] is Came.CHECKPOINT)
+        await read(bench.secondary, len(checkpoint))
+        assert bench.relay.memory_bytes > 8 << 20
+        ending = b"".join(each for _, each in parts(QEMU_72)[3:4])
+        for _ in range(70):
+            bench.qemu.send(REQUEST + SEND + ending)
+            await read(bench.secondary, 8 + len(ending))
+        assert bench.relay.memory_bytes <= 4 << 20
+
+    played(False, play)
+
+
+def test_the_last_byte_of_a_checkpoint_does_not_leave_before_it_is_known_to_be_whole() -> None:
+    """Else the secondary might have it, and say so, before its output was covered."""
+    data = conversation(QEMU_72)
+    ends = len(parts(QEMU_72)[0][1] + REQUEST + SEND + parts(QEMU_72)[3][1])
+
+    async def play(bench: Bench) -> None:
+        left: list[int] = []
+
+        def came(what: Came) -> None:
+            if what is Came.CHECKPOINT:
+                left.append(bench.relay.bytes_sent)
+
+        bench.on_came = came
+        await bench.qemu_sends(data)
+        await read(bench.secondary, len(data))
+        assert left[0] < ends
+
+    played(False, play)
+
+
+def test_what_qemu_says_out_of_place_ends_it() -> None:
+    async def play(bench: Bench) -> None:
+        await bench.qemu_sends(QEMU_72.data + SEND)
+        await until(lambda: bench.lost)
+
+    (error,) = played(False, play).lost
+    assert isinstance(error, UnexpectedMessage)
 
 
 def test_a_message_is_shown_before_qemu_can_have_it() -> None:
@@ -159,18 +315,15 @@ def test_what_is_no_message_ends_it_and_never_reaches_qemu() -> None:
     assert isinstance(played(False, play).lost[0], InvalidMessage)
 
 
-def test_a_message_that_is_kept_goes_on_when_it_is_sent() -> None:
-    reply, received = (
-        Message(kind) for kind in (COLOMessage.CHECKPOINT_REPLY, COLOMessage.VMSTATE_RECEIVED)
-    )
-
+def test_qemu_hears_what_is_sent_to_it_and_nothing_else() -> None:
     async def play(bench: Bench) -> None:
-        bench.kept = COLOMessage.CHECKPOINT_REPLY
-        bench.secondary.send(encode(reply) + encode(received))
+        bench.passes = False
+        bench.secondary.send(encode(REPLY) + encode(RECEIVED))
         await until(lambda: len(bench.seen) == 2)
-        assert bench.qemu.recv(100) == encode(received)
-        bench.relay.send(reply)
-        assert bench.qemu.recv(100) == encode(reply)
+        with pytest.raises(BlockingIOError):
+            bench.qemu.recv(100)
+        bench.relay.send(REPLY)
+        assert bench.qemu.recv(100) == encode(REPLY)
 
     played(False, play)
 
@@ -181,13 +334,15 @@ def test_answers_that_come_together_reach_qemu_together() -> None:
     async def scene() -> None:
         qemu, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         secondary, theirs = socket.socketpair()
-        answers = [
-            Message(kind) for kind in (COLOMessage.VMSTATE_RECEIVED, COLOMessage.VMSTATE_LOADED)
-        ]
         with qemu, secondary:
             qemu.setblocking(False)
-            relay = Relay(ours, theirs, False, lambda message: True, print, print)
-            both = b"".join(map(encode, answers))
+
+            def answer(message: Message) -> None:
+                relay.send(message)
+
+            area = area_for(module.COPY_ROOM, LIMITS)
+            relay = Relay(ours, theirs, area, LIMITS, False, answer, print, print, print)
+            both = encode(RECEIVED) + encode(LOADED)
             secondary.send(both)
             assert await asyncio.get_running_loop().sock_recv(qemu, 100) == both
             relay.close()
@@ -199,15 +354,15 @@ def test_what_is_sent_while_messages_are_shown_keeps_its_place() -> None:
     async def play(bench: Bench) -> None:
         show = bench.relay._on_message
 
-        def answers(message: Message) -> bool:
+        def answers(message: Message) -> None:
             if message == REPLY:
-                bench.relay.send(Message(COLOMessage.VMSTATE_LOADED))
-            return show(message)
+                bench.relay.send(LOADED)
+            show(message)
 
         bench.relay._on_message = answers
         bench.secondary.send(encode(READY) + encode(REPLY))
         assert await read(bench.qemu, 12) == b"".join(
-            encode(each) for each in (READY, Message(COLOMessage.VMSTATE_LOADED), REPLY)
+            encode(each) for each in (READY, LOADED, REPLY)
         )
 
     played(False, play)
@@ -250,7 +405,7 @@ def test_a_qemu_that_does_not_read_is_told_as_that() -> None:
 
 def test_an_error_of_ours_ends_it_as_one_of_the_secondary_does() -> None:
     async def play(bench: Bench) -> None:
-        def broken(message: Message) -> bool:
+        def broken(message: Message) -> None:
             raise InvariantBroken("gate: it would be heard")
 
         bench.relay._on_message = broken

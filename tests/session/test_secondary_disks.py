@@ -20,9 +20,6 @@ class Disks:
         self.here = -1
         self.fails = False
 
-    def ask(self, number: int) -> None:
-        self.did.append(f"ask {number}")
-
     def is_here(self, number: int) -> bool:
         return self.here == number
 
@@ -61,21 +58,20 @@ def test_nothing_is_whole_before_the_disks_are_here(
 ) -> None:
     session.feed(FIRST, size)
     assert (session.sent, session.store.checkpoint) == (b"", None)
-    assert disks.did == ["ask 0"]
+    assert disks.did == []
     here(session, disks, 0)
     assert session.sent == READY
-    assert disks.did == ["ask 0", "commit 0"]
+    assert disks.did == ["commit 0"]
 
     session.feed(REQUEST, size)
     session.feed(WHOLE, size)
     assert session.sent == READY + REPLY
     assert session.store.checkpoint is not None
     assert session.store.checkpoint.number == 0
-    assert disks.did[2:] == ["ask 1"]
     here(session, disks, 1)
     assert session.sent.startswith(READY + REPLY + RECEIVED)
     assert session.store.checkpoint.number == 1
-    assert disks.did[3:] == ["commit 1"]
+    assert disks.did[1:] == ["commit 1"]
     assert session.images() == wholes(TINY)[1][0]
 
 
@@ -87,15 +83,7 @@ def test_disks_that_are_here_first_hold_nothing_up(session: Session, disks: Disk
     disks.here = 1
     session.feed(WHOLE)
     assert session.incoming.state is SecondaryState.READY
-    assert disks.did == ["ask 0", "commit 0", "ask 1", "commit 1"]
-
-
-def test_they_are_asked_for_as_soon_as_the_vm_stands_still(session: Session, disks: Disks) -> None:
-    """And not once all of the memory has come: that takes longer than to ask."""
-    disks.here = 0
-    session.feed(FIRST + REQUEST)
-    session.feed(WHOLE[:5])
-    assert disks.did[-1] == "ask 1"
+    assert disks.did == ["commit 0", "commit 1"]
 
 
 def test_disks_that_cannot_be_committed_leave_memory_as_it_was(

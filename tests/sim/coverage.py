@@ -8,7 +8,7 @@ from colo.membership.member import Member
 from colo.membership.states import FINAL, Event, State
 from colo.membership.table import TABLE
 from colo.protocol.machine import Machine
-from colo.protocol.tables import OBSERVER, PERIODIC, PRIMARY
+from colo.protocol.tables import COURIER, PERIODIC, PRIMARY
 from colo.protocol.tables import SecondaryState as _S
 
 __all__ = ["ROWS", "Taken", "watch_member", "watched"]
@@ -35,7 +35,7 @@ def _host_row(state: State, event: Event, number: int) -> Taken:
 
 def _protocol_rows() -> set[Taken]:
     """The rows of periodic mode; a host decides when the channel is closed, and not before."""
-    tables = (("primary", PRIMARY), ("observer", OBSERVER), ("secondary", PERIODIC))
+    tables = (("primary", PRIMARY), ("courier", COURIER), ("secondary", PERIODIC))
     return {
         (role, state.name, event.name, 0)
         for role, table in tables

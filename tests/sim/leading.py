@@ -7,10 +7,10 @@ from typing import Any
 
 from colo.membership.states import Event, State
 from colo.packets.gate import Gate
+from colo.protocol.courier import Courier
 from colo.protocol.messages import COLOMessage, Message
-from colo.protocol.observer import Observer
+from colo.protocol.tables import CourierEvent, CourierState, SecondaryEvent
 from colo.protocol.tables import Do as ProtocolDo
-from colo.protocol.tables import ObserverEvent, SecondaryEvent
 from tests.sim.checks import Violation
 from tests.sim.coverage import watched
 from tests.sim.shell import HEARTBEAT_LIMIT_S, Shell
@@ -66,7 +66,7 @@ class Leads(Shell):
     def do_copy(self) -> None:
         vm = self.it.vm
         assert vm is not None
-        self.observer = watched("observer", Observer("vm"), self.world.rows)
+        self.courier = watched("courier", Courier("vm"), self.world.rows)
 
         def begin() -> None:
             if self.state is not State.BEGINNING or not vm.is_alive or vm.is_paused:
@@ -92,30 +92,53 @@ class Leads(Shell):
             self.after(1.0, self._bound_silence)
 
     def _from_qemu(self, what: object) -> None:
-        self.take(lambda: self._send(what))
+        self.take(lambda: self._take_aside(what))
+
+    def _take_aside(self, what: object) -> None:
+        """Read what QEMU sends; the other host gets it later, however long that takes."""
+        if self.channel is None or self.courier is None:
+            return
+        kind = what[0] if isinstance(what, tuple) else None
+        if kind == "migration":
+            self._happens(CourierEvent.PASSED)
+        elif kind == "devices":
+            is_through = self._rests or self._goes_through
+            self._happens(CourierEvent.PASSED if is_through else CourierEvent.TAKEN)
+        self._send(what)
+
+    @property
+    def _goes_through(self) -> bool:
+        """Now and then one does, as the VM file may want it."""
+        return self.world.random.random() < 0.2
+
+    def _happens(self, event: CourierEvent) -> None:
+        assert self.courier is not None
+        for effect in self.courier.handle(event):
+            self._carry(effect, None)
 
     def _send(self, what: object) -> None:
         if self.channel is not None:
             self.channel[0].send(self.channel[1], what)
 
     def _from_secondary(self, message: Message) -> None:
-        observer = self.observer
-        if observer is None or self.channel is None:
+        courier = self.courier
+        if courier is None or self.channel is None:
             return
-        for effect in observer.receive(message):
-            self._observed(effect, message.kind)
-        if message.kind is COLOMessage.CHECKPOINT_REPLY:
-            self._reply = message
+        for effect in courier.receive(message):
+            self._carry(effect, message.kind)
+        if courier.state is CourierState.REPLIED:
             self._schedule()
-        else:
-            self._to_qemu(message)
 
-    def _observed(self, effect: Any, kind: COLOMessage | None) -> None:
+    def _carry(self, effect: Any, kind: COLOMessage | None) -> None:
         vm = self.it.vm
         assert vm is not None and vm.gate is not None
         match effect.do:
+            case ProtocolDo.SEND:
+                self._to_qemu(Message(effect.message))
             case ProtocolDo.HOLD:
                 vm.gate.hold()
+            case ProtocolDo.COVER:
+                vm.cover()
             case ProtocolDo.RELEASE if self._is_doubtful:
                 self._session_lost()  # others may have decided
             case ProtocolDo.RELEASE:
@@ -125,7 +148,7 @@ class Leads(Shell):
                     self._session_lost()
                 else:
                     self.tell(Event.WHOLE)
-            case ProtocolDo.RESUME if self._rests:
+            case ProtocolDo.RESUME if self._rests and kind is COLOMessage.VMSTATE_LOADED:
                 self._rests = False
                 self.ask(self.world.some(0.001, 0.02), self._at_rest)
 
@@ -140,27 +163,26 @@ class Leads(Shell):
             vm.take(lambda: vm.receive(message))
 
     def _held(self) -> None:
-        if self._reply is not None:
-            self._schedule(0.002)
+        self._schedule(0.002)
 
     def _schedule(self, delay_s: float = 0.0) -> None:
+        if self.courier is None or self.courier.state is not CourierState.REPLIED:
+            return
         delay_s = delay_s or (0.0 if self._rests else self.world.some(0.002, 1.0))
         if self._due is not None:
             self._due.cancel()
         self._due = self.after(delay_s, self._checkpoint)
 
     def _checkpoint(self) -> None:
-        reply, self._reply, observer = self._reply, None, self.observer
-        if reply is not None and observer is not None and self.channel is not None:
-            for effect in observer.handle(ObserverEvent.CHECKPOINT_DUE):
-                self._observed(effect, None)
-            self._to_qemu(reply)
+        courier = self.courier
+        replied = courier is not None and courier.state is CourierState.REPLIED
+        if replied and self.channel is not None:
+            self._happens(CourierEvent.CHECKPOINT_DUE)
 
     def do_rest(self) -> None:
         self._rests = True
         self._question += 1
-        if self._reply is not None:
-            self._schedule()
+        self._schedule()
         self.ask(10.0, lambda: self.tell(Event.NOT_AT_REST))
 
     def _at_rest(self) -> None:
@@ -180,8 +202,7 @@ class Leads(Shell):
         if self.channel is not None:
             self.channel[0].close(self.channel[1])
             self.channel = None
-        self._reply = None
-        self._observe(ObserverEvent.LOST)
+        self._courier(CourierEvent.LOST)
         if self.secondary is not None:
             if self.secondary.can(SecondaryEvent.LOST):
                 self.secondary.handle(SecondaryEvent.LOST)
@@ -189,9 +210,9 @@ class Leads(Shell):
         elif self.it.vm is not None:
             self.it.vm.take(self.it.vm.cut_off)
 
-    def _observe(self, event: ObserverEvent) -> None:
-        if self.observer is not None and self.observer.can(event):
-            self.observer.handle(event)
+    def _courier(self, event: CourierEvent) -> None:
+        if self.courier is not None and self.courier.can(event):
+            self.courier.handle(event)
 
     def do_look(self) -> None:
         self._rests = False  # that question is given up by this one
@@ -215,12 +236,12 @@ class Leads(Shell):
         if self.member.facts.forced:
             self.cluster.checks.undone()
 
-        self._observe(ObserverEvent.FAILOVER)
+        self._courier(CourierEvent.FAILOVER)
 
         def run() -> None:
             if vm.is_alive and not vm.is_paused:
                 vm.leave_colo()
-                self._observe(ObserverEvent.RESUMED)
+                self._courier(CourierEvent.RESUMED)
                 self.tell(Event.RUNS)
             else:
                 self.tell(Event.STUCK)

@@ -19,14 +19,15 @@ from colo.membership.grant import Grant
 from colo.membership.member import Facts, Member
 from colo.membership.states import Do, Event, Row, State, When
 from colo.membership.table import TABLE
+from colo.packets.gate import Gate
 from colo.protocol.machine import Machine
 from colo.protocol.messages import COLOMessage
 from colo.protocol.tables import (
-    OBSERVER,
+    COURIER,
     PERIODIC,
+    CourierEvent,
+    CourierState,
     Effect,
-    ObserverEvent,
-    ObserverState,
     SecondaryEvent,
     SecondaryState,
     Step,
@@ -38,6 +39,7 @@ from tests.sim.run import Outcome, play
 __all__ = ["MUTANTS", "ONLY", "SEARCHED", "SEEDS", "broken", "play_broken"]
 
 _S, _E, _D = State, Event, Do
+_ALL_THERE_IS: Final = (Effect(ProtocolDo.COVER), Effect(ProtocolDo.RELEASE))
 
 #: The breakages by name; each makes its own, with what undoes it.
 MUTANTS: Final[dict[str, Callable[[contextlib.ExitStack], None]]] = {}
@@ -46,14 +48,16 @@ MUTANTS: Final[dict[str, Callable[[contextlib.ExitStack], None]]] = {}
 SEEDS: Final[dict[str, int]] = {
     "takes_over_without_asking": 4,
     "takes_over_where_nobody_answers": 6,
-    "takes_over_though_another_has_the_grant": 6,
+    "takes_over_though_another_has_the_grant": 5,
     "runs_alone_without_asking": 4,
     "runs_alone_where_nobody_answers": 4,
     "runs_alone_though_another_has_the_grant": 4,
-    "ends_the_protection_on_its_own_word": 44,
-    "ends_the_protection_without_asking": 44,
+    "ends_the_protection_on_its_own_word": 319,
+    "ends_the_protection_without_asking": 319,
     "releases_when_the_vm_stops": 16,
-    "releases_when_the_secondary_replies": 17,
+    "releases_when_the_secondary_replies": 16,
+    "releases_by_the_local_answer": 16,
+    "releases_the_epoch_after": 17,
     "does_not_hold": 4,
     "does_not_hold_where_a_first_copy_is_lost": 2587,
     "commits_before_all_is_here": 17,
@@ -161,22 +165,37 @@ def ends_the_protection_without_asking(stack: contextlib.ExitStack) -> None:
 
 @_mutant
 def releases_when_the_vm_stops(stack: contextlib.ExitStack) -> None:
-    key = ObserverState.REPLIED, ObserverEvent.CHECKPOINT_DUE
-    _step(stack, OBSERVER, key, Effect(ProtocolDo.RELEASE))
+    _step(stack, COURIER, (CourierState.REPLIED, CourierEvent.CHECKPOINT_DUE), *_ALL_THERE_IS)
 
 
 @_mutant
 def releases_when_the_secondary_replies(stack: contextlib.ExitStack) -> None:
-    key = ObserverState.RUNNING, COLOMessage.CHECKPOINT_REPLY
-    _step(stack, OBSERVER, key, Effect(ProtocolDo.RELEASE))
+    _step(stack, COURIER, (CourierState.RUNNING, COLOMessage.CHECKPOINT_REPLY), *_ALL_THERE_IS)
+
+
+@_mutant
+def releases_by_the_local_answer(stack: contextlib.ExitStack) -> None:
+    _step(stack, COURIER, (CourierState.STOPPED, CourierEvent.TAKEN), *_ALL_THERE_IS)
+
+
+@_mutant
+def releases_the_epoch_after(stack: contextlib.ExitStack) -> None:
+    release = Gate.release
+
+    def all_of_it(gate: Gate, now: float) -> bytes:
+        gate.cover()
+        return release(gate, now)
+
+    _set(stack, Gate, "release", all_of_it)
 
 
 @_mutant
 def does_not_hold(stack: contextlib.ExitStack) -> None:
-    key = ObserverState.COPYING, COLOMessage.CHECKPOINT_READY
-    table = cast(Any, OBSERVER)
+    key = CourierState.COPIED, COLOMessage.CHECKPOINT_READY
+    table = cast(Any, COURIER)
     stack.callback(table.__setitem__, key, table[key])
-    table[key] = Step(ObserverState.RUNNING, (Effect(ProtocolDo.RESUME),))
+    said = Effect(ProtocolDo.SEND, COLOMessage.CHECKPOINT_READY)
+    table[key] = Step(CourierState.RUNNING, (said, Effect(ProtocolDo.RESUME)))
 
 
 @_mutant

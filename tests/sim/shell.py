@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from colo.membership.grant import Foreign, Record
 from colo.membership.states import FINAL, Do, Event, State
+from colo.protocol.courier import Courier
 from colo.protocol.messages import Message
-from colo.protocol.observer import Observer
 from colo.protocol.secondary import Secondary
 from tests.sim.arbiter import Asking, Move
 from tests.sim.checks import LATE_S, Moment, Violation
@@ -52,10 +52,9 @@ class Shell(Process):
     def _reset(self) -> None:
         self.link: tuple[Connection, End] | None = None
         self.channel: tuple[Connection, End] | None = None
-        self.observer: Observer | None = None
+        self.courier: Courier | None = None
         self.secondary: Secondary | None = None
         self._staged: Moment | None = None
-        self._reply: Message | None = None
         self._due: Timer | None = None
         self._rests = False
         self._incoming: tuple[Connection, End] | None = None

@@ -73,8 +73,13 @@ class Vm(Process):
             _, life, position = _FRAME.unpack_from(frames, at)
             self._checks.heard(Moment(life, position), self.world.now)
 
+    def cover(self) -> None:
+        """What was sent before is of the checkpoint for which it is stopped."""
+        if self.gate is not None:
+            self.gate.cover()
+
     def release(self) -> None:
-        """What the gate holds is safe."""
+        """What the gate has covered is safe."""
         assert self.gate is not None
         self._out(self.gate.release(self.world.now))
 

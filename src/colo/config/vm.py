@@ -42,6 +42,7 @@
     age_max_ms = 1000                        # an idle VM is checkpointed so often
     cpu_latency_us = 0                       # not needed: while clients are answered, processors
                                              # that take longer to wake are kept awake
+    aside_mib = 256                          # so much of one is held here while the VM runs on
     [network]
     high_water_mib = 4                       # so much held output asks for a checkpoint at once
     hold_limit_mib = 64                      # beyond so much, packets are dropped
@@ -189,6 +190,7 @@ class Checkpoints:
     stopped_share_max: float = 0.5
     age_max_ms: float = 1000.0
     cpu_latency_us: int | None = None
+    aside_mib: float = 256.0
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ and the secondary::
     TAKEN     ``number`` bytes have been taken since the link began: so much more may come
     DIFFER    an answer to COMPARE ``number``, in their order: a byte a block follows, 1 or 0
     READY     all that was copied is kept for good: checkpoints may begin
-    CUT       checkpoint ``number`` is on its way: say CUT behind what the VM has written
     URGE      much is held of this epoch: take a checkpoint soon
     FAILED    a text follows: this host cannot keep the disks
 
@@ -56,7 +55,7 @@ __all__ = [
 
 #: The first bytes of a disk link, where a control link has «COLO».
 DISK_MAGIC: Final = b"CDSK"
-VERSION: Final = 1
+VERSION: Final = 2
 #: What goes with one word at most: NBD's largest write.
 PAYLOAD_MAX: Final = 32 << 20
 

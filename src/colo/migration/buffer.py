@@ -32,6 +32,8 @@ class ReceiveBuffer:
         self.data = memoryview(memory).cast("B")
         self.start = 0
         self.end = 0
+        #: The furthest that was received to, since its owner set it back.
+        self.high = 0
         self._what = what
         self._moved = 0
 
@@ -57,13 +59,14 @@ class ReceiveBuffer:
     def wrote(self, count: int) -> None:
         """Say that ``count`` bytes have been received into ``writable()``."""
         self.end += count
+        self.high = max(self.high, self.end)
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
         """Receive a copy of ``data``; for those who have it in memory already."""
         if self.end + len(data) > len(self.data):
             raise LimitExceeded(self._what, self.end + len(data), len(self.data))
         self.data[self.end : self.end + len(data)] = data
-        self.end += len(data)
+        self.wrote(len(data))
 
     def take(self, count: int) -> memoryview:
         """Use ``count`` available bytes up and return a view of them."""

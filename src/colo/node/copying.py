@@ -6,14 +6,17 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+from colo.config import VmConfig
 from colo.errors import ColoError
 from colo.node.replicating import Replicating
-from colo.protocol.tables import Do, ObserverEvent
+from colo.protocol.messages import COLOMessage, Message
+from colo.protocol.tables import CourierEvent, Do
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.packet_filters import NetGate
 from colo.session.qemu_primary import Checkpointing
-from colo.session.relay import Relay
+from colo.session.relay import COPY_ROOM, Relay, area_for
 from colo.transport.sockets import accept_one, listening
 
 __all__ = ["Copying"]
@@ -29,6 +32,7 @@ class Copying:
 
     def __init__(
         self,
+        config: VmConfig,
         colo: ColoPrimary,
         gate: NetGate,
         session: Checkpointing,
@@ -40,7 +44,12 @@ class Copying:
         left_by_qemu: Callable[[str], None],
     ) -> None:
         self._colo, self._gate, self._session = colo, gate, session
+        self._limits = config.limits
+        self._is_aside = config.checkpoints.aside_mib > 0
+        self._room = max(COPY_ROOM, int(config.checkpoints.aside_mib * (1 << 20)))
+        self._area = area_for(self._room, self._limits)
         self._disks, self._connect = disks, connect
+        session.cut = disks.cut
         self._path = folder / "colo.sock"
         self._begun, self._lost, self._left_by_qemu = begun, lost, left_by_qemu
         self._relay: Relay | None = None
@@ -53,6 +62,21 @@ class Copying:
     def bytes_sent(self) -> int | None:
         """How much of the stream the secondary has been sent; None where there is no session."""
         return self._relay.bytes_sent if self._relay is not None else None
+
+    @property
+    def bytes_moved(self) -> int:
+        """How much of it has come or gone."""
+        return self._relay.bytes_sent + self._relay.bytes_taken if self._relay is not None else 0
+
+    def status(self) -> dict[str, Any]:
+        """What the status file has of what the secondary lacks."""
+        relay = self._relay
+        return {
+            "held_bytes": relay.held_bytes if relay is not None else 0,
+            "room_bytes": self._room if self._is_aside else 0,
+            "memory_bytes": relay.memory_bytes if relay is not None else 0,
+            "lag_s": self._session.lag_s,
+        }
 
     def begin(self) -> None:
         """Have the disks in step, then QEMU migrate to us, and relay that to the secondary."""
@@ -83,14 +107,23 @@ class Copying:
         self._relay = Relay(
             qemu,
             self._channel,
+            self._area,
+            self._limits,
             self._colo.return_path,
-            self._session.received,
+            self._received,
+            self._session.came,
             self._lost,
             self._left_by_qemu,
         )
         self._channel = None  # it is the relay's
         self._session.pass_on = self._relay.send
         self._begun()
+
+    def _received(self, message: Message) -> None:
+        self._session.received(message)
+        if message.kind is COLOMessage.CHECKPOINT_READY and self._relay is not None:
+            self._relay.room = self._room
+            self._relay.hurries = not self._is_aside
 
     def close(self) -> None:
         """The session is over: nothing more goes to the secondary, and no checkpoint begins."""
@@ -99,8 +132,8 @@ class Copying:
             self._copying.cancel()
         self._copying = None
         self._disks.close()  # before anyone asks QEMU, whose writes may wait for it
-        if self._session.machine.can(ObserverEvent.LOST):
-            self._session.machine.handle(ObserverEvent.LOST)
+        if self._session.machine.can(CourierEvent.LOST):
+            self._session.machine.handle(CourierEvent.LOST)
         if self._relay is not None:
             self._relay.close()
             self._relay = None
@@ -111,7 +144,7 @@ class Copying:
     def open(self) -> None:
         """The VM runs alone: let out what is held, and take the gate out behind that."""
         machine = self._session.machine
-        for event in (ObserverEvent.FAILOVER, ObserverEvent.RESUMED):
+        for event in (CourierEvent.FAILOVER, CourierEvent.RESUMED):
             for effect in machine.handle(event):
                 if effect.do is Do.RELEASE:
                     self._gate.open()

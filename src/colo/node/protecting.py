@@ -133,6 +133,7 @@ class PrimaryNode(Performer):
             self.say,
         )
         self._copying = Copying(
+            config,
             self._colo,
             self._gate,
             self._session,
@@ -442,11 +443,13 @@ class PrimaryNode(Performer):
             self.write_status()
             await asyncio.sleep(_STATUS_S)
             limit = self._config.failover.silence_s
-            if self.state is State.PROTECTED and self._session.overdue(limit):
-                self._lost(ChannelLost(f"no checkpoint was done in {limit:.0f} s"))
-            sent = self._copying.bytes_sent if self.state is State.COPYING else None
-            if sent is not None and self._session.stalled(sent, limit):
+            if self.state not in (State.COPYING, State.PROTECTED):
+                continue
+            stalls = self._session.stalled(self._copying.bytes_moved, limit)
+            if stalls and self.state is State.COPYING:
                 self._lost(ChannelLost(f"the first copy did not move for {limit:.0f} s"))
+            elif stalls or self._session.overdue(limit):
+                self._lost(ChannelLost(f"no checkpoint was done in {limit:.0f} s"))
 
     # -- orders, status -------------------------------------------------------------------
 
@@ -486,6 +489,7 @@ class PrimaryNode(Performer):
             "grant": self.member.facts.grant.number,
             "error": self._error,
             "bytes_total": self._copying.bytes_sent,
+            "aside": self._copying.status(),
             "network": self._gate.figures(),
             "disks": self._disks.status(),
             "awake": self._awake.held,

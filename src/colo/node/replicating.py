@@ -108,6 +108,11 @@ class Replicating:
             f"sent{same}"
         )
 
+    def cut(self, number: int) -> None:
+        """The VM stands still: all that it wrote so far is of checkpoint ``number``."""
+        if self._feed is not None:
+            self._feed.cut(number)
+
     async def _copied(self) -> None:
         total = sum(each.size for each in self._sources)
         with bar(f"{self._vm_name}: copying its disks", total) as show:

@@ -7,9 +7,9 @@ QEMU writes each frame as a big-endian u32 length and as many bytes, and takes f
 same form; so bytes go back as they came, in bulk.  The gate only looks at the lengths, to keep
 frames whole and to count them.
 
-When the secondary's VMSTATE_RECEIVED arrives the VM is stopped, and all that it sent before is in
-the socket: drained to its end, that is exactly what the checkpoint covers.  Therefore the gate
-needs no marks in the stream of packets.
+While the VM is stopped for a checkpoint, all that it sent before is in the socket: drained to its
+end, that is exactly what the checkpoint covers.  So one mark, set then, tells it from what comes
+after; more than one checkpoint is never on its way.
 
 It always takes what it is given: a gate that did not read would block QEMU.  Beyond its limit it
 drops whole frames, as a full queue does on any network.
@@ -57,6 +57,7 @@ class Gate:
         self._limit = limit
         self._state = GateState.OPEN
         self._held: list[tuple[float, bytes]] = []
+        self._covered = 0  # so many of them, from the first on
         self._partial = b""
         self.held_bytes = 0
         self.stats = GateStats()
@@ -88,12 +89,17 @@ class Gate:
         self.stats.held_max_bytes = max(self.stats.held_max_bytes, self.held_bytes)
         return b""
 
+    def cover(self) -> None:
+        """The VM is stopped: its checkpoint covers what is held, and not what comes from now on."""
+        self._covered = len(self._held)
+
     def release(self, now: float) -> bytes:
-        """The checkpoint that covers all that is held is safe: return it, in order."""
-        data = b"".join(chunk for _, chunk in self._held)
-        self.stats.held_s.extend(now - came for came, _ in self._held)
-        self._held.clear()
-        self.held_bytes = 0
+        """That checkpoint is safe: return what it covers, in order."""
+        out, self._held = self._held[: self._covered], self._held[self._covered :]
+        self._covered = 0
+        data = b"".join(chunk for _, chunk in out)
+        self.stats.held_s.extend(now - came for came, _ in out)
+        self.held_bytes -= len(data)
         return data
 
     def hold(self) -> None:
@@ -109,13 +115,14 @@ class Gate:
         if self._state is GateState.SHUT:
             raise LocalProtocolError("gate: a shut one is not opened any more")
         self._state = GateState.OPEN
+        self.cover()
         return self.release(now)
 
     def shut(self) -> None:
         """The VM may not be heard any more: forget what is held, drop what comes."""
         self._state = GateState.SHUT
         self._held.clear()
-        self.held_bytes = 0
+        self._covered = self.held_bytes = 0
 
     def _whole_frames(self, data: bytes) -> tuple[bytes, int]:
         """Keep an incomplete frame at the end for later; return the whole ones and their count."""

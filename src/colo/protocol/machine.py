@@ -16,10 +16,10 @@ from typing import Final, Generic
 from colo.errors import InvariantBroken, LocalProtocolError, UnexpectedMessage
 from colo.protocol.messages import COLOMessage, Message
 from colo.protocol.tables import (
+    CourierEvent,
     Do,
     Effect,
     Event,
-    ObserverEvent,
     PrimaryEvent,
     S,
     SecondaryEvent,
@@ -30,7 +30,7 @@ from colo.protocol.tables import (
 __all__ = ["Machine", "VMState"]
 
 _BEGINS: Final = frozenset(
-    {PrimaryEvent.CHECKPOINT_DUE, ObserverEvent.CHECKPOINT_DUE, COLOMessage.CHECKPOINT_REQUEST}
+    {PrimaryEvent.CHECKPOINT_DUE, CourierEvent.CHECKPOINT_DUE, COLOMessage.CHECKPOINT_REQUEST}
 )
 _trace = logging.getLogger("colo.trace")
 
@@ -90,7 +90,7 @@ class Machine(Generic[S]):
         return self._take(step, message.kind, message.value, message)
 
     def handle(
-        self, event: PrimaryEvent | ObserverEvent | SecondaryEvent, value: int | None = None
+        self, event: PrimaryEvent | CourierEvent | SecondaryEvent, value: int | None = None
     ) -> tuple[Effect, ...]:
         """Take a local event.  ``value`` is the size in bytes that goes with DEVICES_SAVED.
 

@@ -1,4 +1,4 @@
-"""The two roles as two tables, side by side, and a third for who watches one of them.
+"""The two roles as two tables, side by side, and a third for who stands between them.
 
 A row says: in this state, on this event, go to that state and have these effects performed,
 in this order.  An event is either a COLO message from the peer or something local
@@ -10,10 +10,25 @@ bytes have arrived, and VMSTATE_LOADED follows VMSTATE_RECEIVED at once.  In *hy
 secondary VM runs between checkpoints; it has to be suspended before the reply, loaded after
 the commit and resumed before VMSTATE_LOADED.  Rows of only one mode stand in their own table.
 
-The *observer* relays the conversation of a primary that is not ours, a stock QEMU.  It sees the
-secondary's messages alone, and they are enough: QEMU's VM is stopped from the moment on at which it
-has CHECKPOINT_REPLY, and goes on with VMSTATE_LOADED.  So the observer holds the reply back until a
-checkpoint is due, and releases what the guest sent when VMSTATE_RECEIVED comes.
+The *courier* stands beside a primary that is not ours, a stock QEMU: it takes each checkpoint from
+that one and brings it to the secondary.  There are two ways.  *Aside*: it takes the checkpoint into
+memory of its own, as fast as memory is, and answers QEMU itself, as a secondary would; the VM runs
+on, *speculatively*, while the secondary still receives.  *Through*: QEMU hears the secondary's own
+answers, and its VM stands still until the secondary has all.
+
+**What RELEASE means.** A packet leaves when the secondary has a checkpoint that covers it.  A
+primary of our own, and a checkpoint that goes through, have one moment for three things: the VM is
+stopped, all that it sent is known, and VMSTATE_RECEIVED is here.  Aside, they fall apart, and COVER
+takes the first two: it is performed while the VM is stopped, and marks what it has sent and written
+so far as of this checkpoint.  What it sends from then on is of the next one.  RELEASE is performed
+when the *secondary's* VMSTATE_RECEIVED arrives, whatever QEMU was told, and lets out what COVER has
+marked and no more.  At most one checkpoint is on its way: the next is not begun before the
+secondary has replied to QEMU's next request, which it reads behind the whole of this one.  So one
+mark is enough.
+
+Whoever is lost meanwhile: the secondary goes on from its last whole checkpoint, and nothing that
+came after that was released; the primary goes on from where it is, and all that is held
+tells of what it has done.
 
 Source: ``colo_process_checkpoint``, ``colo_do_checkpoint_transaction`` and
 ``colo_process_incoming_thread`` in QEMU's ``migration/colo.c``.  Two things differ from it.
@@ -33,15 +48,15 @@ from typing import Final, Generic, TypeAlias, TypeVar
 from colo.protocol.messages import COLOMessage
 
 __all__ = [
+    "COURIER",
     "HYBRID",
-    "OBSERVER",
     "PERIODIC",
     "PRIMARY",
+    "CourierEvent",
+    "CourierState",
     "Do",
     "Effect",
     "Event",
-    "ObserverEvent",
-    "ObserverState",
     "PrimaryEvent",
     "PrimaryState",
     "SecondaryEvent",
@@ -91,23 +106,29 @@ class PrimaryEvent(_Named):
     FAILOVER = "the right to run alone is granted"
 
 
-class ObserverState(_Named):
-    """Where a primary stands that is watched by what its secondary says."""
+class CourierState(_Named):
+    """Where a primary that is not ours stands, and its last checkpoint."""
 
     COPYING = "the first copy is on its way"
+    COPIED = "it has come by; the VM is stopped until the secondary is ready"
     RUNNING = "the VM runs; the secondary has not replied to QEMU's next request"
     REPLIED = "the VM runs; the reply is held back until a checkpoint is due"
-    STOPPED = "QEMU has the reply: its VM is stopped, and what it is goes to the secondary"
+    STOPPED = "QEMU has the reply: its VM is stopped, and what it is comes here"
+    SENDING = "it is taken aside, and the VM runs on; the secondary has not all of it"
+    SENT = "the secondary has it all; it has to say that the next may come"
+    WAITING = "it goes through: the VM is stopped until the secondary has all of it"
     SAFE = "the secondary has it all; QEMU has to hear that its VM may go on"
     LOST = "the secondary is gone; the VM stays as it is until a decision"
     FAILOVER = "the decision fell: the VM is being started to run alone"
     SOLO = "the VM runs alone, unprotected"
 
 
-class ObserverEvent(_Named):
-    """What can happen to an observer besides a message."""
+class CourierEvent(_Named):
+    """What can happen to a courier besides a message of the secondary."""
 
     CHECKPOINT_DUE = "it is time for a checkpoint"
+    TAKEN = "all of the checkpoint is here, and the VM may run on"
+    PASSED = "all of it has come by, the first copy or a checkpoint that goes through"
     RESUMED = "the VM runs alone"
     LOST = "the channel is gone"
     FAILOVER = "the right to run alone is granted"
@@ -156,6 +177,7 @@ class Do(_Named):
     SUSPEND = "stop the VM"
     RESUME = "have the VM run"
     HOLD = "hold all packets from now on"
+    COVER = "what the VM has sent and written so far is of this checkpoint"
     SAVE_RAM = "send the dirty pages and an end mark"
     SAVE_DEVICES = "save the device state to a buffer and learn its size"
     SEND_DEVICES = "send the saved device state"
@@ -194,7 +216,7 @@ class Step(Generic[S]):
     effects: tuple[Effect, ...] = ()
 
 
-Event: TypeAlias = COLOMessage | PrimaryEvent | ObserverEvent | SecondaryEvent
+Event: TypeAlias = COLOMessage | PrimaryEvent | CourierEvent | SecondaryEvent
 Table: TypeAlias = Mapping[tuple[S, Event], Step[S]]
 
 
@@ -209,8 +231,8 @@ def _to(to: S, *effects: Do | Effect) -> Step[S]:
 _C: Final = COLOMessage
 _P: Final = PrimaryState
 _PE: Final = PrimaryEvent
-_O: Final = ObserverState
-_OE: Final = ObserverEvent
+_K: Final = CourierState
+_KE: Final = CourierEvent
 _S: Final = SecondaryState
 _SE: Final = SecondaryEvent
 
@@ -246,20 +268,34 @@ PRIMARY: Final[Table[PrimaryState]] = {
     (_P.FAILOVER,          _PE.RESUMED):         _to(_P.SOLO),
 }
 
-_OBSERVED: Final = (_O.COPYING, _O.RUNNING, _O.REPLIED, _O.STOPPED, _O.SAFE)
+_CARRYING: Final = tuple(
+    state for state in _K if state not in {_K.LOST, _K.FAILOVER, _K.SOLO}
+)
 
-#: The secondary's messages go on to QEMU as they come, but for the reply, which waits to be sent.
-OBSERVER: Final[Table[ObserverState]] = {
-    (_O.COPYING,  _C.CHECKPOINT_READY): _to(_O.RUNNING, Do.HOLD, Do.RESUME),
-    (_O.RUNNING,  _C.CHECKPOINT_REPLY): _to(_O.REPLIED),
-    (_O.REPLIED,  _OE.CHECKPOINT_DUE):  _to(_O.STOPPED, _send(_C.CHECKPOINT_REPLY)),
-    (_O.STOPPED,  _C.VMSTATE_RECEIVED): _to(_O.SAFE, Do.RELEASE),
-    (_O.SAFE,     _C.VMSTATE_LOADED):   _to(_O.RUNNING, Do.RESUME),
-    **{(state, _OE.LOST): _to(_O.LOST) for state in _OBSERVED},
+#: What is sent here, QEMU gets; the messages that come are the secondary's.
+COURIER: Final[Table[CourierState]] = {
+    (_K.COPYING,  _KE.PASSED):          _to(_K.COPIED, Do.COVER),
+    (_K.COPIED,   _C.CHECKPOINT_READY): _to(_K.RUNNING, Do.HOLD, _send(_C.CHECKPOINT_READY),
+                                            Do.RESUME),
+    (_K.RUNNING,  _C.CHECKPOINT_REPLY): _to(_K.REPLIED),
+    (_K.REPLIED,  _KE.CHECKPOINT_DUE):  _to(_K.STOPPED, _send(_C.CHECKPOINT_REPLY)),
+
+    # Aside.
+    (_K.STOPPED,  _KE.TAKEN):           _to(_K.SENDING, Do.COVER, _send(_C.VMSTATE_RECEIVED),
+                                            _send(_C.VMSTATE_LOADED), Do.RESUME),
+    (_K.SENDING,  _C.VMSTATE_RECEIVED): _to(_K.SENT, Do.RELEASE),
+    (_K.SENT,     _C.VMSTATE_LOADED):   _to(_K.RUNNING),
+
+    # Through.
+    (_K.STOPPED,  _KE.PASSED):          _to(_K.WAITING, Do.COVER),
+    (_K.WAITING,  _C.VMSTATE_RECEIVED): _to(_K.SAFE, Do.RELEASE, _send(_C.VMSTATE_RECEIVED)),
+    (_K.SAFE,     _C.VMSTATE_LOADED):   _to(_K.RUNNING, _send(_C.VMSTATE_LOADED), Do.RESUME),
+
+    **{(state, _KE.LOST): _to(_K.LOST) for state in _CARRYING},
     # The right to run alone: what is held leaves once the VM runs, and not where it does not.
-    **{(state, _OE.FAILOVER): _to(_O.FAILOVER, Do.CLOSE, Do.RESUME)
-       for state in (*_OBSERVED, _O.LOST)},
-    (_O.FAILOVER, _OE.RESUMED):         _to(_O.SOLO, Do.RELEASE),
+    **{(state, _KE.FAILOVER): _to(_K.FAILOVER, Do.CLOSE, Do.RESUME)
+       for state in (*_CARRYING, _K.LOST)},
+    (_K.FAILOVER, _KE.RESUMED):         _to(_K.SOLO, Do.RELEASE),
 }
 
 _SECONDARY_WHOLE: Final = (_S.STARTING, _S.READY, _S.PREPARING, _S.SUSPENDING,

@@ -115,14 +115,19 @@ class NetGate:
             door.drain()
             door.gate.hold()
 
+    def cover(self) -> None:
+        """The VM is stopped, and a checkpoint covers all that it sent."""
+        for door in self._doors:
+            door.drain()
+            door.gate.cover()
+
     def release(self) -> None:
-        """The VM is stopped and its checkpoint is safe: all that it sent may go.
+        """The checkpoint is safe: what it covers may go.
 
         A stopped VM's netdev queues frames until the VM runs, and drops what is over 10,000.  So
         little goes at once, to leave the very moment that the VM runs; much goes at ``flush``.
         """
         for door in self._doors:
-            door.drain()
             door.queue(door.gate.release(time.monotonic()))
             if door.unsent_bytes <= _LITTLE_BYTES:
                 door.flush()

@@ -3,7 +3,7 @@
 A write of the guest is done, for the guest, once it is in its own disk and lies here to be sent.
 That is enough: nobody hears of it before the checkpoint that covers it is safe, and the secondary
 commits that only with all that was said before CUT.  QEMU stops the VM for a checkpoint once no
-write of it is under way, so by the time that the secondary asks for CUT, all have been said.
+write of it is under way, so while it stands still all have been said.
 
 What lies here is bounded: a write that finds too much of it waits until the secondary has taken
 some.  Where the secondary has an older copy of a disk, only what differs by digest is sent.
@@ -131,6 +131,10 @@ class DiskFeed:
         self._copying = False
         self._enqueue(header(Kind.IN_STEP))
 
+    def cut(self, number: int) -> None:
+        """What was said so far is of checkpoint ``number``, for which the VM stands still."""
+        self._enqueue(header(Kind.CUT, number=number))
+
     async def _copy(self, disk: int, offset: int, data: bytes) -> None:
         """Send of a copy what is not zero, and not there already."""
         start = min(-offset % BLOCK_SIZE, len(data))
@@ -239,8 +243,6 @@ class DiskFeed:
             case Kind.READY if not self._copying:
                 if not self._ready.done():
                     self._ready.set_result(None)
-            case Kind.CUT if not self._copying:
-                self._enqueue(header(Kind.CUT, number=said.number))
             case Kind.URGE:
                 self._on_urge()
             case Kind.FAILED:

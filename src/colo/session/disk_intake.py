@@ -2,8 +2,8 @@
 
 While the disks are copied all of it goes straight into their files, in a thread, and no more is
 read before that is done.  From IN_STEP on writes are staged, which takes no I/O of note, and a
-checkpoint commits what the primary has said before its CUT.  What is committed is merged in a
-thread of each replica's own while the VM runs on.
+checkpoint commits what the primary has said before its CUT, which may come before its pages.  What
+is committed is merged in a thread of each replica's own while the VM runs on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class DiskIntake:
     """The disk link over ``sock``, which it owns, whose hellos have been said.
 
     ``replicas`` are the hello's disks, in their order, and each is being copied.  ``on_cut`` is
-    called when what ``ask`` asked for is here; ``on_lost`` once, with why, when the link is of no
+    called when CUT is; ``on_lost`` once, with why, when the link is of no
     more use, or a replica.
     """
 
@@ -58,10 +58,6 @@ class DiskIntake:
         self._loop.add_reader(sock, self._readable)
 
     # -- checkpoints ----------------------------------------------------------------------
-
-    def ask(self, number: int) -> None:
-        """Checkpoint ``number`` is on its way: have the primary say CUT behind all of it."""
-        self._say(header(Kind.CUT, number=number))
 
     def is_here(self, number: int) -> bool:
         """Whether all that the guest wrote before checkpoint ``number`` is here."""

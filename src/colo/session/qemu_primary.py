@@ -1,8 +1,12 @@
-"""A protected session on the primary: what the secondary's messages mean for gate and clock.
+"""A protected session on the primary: what comes from either side means for gate, disks and clock.
 
-QEMU performs the primary's role; ``protocol.observer`` follows it by the secondary's messages
-alone, and this carries out what that one asks for: above all it releases packets by
+QEMU performs the primary's role; ``protocol.courier`` takes its checkpoints to the secondary, and
+this carries out what that one asks for: above all it releases packets by the secondary's
 VMSTATE_RECEIVED and by nothing else.
+
+A checkpoint is taken aside, and the VM runs on while it is sent; one that an operator waits for
+goes through, so that the VM does nothing more that might be undone, and so does each where the VM
+file wants that.
 
 The way from a held packet to a stopped VM is kept short.  QEMU requests each checkpoint soon after
 the last one has ended, by its own timer; the secondary replies; and the reply is held here until
@@ -22,13 +26,13 @@ from typing import Any, Final
 from colo.config import VmConfig
 from colo.errors import ColoError, GuestError
 from colo.packets.pace import due_at
-from colo.protocol.machine import VMState
+from colo.protocol.courier import Courier
 from colo.protocol.messages import COLOMessage, Message
-from colo.protocol.observer import Observer
-from colo.protocol.tables import Do, Effect, ObserverEvent, ObserverState
+from colo.protocol.tables import CourierEvent, CourierState, Do, Effect
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.packet_filters import NetGate
 from colo.session.awake import Awake
+from colo.session.primary_stream import Came
 from colo.session.standstill import StandStill
 from colo.status.figures import summarise, summary
 
@@ -37,15 +41,18 @@ __all__ = ["Checkpointing"]
 _SAMPLES: Final = 1024
 #: A request that has not led to a reply by then is asked for; QEMU's timer is of the host's clock.
 _LATE_S: Final = 0.25
+#: Between checkpoints the secondary has what it was sent, or waits for no more than its own host.
+_IDLE: Final = frozenset({CourierState.REPLIED, CourierState.LOST, CourierState.SOLO})
 
 
 class Checkpointing:
     """Follows the checkpoints of one VM, and times them; ``begin`` starts a session.
 
-    ``on_protected`` is called when the secondary has the first copy; ``pass_on`` with the reply
-    that was held, for QEMU; ``on_broken`` with an error of ours, which ends the session.
-    ``check_heard`` raises ChannelLost where the secondary may have taken over meanwhile: then
-    nothing is released any more.
+    ``on_protected`` is called when the secondary has the first copy; ``cut`` with the checkpoint's
+    number when all that the VM wrote to its disks so far is of it; ``on_broken`` with an error of
+    ours, which ends the session; ``pass_on`` with what QEMU is to hear.  ``check_heard`` raises
+    ChannelLost where the secondary may have taken over meanwhile: then nothing is released any
+    more.
     """
 
     def __init__(
@@ -65,32 +72,37 @@ class Checkpointing:
         self._awake = awake
         self._still = still
         self._on_protected = on_protected
+        self._is_aside = config.checkpoints.aside_mib > 0
         self._on_broken = on_broken
         self._check_heard = check_heard
         self._timer: asyncio.TimerHandle | None = None
         self._nudging: asyncio.Task[None] | None = None
         self._stopped_at = 0.0
         self._resumed_at = 0.0
+        self._asked = False  # QEMU has, for the next checkpoint: its VM runs
+        self._safe_since: float | None = None  # what the secondary has is of then
         self._stopped_s = 0.0
         self._stopped: deque[float] = deque(maxlen=_SAMPLES)
         self._covered: deque[float] = deque(maxlen=_SAMPLES)
         gate.on_held = self.schedule
         self.pass_on: Callable[[Message], None] = lambda message: None
-        self.machine = Observer(config.name)
+        self.cut: Callable[[int], None] = lambda number: None
+        self.machine = Courier(config.name)
         self._over = False
         self._wanted: asyncio.Future[None] | None = None
         self._begun_for: asyncio.Future[None] | None = None
         self._urged = False
-        self._sent = -1
-        self._sent_at = 0.0
+        self._moved: tuple[int, CourierState | None] = (-1, None)
+        self._moved_at = 0.0
         self.count = 0
         self.safe_at: float | None = None
 
     def begin(self) -> None:
         """A new session: nothing is protected yet."""
-        self.machine = Observer(self._vm_name)
-        self._over = False
-        self._sent = -1
+        self.machine = Courier(self._vm_name)
+        self._over = self._asked = False
+        self._moved = (-1, None)
+        self._safe_since = None
 
     def end(self) -> None:
         """The session is over: begin no checkpoint any more."""
@@ -99,7 +111,10 @@ class Checkpointing:
         self._cancel()
 
     async def fresh(self) -> None:
-        """Have a checkpoint taken now; return when it is safe, and what it covers may leave."""
+        """Have a checkpoint taken now; return when it is safe, and what it covers may leave.
+
+        The VM stands still until then, and runs on a moment later.
+        """
         wanted = self._wanted = asyncio.get_running_loop().create_future()
         self.schedule()
         await wanted
@@ -109,54 +124,79 @@ class Checkpointing:
         self._urged = True
         self.schedule()
 
-    def received(self, message: Message) -> bool:
-        """Take a message of the secondary; return whether QEMU may have it at once.
+    def received(self, message: Message) -> None:
+        """Take a message of the secondary.
 
         Raises UnexpectedMessage, and what ``check_heard`` raises.
         """
         if message.kind in (COLOMessage.VMSTATE_RECEIVED, COLOMessage.CHECKPOINT_READY):
             self._check_heard()  # a host that stood still may find this in its socket, long after
         self._perform(self.machine.receive(message), message.kind, time.monotonic())
-        if self.machine.state is not ObserverState.REPLIED:
-            return True
+        if message.kind is COLOMessage.VMSTATE_LOADED:
+            self._expect_request()
         self.schedule()
-        return False
+
+    def came(self, what: Came) -> None:
+        """A part of QEMU's stream has come by, whole; the secondary has not all of it yet."""
+        match what:
+            case Came.COPY:
+                self._handle(CourierEvent.PASSED)
+            case Came.CHECKPOINT:
+                is_through = self._begun_for is not None or not self._is_aside
+                self._handle(CourierEvent.PASSED if is_through else CourierEvent.TAKEN)
+            case Came.REQUEST:
+                self._asked = True
+                self._gate.flush()  # the VM runs: much may go now too
+
+    def _handle(self, event: CourierEvent) -> None:
+        self._perform(self.machine.handle(event), event, time.monotonic())
 
     def _perform(
-        self, effects: tuple[Effect, ...], after: COLOMessage | ObserverEvent, now: float
+        self, effects: tuple[Effect, ...], after: COLOMessage | CourierEvent, now: float
     ) -> None:
         for effect in effects:
-            if effect.do is Do.SEND:
-                assert effect.message is not None
-                self._stopped_at = now
-                self.pass_on(Message(effect.message))
-                self._awake.checkpoint()
-            elif effect.do is Do.HOLD:
-                self._gate.hold()  # the VM is still stopped: what it sent before is covered
-            elif effect.do is Do.RELEASE:
-                self._gate.release()
-                self._covered.append(now - self._stopped_at)
-                self.safe_at = time.time()
-            elif effect.do is Do.RESUME:
-                self._resumed(after, now)
+            match effect.do:
+                case Do.SEND:
+                    assert effect.message is not None
+                    self.pass_on(Message(effect.message))
+                    if effect.message is COLOMessage.CHECKPOINT_REPLY:
+                        self._stopped_at, self._asked = now, False
+                        self._awake.checkpoint()
+                case Do.HOLD:
+                    self._gate.hold()  # the VM is still stopped: what it sent before is covered
+                    self._safe_since = now
+                case Do.COVER:
+                    self._gate.cover()
+                    self.cut(self.machine.number)
+                case Do.RELEASE:
+                    self._released(now)
+                case Do.RESUME:
+                    self._resumed(after, now)
 
-    def _resumed(self, after: COLOMessage | ObserverEvent, now: float) -> None:
+    def _released(self, now: float) -> None:
+        self._gate.release()
+        if self._asked:
+            self._gate.flush()
+        self._covered.append(now - self._stopped_at)
+        self._safe_since, self.safe_at = self._stopped_at, time.time()
+        self.count += 1
+
+    def _resumed(self, after: COLOMessage | CourierEvent, now: float) -> None:
         if after is COLOMessage.CHECKPOINT_READY:
             self._on_protected()
             self._still.protected()
             if self._colo.stood_since is not None:
                 self._still.stopped(now - self._colo.stood_since, now)
         else:
-            self.count += 1
             self._stopped_s = now - self._stopped_at
             self._stopped.append(self._stopped_s)
             self._still.stopped(self._stopped_s, now)
         self._resumed_at = now
-        asyncio.get_running_loop().call_soon(self._go_on)
+        asyncio.get_running_loop().call_soon(self._go_on)  # when QEMU has heard of it
 
     def schedule(self) -> None:
         """Have the next checkpoint taken, now or when it is due."""
-        if self._over or self.machine.state is not ObserverState.REPLIED:
+        if self._over or self.machine.state is not CourierState.REPLIED:
             return
         self._cancel()
         due = due_at(
@@ -168,16 +208,15 @@ class Checkpointing:
         )
         now = time.monotonic()
         if due <= now or self._wanted is not None or self._urged:
-            self._begin(now)
+            self._begin()
         else:
             self._timer = asyncio.get_running_loop().call_at(due, self.schedule)
 
-    def _begin(self, now: float) -> None:
+    def _begin(self) -> None:
         """It is time, and the secondary has replied: QEMU stops the VM when it hears of that."""
-        event = ObserverEvent.CHECKPOINT_DUE
         self._begun_for, self._wanted, self._urged = self._wanted, None, False
         try:
-            self._perform(self.machine.handle(event), event, now)
+            self._handle(CourierEvent.CHECKPOINT_DUE)
         except ColoError as error:
             self._on_broken(error)
 
@@ -187,20 +226,27 @@ class Checkpointing:
             self._timer = None
 
     def overdue(self, limit_s: float) -> bool:
-        """Whether a checkpoint, or QEMU's request for it, has not come for ``limit_s``."""
-        limit = time.monotonic() - limit_s
-        if self.machine.state is ObserverState.RUNNING:
-            return self._resumed_at < limit
-        return self.machine.vm is VMState.STOP and self._stopped_at < limit
+        """Whether the VM has stood still for ``limit_s`` for one checkpoint."""
+        is_checkpoint = self.machine.state in (CourierState.STOPPED, CourierState.WAITING)
+        return is_checkpoint and time.monotonic() - self._stopped_at > limit_s
 
-    def stalled(self, sent: int, limit_s: float) -> bool:
-        """Whether the first copy, of which ``sent`` bytes are gone, stands still for ``limit_s``.
+    def stalled(self, moved: int, limit_s: float) -> bool:
+        """Whether nothing has moved for ``limit_s`` that should.
 
-        To be asked again and again: it remembers when there was more.
+        ``moved``: how many bytes have, either way.  To be asked again and again: it remembers when
+        there were more.
         """
-        if self.machine.state is not ObserverState.COPYING or sent != self._sent:
-            self._sent, self._sent_at = sent, time.monotonic()
-        return time.monotonic() - self._sent_at > limit_s
+        now = time.monotonic()
+        if self.machine.state in _IDLE or (moved, self.machine.state) != self._moved:
+            self._moved, self._moved_at = (moved, self.machine.state), now
+        return now - self._moved_at > limit_s
+
+    @property
+    def lag_s(self) -> float | None:
+        """How old the state is that the secondary has; None where it has none."""
+        if self._safe_since is None or self._over:
+            return None
+        return time.monotonic() - self._safe_since
 
     def status(self) -> dict[str, Any]:
         """What the status file has of the checkpoints; phases in milliseconds."""
@@ -216,17 +262,22 @@ class Checkpointing:
 
     def _go_on(self) -> None:
         """QEMU has the message that lets its VM go on: now all that was released can go."""
-        self._gate.flush()
-        wanted, self._begun_for = self._begun_for, None
-        if wanted is not None and not wanted.done():
-            wanted.set_result(None)
-        if not self._over and self.machine.state is ObserverState.RUNNING:
+        if self.machine.state is CourierState.RUNNING:
+            self._gate.flush()  # all that may go is of before the VM runs
+            wanted, self._begun_for = self._begun_for, None
+            if wanted is not None and not wanted.done():
+                wanted.set_result(None)
+            self._expect_request()
+
+    def _expect_request(self) -> None:
+        if not self._over and self.machine.state is CourierState.RUNNING:
             self._cancel()
             self._timer = asyncio.get_running_loop().call_later(_LATE_S, self._nudge)
 
     def _nudge(self) -> None:
         """No reply yet: either the secondary is still busy, or QEMU has not asked."""
-        self._nudging = asyncio.create_task(self._ask())
+        if not self._asked:
+            self._nudging = asyncio.create_task(self._ask())
         self._timer = asyncio.get_running_loop().call_later(_LATE_S, self._nudge)
 
     async def _ask(self) -> None:

@@ -1,9 +1,12 @@
-"""The relay between a primary QEMU and the secondary: bytes one way, messages the other.
+"""Between a primary QEMU and the secondary: its stream one way, messages the other.
 
-What QEMU sends goes to the secondary byte for byte, unparsed and not even seen: the kernel moves
-it from one socket to the other, by way of a pipe.  What the secondary answers is a handful of
-messages; each is shown to ``on_message`` before it is passed on, so that packets are released, and
-the gate's socket drained, while the VM is certainly still stopped.
+What QEMU sends is taken into an area of memory, read there for where each part of it ends, and goes
+to the secondary from there, byte for byte.  So QEMU need not wait for the network: it is read as
+fast as memory is, up to ``room`` bytes that the secondary has not been sent yet; then it waits.  A
+checkpoint that is larger than that, or a first copy, flows through.
+
+What the secondary says is shown to ``on_message``; what QEMU is to hear is sent by ``send``.  Only
+the return path of a first copy is passed on as it comes.
 
 QEMU does not set TCP_NODELAY, so over plain TCP every turn of its conversation with a secondary
 meets delayed acknowledgements.  QEMU's end of this relay is a unix socket, and the relay's own
@@ -13,63 +16,97 @@ connection sends at once.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import os
 import socket
 from collections.abc import Callable
 from typing import Final
 
 from colo.errors import ChannelLost, ColoError
+from colo.migration.ram import Limits
 from colo.migration.returnpath import ReturnPathDecoder
 from colo.protocol.messages import Message, MessageDecoder, encode
-from colo.transport.sockets import quick_acks, tune
+from colo.session.primary_stream import Came, PrimaryReader
+from colo.store.area import Area
+from colo.transport.sockets import quick_acks, soon, tune
 
-__all__ = ["Relay"]
+__all__ = ["COPY_ROOM", "Relay", "area_for"]
 
-_CHUNK: Final = 256 << 10
+#: A first copy goes through so much; its bytes are used while they are in the processor's cache.
+COPY_ROOM: Final = 4 << 20
+#: Read from QEMU in one go: many reads, for fewer and longer runs.
+_BATCH: Final = 1 << 20
+#: Sent in one go, so that others get their turn.
+_PIECE: Final = 1 << 20
 _ANSWER_BYTES: Final = 4096
 #: After so many bytes in one go the event loop gets its turn.
-_TURN: Final = 8 << 20
+_TURN: Final = 16 << 20
+
+
+def area_for(room: int, limits: Limits) -> Area:
+    """Memory for ``room`` bytes, and for the parts of a stream that are read in one piece."""
+    size = room + limits.device_bytes + limits.description_bytes + 2 * _BATCH
+    return Area(size, "what is held for the secondary")
 
 
 class Relay:
     """Joins two connected sockets until one of them ends.
 
-    ``return_path``: the secondary first speaks the return-path protocol, as it does with QEMU
-    11.  When one side ends it, ``on_lost`` is called, or ``on_qemu_lost``, once and with why.
+    ``return_path``: the secondary first speaks the return-path protocol, as it does with QEMU 11.
+    ``on_came`` is called when a part of QEMU's stream has come whole, and before the secondary has
+    its last byte.  When one side ends it, ``on_lost`` is called, or ``on_qemu_lost``, once and with
+    why.
     """
 
     def __init__(
         self,
         qemu: socket.socket,
         secondary: socket.socket,
+        area: Area,
+        limits: Limits,
         return_path: bool,
-        on_message: Callable[[Message], bool],
+        on_message: Callable[[Message], None],
+        on_came: Callable[[Came], None],
         on_lost: Callable[[ColoError], None],
         on_qemu_lost: Callable[[str], None],
     ) -> None:
         self._qemu = qemu
         self._secondary = secondary
+        self._area, self._buffer = area, area.buffer
+        self._buffer.start = self._buffer.end = 0
+        self._reader = PrimaryReader(self._buffer, limits)
         self._return_path = ReturnPathDecoder() if return_path else None
         self._on_message = on_message
+        self._on_came = on_came
         self._on_lost = on_lost
         self._on_qemu_lost = on_qemu_lost
         self._loop = asyncio.get_running_loop()
         self._decoder = MessageDecoder()
-        self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        with contextlib.suppress(OSError):  # a smaller one does too
-            fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _CHUNK)
-        self._unsent = 0  # the bytes in the pipe
+        self._sent = 0  # as far as this in the buffer
         self._answers = bytearray()  # for QEMU
-        self._hearing = False
+        self._is_busy = False  # more answers may follow at once
+        self._is_read = self._is_full = False  # QEMU, the secondary's socket
+        self._qemu_waits = False  # its VM stands still, and it is sending
+        self._is_over = False  # what came last is whole
         self._open = True
-        self.bytes_sent = 0
+        #: So many bytes may lie here.
+        self.room = COPY_ROOM
+        #: Send on as soon as there is something, and not only when QEMU has nothing more.
+        self.hurries = True
+        self.bytes_taken = self.bytes_sent = 0
         tune(qemu)
         tune(secondary)
         self._acknowledge = quick_acks(secondary)
-        self._loop.add_reader(qemu, self._from_qemu)
+        self._read_qemu(True)
         self._loop.add_reader(secondary, self._from_secondary)
+
+    @property
+    def held_bytes(self) -> int:
+        """How much of QEMU's stream lies here, and the secondary has not been sent."""
+        return self._buffer.end - self._sent if self._open else 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """How much memory that may take up now."""
+        return self._area.memory_bytes
 
     def close(self) -> None:
         """Close both connections; nothing is called any more."""
@@ -80,13 +117,13 @@ class Relay:
             self._loop.remove_writer(self._secondary)
             self._qemu.close()
             self._secondary.close()
-            for end in self._pipe:
-                os.close(end)
+
+    # -- QEMU -----------------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
-        """Pass a message of the secondary on to QEMU; those that came together go together."""
+        """Say a message to QEMU; those that are said together go together."""
         self._answers += encode(message)
-        if not self._hearing:
+        if not self._is_busy:
             self._answer()
 
     def _answer(self) -> None:
@@ -104,45 +141,108 @@ class Relay:
         if taken < len(answers):
             self._lose_qemu("QEMU does not read the secondary's answers")
 
+    def _read_qemu(self, is_read: bool) -> None:
+        """Have it be read, or wait."""
+        if is_read and not self._is_read:
+            self._loop.add_reader(self._qemu, self._from_qemu)
+        elif self._is_read and not is_read:
+            self._loop.remove_reader(self._qemu)
+        self._is_read = is_read
+
     def _from_qemu(self) -> None:
         taken = 0
-        while self._open and taken < _TURN:
-            try:
-                count = os.splice(self._qemu.fileno(), self._pipe[1], _CHUNK)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._lose_qemu(f"QEMU ended COLO's connection: {error.strerror}")
-                return
-            if not count:
-                self._lose_qemu("QEMU ended COLO's connection")
-                return
-            taken += count
-            self._unsent = count
-            if not self._send():
-                return
-
-    def _send(self) -> bool:
-        """Pass on what is unsent; False, and QEMU is not read, until all of it is gone."""
         try:
-            sent = os.splice(self._pipe[0], self._secondary.fileno(), self._unsent)
+            while self._open and taken < _TURN:
+                if not self._has_room(self.room):
+                    self._read_qemu(False)
+                    break
+                count = soon(self._take) if self._qemu_waits else self._take()
+                if not count:
+                    self._lose_qemu("QEMU ended COLO's connection")
+                    return
+                taken += count
+                self._took(count)
+                if self.hurries:
+                    self._push()
         except BlockingIOError:
-            sent = 0
+            pass
         except OSError as error:
-            self._lose(f"the secondary ended the connection: {error.strerror}")
-            return False
-        self.bytes_sent += sent
-        self._unsent -= sent
-        if self._unsent:
-            self._loop.remove_reader(self._qemu)
-            self._loop.add_writer(self._secondary, self._writable)
-            return False
-        return True
+            self._lose_qemu(f"QEMU ended COLO's connection: {error.strerror}")
+            return
+        self._push()
+
+    def _take(self) -> int:
+        """Take what QEMU has sent, up to a batch; return how much, 0 at the end."""
+        room, count = self._buffer.writable(_BATCH), 0
+        try:
+            while count < len(room) and (got := self._qemu.recv_into(room[count:])):
+                count += got
+        except BlockingIOError:
+            if not count:
+                if self._qemu_waits and not self.hurries:
+                    self._push(_PIECE)
+                raise
+        return count
+
+    def _took(self, count: int) -> None:
+        self._buffer.wrote(count)
+        self.bytes_taken += count
+        self._is_busy = True
+        try:
+            while self._open and (came := self._reader.advance()) is not None:
+                self._qemu_waits = came is Came.BEGINNING
+                self._is_over |= came in (Came.COPY, Came.CHECKPOINT)
+                self._on_came(came)
+        except ColoError as error:
+            self._end(error)
+        finally:
+            self._is_busy = False
+        self._answer()
+
+    # -- the secondary --------------------------------------------------------------------
+
+    def _push(self, at_most: int = _TURN) -> None:
+        """Send the secondary what lies here, as far as its socket takes it now."""
+        buffer, count = self._buffer, 0
+        while self._open and not self._is_full and self._sent < buffer.end and count < at_most:
+            try:
+                sent = self._secondary.send(buffer.data[self._sent : buffer.end][:_PIECE])
+            except BlockingIOError:
+                self._is_full = True
+                self._loop.add_writer(self._secondary, self._writable)
+            except OSError as error:
+                self._lose(f"the secondary ended the connection: {error.strerror}")
+                return
+            else:
+                count += sent
+                self._sent += sent
+                self.bytes_sent += sent
+        self._make_room()
+        if self.held_bytes and not self._is_full and count >= _TURN:
+            self._loop.call_soon(self._push)
 
     def _writable(self) -> None:
-        if self._send() and self._open:
-            self._loop.remove_writer(self._secondary)
-            self._loop.add_reader(self._qemu, self._from_qemu)
+        self._is_full = False
+        self._loop.remove_writer(self._secondary)
+        self._push()
+
+    def _make_room(self) -> None:
+        """What was read and sent is used up; QEMU is read where there is room again."""
+        if not self._open:
+            return
+        buffer = self._buffer
+        is_empty = self._sent == buffer.start == buffer.end
+        if is_empty and self._is_over:
+            self._area.clear()
+            self._sent, self._is_over = 0, False
+        elif is_empty or (self._sent >= buffer.start >= COPY_ROOM):
+            self._sent -= buffer.start
+            buffer.rewind()
+        if not self._is_read and self._has_room(self.room // 2):
+            self._read_qemu(True)
+
+    def _has_room(self, room: int) -> bool:
+        return self.held_bytes < room and self._buffer.end + _BATCH <= len(self._buffer.data)
 
     def _from_secondary(self) -> None:
         try:
@@ -155,21 +255,22 @@ class Relay:
         if not data:
             self._lose("the secondary ended the connection")
             return
-        self._hearing = True
+        self._is_busy = True
         try:
             if self._return_path is not None and self._return_path.status is None:
                 path, data = self._return_path.feed(data)
                 self._answers += path
             for message in self._decoder.feed(data):
-                if self._on_message(message):
-                    self.send(message)
+                self._on_message(message)
         except ColoError as error:
             self._end(error)
         finally:
-            self._hearing = False
+            self._is_busy = False
         self._answer()
         if self._open:
             self._acknowledge()
+
+    # -- the end --------------------------------------------------------------------------
 
     def _lose(self, why: str) -> None:
         self._end(ChannelLost(why))

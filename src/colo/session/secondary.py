@@ -53,17 +53,14 @@ class Checks(Protocol):
 class EpochDisks(Protocol):
     """The disks of the primary's VM, whose writes belong to the checkpoints."""
 
-    def ask(self, number: int) -> None:
-        """The VM stands still for checkpoint ``number``: have all that it wrote be here."""
-
     def is_here(self, number: int) -> bool:
-        """Whether it is."""
+        """Whether all is here that the VM wrote before checkpoint ``number``."""
 
     def require(self, number: int) -> None:
         """Raise DiskError where checkpoint ``number`` cannot be committed."""
 
     def commit(self, number: int) -> None:
-        """What was asked for is the disks at that checkpoint; this takes no time."""
+        """What was written before it is the disks at that checkpoint; this takes no time."""
 
 
 class Incoming:
@@ -207,8 +204,6 @@ class Incoming:
             self._checks.check_devices(migration)
         if migration.return_path:
             self._out += shut()
-        if self._disks is not None:
-            self._disks.ask(self.machine.number)
         return self._with_disks(self._migrated)
 
     def _migrated(self) -> bool:
@@ -260,8 +255,6 @@ class Incoming:
         assert self._first.migration is not None
         self._sent = self._clock()
         self._began = self._buffer.start
-        if self._disks is not None:
-            self._disks.ask(self.machine.number)
         self._live = LiveStateReader(
             self._buffer, self._first.ram, self._first.migration.ram_section, self._store.stage
         )

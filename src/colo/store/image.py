@@ -11,7 +11,6 @@ import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 from urllib.parse import quote
 
 import numpy as np
@@ -21,9 +20,7 @@ from colo.errors import StoreError
 from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import Offsets, PageRun, RamBlock
 
-__all__ = ["Image", "mib", "require_room", "reserve"]
-
-_MAP_NORESERVE: Final = 0x4000  # Linux; Python's mmap module names it only in later versions
+__all__ = ["Image", "mib", "require_room"]
 
 
 def mib(size: int) -> str:
@@ -42,15 +39,6 @@ def require_room(folder: Path, size: int, what: str) -> None:
             f"{folder} has {mib(free)} free, {what} needs {mib(size)}: make room, or point "
             "[store] folder in the VM file at another one (a container often has a small /dev/shm)"
         )
-
-
-def reserve(size: int) -> mmap.mmap:
-    """Reserve private memory that takes up only what of it is filled.  Raises StoreError."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    try:
-        return mmap.mmap(-1, size, flags=flags)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"cannot reserve {mib(size)} of address space: {error}") from error
 
 
 class Image:

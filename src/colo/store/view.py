@@ -24,7 +24,8 @@ from colo.errors import StoreError
 from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import Bytes, Offsets, PageRun
 from colo.migration.writer import RUN_PAGES, by_kind
-from colo.store.image import Image, reserve
+from colo.store.area import reserve
+from colo.store.image import Image
 from colo.store.store import Checkpoint, Store
 
 __all__ = ["VIEWS_MAX", "View"]
