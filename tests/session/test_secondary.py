@@ -594,7 +594,7 @@ def test_each_checkpoint_leaves_its_figures(session: Session) -> None:
         "prepare": [0.5],
         "ram": [1.5],
         "devices": [3.0],
-        "stopped": [4.5],
+        "received": [4.5],
         "apply": [],
     }
     assert list(session.figures.pages) == [3]

@@ -143,6 +143,32 @@ def test_the_clock_of_a_guest_that_was_taken_over(trouble: str | None, line: str
     assert line in shown(clock={"trouble": trouble, "seconds": 1.5})
 
 
+@pytest.mark.parametrize(
+    ("aside", "line"),
+    [
+        (
+            {
+                "held_bytes": 3 << 20,
+                "room_bytes": 256 << 20,
+                "memory_bytes": 12 << 20,
+                "lag_s": 1.5,
+            },
+            "3 MiB of 256 MiB held here for the secondary (memory 12 MiB); the secondary is 1,500 ms behind",
+        ),
+        (
+            {"held_bytes": 0, "room_bytes": 0, "memory_bytes": 0, "lag_s": 0.004},
+            "nothing is held here while the VM runs; the secondary is 4 ms behind",
+        ),
+    ],
+)
+def test_what_the_secondary_lacks(aside: dict[str, Any], line: str) -> None:
+    assert line in " ".join(shown(aside=aside).split())
+
+
+def test_of_a_secondary_that_has_nothing_no_lag_is_told() -> None:
+    assert "behind" not in shown(aside={"lag_s": None})
+
+
 def test_how_far_a_first_copy_is() -> None:
     assert "  first copy   3 MiB sent\n" in shown(state="COPYING", bytes_total=3 << 20)
     assert "first copy" not in shown(state="PROTECTED", bytes_total=3 << 20)

@@ -222,7 +222,7 @@ class Incoming:
         self.handle(SecondaryEvent.DEVICES_RECEIVED)
         now = self._clock()
         self._figures.phases["devices"].append(now - self._ram_done)
-        self._figures.phases["stopped"].append(now - self._sent)
+        self._figures.phases["received"].append(now - self._sent)
         self._figures.checkpoint(pages, size)
         return True
 

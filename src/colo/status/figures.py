@@ -10,15 +10,19 @@ __all__ = ["PHASES", "Figures", "Summary", "summarise", "summary"]
 
 _SAMPLES: Final = 1024
 
-#: The phases of a checkpoint, in order, in seconds.  The primary sees only the middle two.
+#: The phases of a checkpoint, in order, in seconds.  The primary sees those of its VM, the
+#: secondary the others.
 PHASES: Final = {
     "prepare": "asked → reply; the VM runs",
     "ram": "VM stopped → all pages here",
     "devices": "→ devices here, committed",
+    "received": "VM stopped → all of it here",
     "covered": "VM stopped → safe, packets go",
     "stopped": "the VM is stopped",
     "apply": "into the image; the VM runs",
 }
+
+_PRIMARYS: Final = ("covered", "stopped")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Figures:
     """The last 1024 samples of each phase, and counts since the start."""
 
     phases: dict[str, deque[float]] = field(
-        default_factory=lambda: {phase: _series() for phase in PHASES if phase != "covered"}
+        default_factory=lambda: {phase: _series() for phase in PHASES if phase not in _PRIMARYS}
     )
     pages: deque[float] = field(default_factory=_series)
     bytes: deque[float] = field(default_factory=_series)

@@ -126,6 +126,8 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "handed on", _forward(content["forward"])
     for name, text in disks(content):
         yield "disk", f"{name}: {text}"
+    if content.get("aside") and content["aside"]["lag_s"] is not None:
+        yield "aside", _aside(content["aside"])
     for netdev, gate in content.get("network", {}).items():
         yield "network", f"{netdev}: {_gate(gate)}"
     if content["qemu"] is not None:
@@ -201,6 +203,17 @@ def _disk(disk: dict[str, Any]) -> str:
         return f"{size}, in step{how}; {mib(disk['written_bytes'])} written since it began"
     left = f", {_ago(time.time() - disk['left_s'])} left" if disk["left_s"] is not None else ""
     return f"{size}, {disk['share']:.0%} copied{how}{left}"
+
+
+def _aside(aside: dict[str, Any]) -> str:
+    """What lies on the primary's host, as the secondary has not got it yet."""
+    lag = f"the secondary is {aside['lag_s'] * 1e3:,.0f} ms behind"
+    if not aside["room_bytes"]:
+        return f"nothing is held here while the VM runs; {lag}"
+    return (
+        f"{mib(aside['held_bytes'])} of {mib(aside['room_bytes'])} held here for the secondary "
+        f"(memory {mib(aside['memory_bytes'])}); {lag}"
+    )
 
 
 def _gate(gate: dict[str, Any]) -> str:
