@@ -153,7 +153,8 @@ def test_the_clock_of_a_guest_that_was_taken_over(trouble: str | None, line: str
                 "memory_bytes": 12 << 20,
                 "lag_s": 1.5,
             },
-            "3 MiB of 256 MiB held here for the secondary (memory 12 MiB); the secondary is 1,500 ms behind",
+            "3 MiB of 256 MiB held here for the secondary (memory 12 MiB); the secondary is 1,500 ms "
+            "behind",
         ),
         (
             {"held_bytes": 0, "room_bytes": 0, "memory_bytes": 0, "lag_s": 0.004},
