@@ -46,7 +46,7 @@ _FEW: Final = 16
 _KNOWN_SHARE: Final = 4
 #: Fewer bytes than this are sent as they are.
 _WORTH_BYTES: Final = 1024
-#: zstd's level 1: below any rate at which a quicker one pays, it pays too, and leaves less.
+#: zstd's level 1: quicker ones pay from about the same rate down (measured), and leave more.
 _LEVEL: Final = 1
 
 
