@@ -1,7 +1,8 @@
 """``python -m bench``: measure on this machine, and write the figures down.
 
-It takes some 50 minutes; ``--quick`` takes nine and proves little.  Let the machine do nothing
-else meanwhile.
+It takes some 50 minutes; ``--quick`` takes nine and proves little.  What ``floor``, ``links`` and
+``many`` measure takes hours more, and has to be asked for by ``--only``.  Let the machine do
+nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from bench import (
     checkpoint,
     clock,
     disks,
+    floor,
     hosts,
+    links,
     machine,
+    many,
     memory,
     network,
     pauses,
@@ -28,7 +32,9 @@ from bench import (
     takeover,
 )
 from bench.errors import BenchError
+from bench.plots import draw
 from bench.render import render
+from bench.ways import WAYS
 from colo.qemu.accelerator import Outcome, try_kvm
 
 __all__ = ["main"]
@@ -48,6 +54,7 @@ _NAMES: Final = (
     "receive",
     "checkpoint",
 )
+_ONLY_BY_NAME: Final = ("floor", "links", "many")
 _TRANSPORTS: Final = ("unix", "tcp")
 
 
@@ -59,19 +66,20 @@ def main() -> int:
     parser.add_argument(
         "--rounds", type=int, default=5, metavar="N", help="how often each pair takes turns (5)"
     )
-    parser.add_argument("--only", choices=_NAMES, action="append", help="measure only this")
+    parser.add_argument(
+        "--only", choices=(*_NAMES, *_ONLY_BY_NAME), action="append", help="measure this"
+    )
     parser.add_argument(
         "--render",
         type=Path,
         nargs=2,
         metavar=("JSON", "MD"),
-        help="measure nothing: write the tables of JSON into MD, between its markers",
+        help="measure nothing: write the tables of JSON into MD, between its markers, and draw its "
+        "plots into the folder «figures» beside it",
     )
     options = parser.parse_args()
     if options.render:
-        source, target = options.render
-        target.write_text(render(json.loads(source.read_text()), target.read_text()))
-        return 0
+        return _render(*options.render)
     text = ""
     try:
         for figures in _measure(options.only or _NAMES, 1 if options.quick else options.rounds):
@@ -83,6 +91,17 @@ def main() -> int:
         return 1
     if not options.json:
         print(text)
+    return 0
+
+
+def _render(source: Path, target: Path) -> int:
+    figures = json.loads(source.read_text())
+    try:
+        target.write_text(render(figures, target.read_text()))
+        draw(figures, target.parent / "figures")
+    except BenchError as error:
+        _say(f"bench: {error}")
+        return 1
     return 0
 
 
@@ -157,6 +176,27 @@ def _measure_qemu(
         for accel in ("tcg", "kvm") if works else ("tcg",):
             _say(f"the guest's clock, QEMU {version}, {accel}")
             yield from clock.measure(binary, accel, min(20.0, 5.0 * rounds), _say)
+    elif name == "floor":
+        for each in floor.CASES:
+            _say(f"stopped time, QEMU {version}, {each.mode}, {each.pages} pages")
+            yield floor.measure(binary, each, rounds, seconds, _say)
+    elif name == "links":
+        _say(f"links, QEMU {version}")
+        yield from links.measure(binary, rounds, 60, 8, seconds, _say)
+    elif name == "many":
+        _say(f"big VMs and many, QEMU {version}")
+        yield {
+            "big": [
+                many.measure_big(binary, size, way, rounds, _say)
+                for size in many.BIG_MIB
+                for way in WAYS
+            ],
+            "many": [
+                many.measure_many(binary, count, way, 10.0 + min(20.0, 10.0 * rounds), _say)
+                for count in many.COUNTS
+                for way in WAYS
+            ],
+        }
     elif name == "relay":
         _say(f"relay, QEMU {version}, tcp, idle")
         case = pauses.CASES[0]

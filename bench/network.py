@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.errors import BenchError
+from bench.qmp import Monitor
 from bench.stats import summarise
 from bench.vm import ROOT, wait_until
 from colo.config import load
@@ -52,7 +53,8 @@ class Kind:
 
     ``lean``: a VM whose devices have little state.  ``tuned``: QEMU and colo have processors of
     their own, QEMU all but the last one, and colo keeps them awake while a client is answered.
-    ``words``: more for the guest's kernel.  ``arbiter``: a file where it is "".
+    ``words``: more for the guest's kernel.  ``arbiter``: a file where it is "".  ``mode``: what the
+    guest does besides its services.
     """
 
     lean: bool = False
@@ -60,6 +62,8 @@ class Kind:
     accel: str = "tcg"
     words: str = ""
     arbiter: str = ""
+    mode: str = "serve"
+    memory_mib: int = 256
 
 
 _AS_THEY_COME: Final = Kind()
@@ -184,14 +188,16 @@ class Scene:
         self.lab = lab
         self.folder = folder
         self._tuned = kind.tuned
+        self._mode = kind.mode
         self._qmp = folder / "colo.qmp"
         self._other_qmp = folder / "bench.qmp"
         self._vm = folder / "vm.toml"
         self.qemu_pid = 0
         image = build(ROOT / "build" / "guest", lambda line: None)
-        args = ["-machine", "pc", "-cpu", "qemu64", "-m", "256", "-display", "none"]
-        args += ["-nodefaults", "-kernel", str(image.kernel), "-initrd", str(image.initrd)]
-        mode = f"colo.mode=serve colo.ip={_GUEST}/{LAN_PREFIX} colo.line-ms={_LINE_MS}"
+        args = ["-machine", "pc", "-cpu", "qemu64", "-m", f"{kind.memory_mib}"]
+        args += ["-display", "none", "-nodefaults"]
+        args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
+        mode = f"colo.mode={kind.mode} colo.ip={_GUEST}/{LAN_PREFIX} colo.line-ms={_LINE_MS}"
         args += ["-append", f"{KERNEL_WORDS} {mode} {kind.words}".strip()]
         args += ["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"]
         card = "virtio-net-pci,netdev=n0,mac=52:54:00:c0:10:06"
@@ -204,17 +210,22 @@ class Scene:
             f'[qemu.{role}]\nargs = ["-serial", "file:{folder / role}.console"]\n'
             for role in ("primary", "secondary")
         ]
-        tuning = "[checkpoints]\ncpu_latency_us = 0\n" if kind.tuned else ""
-        self._vm.write_text(
+        self._tuning = "cpu_latency_us = 0\n" if kind.tuned else ""
+        self._text = (
             f'name = "bench"\n[qemu]\nbinary = {json.dumps(binary)}\naccel = "{kind.accel}"\n'
             f"args = {json.dumps(args)}\n{''.join(roles)}"
             f'[failover]\narbiter = "{kind.arbiter or f"file:{folder}/grant"}"\n'
-            f"{tuning}[hosts]\n"
+            "[hosts]\n"
             + "".join(
                 f'{name} = "tcp:{REPLICATION_ADDRESS[place]}:9000"\n'
                 for name, place in _PLACES.items()
             )
         )
+        self._write("")
+
+    def _write(self, checkpoints: str) -> None:
+        """Write the VM file; ``checkpoints``: more lines of the table of that name."""
+        self._vm.write_text(f"{self._text}[checkpoints]\n{self._tuning}{checkpoints}\n")
 
     @contextlib.contextmanager
     def qemu(self, keeps_clock: bool = True) -> Iterator[None]:
@@ -229,8 +240,8 @@ class Scene:
         command = [*self._on(_PROCESSORS[:-1]), *command]
         with self._process(Place.HOST_A, "qemu", command, env=environment) as process:
             self.qemu_pid = process.pid
-            console = self.folder / "primary.console"
-            wait_until("the guest", lambda: _holds(console, "ready mode=serve"), _START_S)
+            console, ready = self.folder / "primary.console", f"ready mode={self._mode}"
+            wait_until("the guest", lambda: _holds(console, ready), _START_S)
             yield
 
     @contextlib.contextmanager
@@ -245,13 +256,28 @@ class Scene:
                     os.kill(int((self.folder / state / "qemu.pid").read_text()), signal.SIGKILL)
 
     @contextlib.contextmanager
-    def primary(self, state: str) -> Iterator[subprocess.Popen[Any]]:
-        """``colo primary``, attached to the VM and ended in good order."""
-        options = ("--qmp", f"unix:{self._qmp}", "--to", _TO)
+    def primary(
+        self, state: str, to: str = _TO, checkpoints: str = "", seconds: float = _START_S
+    ) -> Iterator[subprocess.Popen[Any]]:
+        """``colo primary``, attached to the VM and ended in good order.
+
+        ``checkpoints``: more of what its VM file says of them.  It is protected within ``seconds``.
+        """
+        self._write(checkpoints)
+        options = ("--qmp", f"unix:{self._qmp}", "--to", to)
         with self._colo(Place.HOST_A, state, "primary", *options) as process:
-            wait_until("protection", lambda: self._state(state) == "PROTECTED" or None, _START_S)
+            wait_until("protection", lambda: self._state(state) == "PROTECTED" or None, seconds)
             yield process
         shutil.rmtree(self.folder / state, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def monitor(self) -> Iterator[Monitor]:
+        """QEMU's events from now on."""
+        monitor = Monitor(self._other_qmp)
+        try:
+            yield monitor
+        finally:
+            monitor.close()
 
     @contextlib.contextmanager
     def node(self, host: str) -> Iterator[subprocess.Popen[Any]]:

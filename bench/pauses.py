@@ -21,12 +21,12 @@ from bench.stats import median, summarise
 from bench.vm import (
     Process,
     Vm,
+    colo_primary,
     colo_secondary,
     free_address,
     primary,
     progress,
     protect,
-    relayed,
     stock_secondary,
 )
 
@@ -129,7 +129,9 @@ def _one_run(vm: Vm, transport: str, pair: _Pair, interval_ms: int, seconds: flo
         with (
             primary(vm, folder) as (process, monitor),
             pair.secondary(vm, address, folder),
-            relayed(vm, address, folder) if pair.relayed else contextlib.nullcontext(),
+            colo_primary(vm, address, folder, "--stock")
+            if pair.relayed
+            else contextlib.nullcontext(),
         ):
             if not pair.relayed:
                 protect(process, monitor, address, interval_ms)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from bench.cells import ms, spread, table
 from bench.errors import BenchError
+from bench.render_reach import floor, links, many
 
 __all__ = ["render"]
 
@@ -17,7 +19,7 @@ _Row = dict[str, Any]
 
 def render(figures: _Row, text: str) -> str:
     """Return ``text`` with the tables of ``figures`` between its markers."""
-    for name, table in _TABLES.items():
+    for name, write in _TABLES.items():
         if name not in figures:
             continue
         begin, end = _BEGIN.format(name=name), _END.format(name=name)
@@ -25,13 +27,8 @@ def render(figures: _Row, text: str) -> str:
         _, found_end, after = rest.partition(end)
         if not found or not found_end:
             raise BenchError(f"there are no markers for {name}: {begin} … {end}")
-        text = f"{before}{begin}\n\n{table(figures[name])}\n\n{end}{after}"
+        text = f"{before}{begin}\n\n{write(figures[name])}\n\n{end}{after}"
     return text
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _machine(machine: _Row) -> str:
@@ -61,7 +58,7 @@ def _pauses(rows: Sequence[_Row]) -> str:
         "work",
         "ratio",
     ]
-    return _table(head, (cells for row in rows for cells in _pair(row)))
+    return table(head, (cells for row in rows for cells in _pair(row)))
 
 
 def _pair(row: _Row) -> Iterable[list[str]]:
@@ -70,7 +67,7 @@ def _pair(row: _Row) -> Iterable[list[str]]:
     guest = f"{row['mode']}, {row['memory_mib']} MiB, every {row['interval_ms']} ms"
     for name, last in (("stock", ""), (row.get("rival", "colo"), ratio)):
         series = row[name]
-        values = [_ms(series[key]) for key in ("median", "p95", "p99", "max")]
+        values = [ms(series[key]) for key in ("median", "p95", "p99", "max")]
         where = [row["qemu"], guest, row["transport"]] if name == "stock" else ["", "", ""]
         work = f"{series['work_per_s']:.1f}/s" if row["mode"] == "files" else ""
         yield [*where, name, *values, str(series["n"]), work, last]
@@ -78,30 +75,25 @@ def _pair(row: _Row) -> Iterable[list[str]]:
 
 def _costs(rows: Sequence[_Row]) -> str:
     head = ["QEMU", "", "median", "p99", "max", "of each round: median (lowest–highest)"]
-    return _table(head, (cells for row in rows for cells in _cost(row)))
+    return table(head, (cells for row in rows for cells in _cost(row)))
 
 
 def _cost(row: _Row) -> Iterable[list[str]]:
     bulk = row["bulk"]
     for trip in row["round_trips"]:
         for name in ("unprotected", "protected"):
-            last = f"**{_spread(trip['added'])} ms added**" if name == "protected" else ""
-            values = [_ms(trip[name][key]) for key in ("median", "p99", "max")]
+            last = f"**{spread(trip['added'])} ms added**" if name == "protected" else ""
+            values = [ms(trip[name][key]) for key in ("median", "p99", "max")]
             yield [row["qemu"], f"round trip, {trip['kind']}, {name}, ms", *values, last]
     for name, text in (("open", "gate open"), ("protected", "protected")):
-        last = f"**{_spread(bulk['ratios'])} ×**" if name == "protected" else ""
+        last = f"**{spread(bulk['ratios'])} ×**" if name == "protected" else ""
         yield [row["qemu"], f"bulk, {text}, MiB/s", f"{bulk[name]['median']:.0f}", "", "", last]
-
-
-def _spread(values: Sequence[float]) -> str:
-    ordered = sorted(values)
-    return f"{ordered[len(ordered) // 2]:.2f} ({ordered[0]:.2f}–{ordered[-1]:.2f})"
 
 
 def _clock(rows: Sequence[_Row]) -> str:
     head = ["QEMU", "", "guest's clock", "", "stood still", "lost", "lost without the library"]
     bare = {_clock_key(row): row for row in rows if not row["library"]}
-    return _table(
+    return table(
         head,
         (
             [
@@ -131,7 +123,7 @@ def _lost(row: _Row) -> str:
 
 def _gaps(rows: Sequence[_Row]) -> str:
     head = ["QEMU", "host A", "median, ms", "p95", "max", "n"]
-    return _table(
+    return table(
         head,
         (
             [
@@ -148,7 +140,7 @@ def _gaps(rows: Sequence[_Row]) -> str:
 
 def _hosts(rows: Sequence[_Row]) -> str:
     head = ["QEMU", "what happens", "noticed, ms", "taken over", "protected again", "gap", "n"]
-    return _table(
+    return table(
         head,
         (
             [
@@ -175,7 +167,7 @@ def _disks(rows: Sequence[_Row]) -> str:
         "transactions": "PostgreSQL, pgbench -c 4",
     }
     kinds = ("with its disk", "disk left out")
-    return _table(
+    return table(
         head,
         (
             [
@@ -208,7 +200,7 @@ def _stops(rows: Sequence[_Row]) -> str:
         "busy takeover": "the same, a guest that writes as fast as it can",
     }
     kinds = ("with its disk", "disk left out")
-    return _table(
+    return table(
         head,
         (
             [
@@ -225,7 +217,7 @@ def _stops(rows: Sequence[_Row]) -> str:
 
 def _replicas(row: _Row) -> str:
     head = ["an epoch of 64 MiB in writes of", "merged in", "dd, as much", "ratio"]
-    table = _table(
+    merged = table(
         head,
         (
             [
@@ -239,7 +231,7 @@ def _replicas(row: _Row) -> str:
     )
     resync = row["resync"]
     return (
-        f"{table}\n\nA second copy of {resync['disk_bytes'] >> 30} GiB of which 1 % differs: "
+        f"{merged}\n\nA second copy of {resync['disk_bytes'] >> 30} GiB of which 1 % differs: "
         f"{resync['sent_bytes'] / (1 << 20):,.0f} MiB on the wire, {resync['seconds']:.0f} s."
     )
 
@@ -255,14 +247,14 @@ def _takeover(rows: Sequence[_Row]) -> str:
         "max",
         "n",
     ]
-    return _table(
+    return table(
         head,
         (
             [
                 row["qemu"],
                 f"{row['mode']}, {row['memory_mib']} MiB",
-                *(_ms(row["from_kill_ms"][key]) for key in ("median", "p95", "max")),
-                *(_ms(row["from_loss_ms"][key]) for key in ("median", "max")),
+                *(ms(row["from_kill_ms"][key]) for key in ("median", "p95", "max")),
+                *(ms(row["from_loss_ms"][key]) for key in ("median", "max")),
                 str(row["from_kill_ms"]["n"]),
             ]
             for row in rows
@@ -281,7 +273,7 @@ def _memory(rows: Sequence[_Row]) -> str:
         "allowed_mib": "allowed",
     }
     head = ["QEMU", *(f"{name}, MiB" for name in keys.values()), "peak less base ÷ guest RAM"]
-    return _table(
+    return table(
         head,
         (
             [
@@ -296,7 +288,7 @@ def _memory(rows: Sequence[_Row]) -> str:
 
 def _receive(rows: Sequence[_Row]) -> str:
     head = ["pages", "number", "runs", "MiB", "parse, ms", "apply, ms"]
-    return _table(
+    return table(
         head,
         (
             [
@@ -304,8 +296,8 @@ def _receive(rows: Sequence[_Row]) -> str:
                 str(row["pages"]),
                 str(row["runs"]),
                 f"{row['mib']:.1f}",
-                "" if row["parse_ms"] is None else _ms(row["parse_ms"]),
-                _ms(row["apply_ms"]),
+                "" if row["parse_ms"] is None else ms(row["parse_ms"]),
+                ms(row["apply_ms"]),
             ]
             for row in rows
         ),
@@ -314,7 +306,7 @@ def _receive(rows: Sequence[_Row]) -> str:
 
 def _checkpoint(rows: Sequence[_Row]) -> str:
     head = ["dirty pages", "MiB", "", "median, ms", "p95", "max", "n", "ratio"]
-    return _table(head, (cells for row in rows for cells in _beside(row)))
+    return table(head, (cells for row in rows for cells in _beside(row)))
 
 
 def _beside(row: _Row) -> Iterable[list[str]]:
@@ -322,13 +314,9 @@ def _beside(row: _Row) -> Iterable[list[str]]:
     for name, text in (("bare", "bare"), ("stopped", "guest stopped"), ("cycle", "whole cycle")):
         series = row[f"{name}_ms"]
         where = [pages, f"{row['mib']:.1f}" if row["mib"] else ""] if name == "bare" else ["", ""]
-        ratio = "" if name == "bare" else f"**{_spread(row[f'{name}_ratios'])}**"
-        values = [_ms(series[key]) for key in ("median", "p95", "max")]
+        ratio = "" if name == "bare" else f"**{spread(row[f'{name}_ratios'])}**"
+        values = [ms(series[key]) for key in ("median", "p95", "max")]
         yield [*where, text, *values, str(series["n"]), ratio]
-
-
-def _ms(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 _TABLES: Final[dict[str, Callable[[Any], str]]] = {
@@ -346,4 +334,7 @@ _TABLES: Final[dict[str, Callable[[Any], str]]] = {
     "memory": _memory,
     "receive": _receive,
     "checkpoint": _checkpoint,
+    "floor": floor,
+    "links": links,
+    "many": many,
 }

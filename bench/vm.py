@@ -26,6 +26,7 @@ __all__ = [
     "Process",
     "Vm",
     "colo_command",
+    "colo_primary",
     "colo_secondary",
     "free_address",
     "guest_image",
@@ -34,7 +35,6 @@ __all__ = [
     "protect",
     "qemu",
     "read_status",
-    "relayed",
     "set_capabilities",
     "stock_secondary",
     "wait_until",
@@ -60,13 +60,19 @@ def guest_image() -> GuestImage:
 class Vm:
     """``mode``: what the guest does, see ``colo.mode`` in src/colo/demo/guest/workload.c.
 
-    ``interval_ms`` lies between two checkpoints that ``colo primary`` has made.
+    ``interval_ms`` lies between two checkpoints that ``colo primary`` has made.  ``words``: more
+    for the guest's kernel.  ``checkpoints``: more lines of the VM file's table of that name.
+    ``arbiter``: with one, a file, as where both hosts are colo's.
     """
 
     binary: str
     memory_mib: int
     mode: str
     interval_ms: int = 1000
+    words: str = ""
+    checkpoints: str = ""
+    name: str = "bench"
+    arbiter: bool = False
 
     def plan(self, folder: Path) -> LaunchPlan:
         """How to start it, with a VM file and the consoles in ``folder``."""
@@ -78,20 +84,25 @@ class Vm:
         args = ["-machine", "pc", "-cpu", "qemu64", "-m", f"{self.memory_mib}"]
         args += ["-display", "none", "-nodefaults"]
         args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
-        args += ["-append", f"{KERNEL_WORDS} colo.mode={self.mode}"]
-        text = f'name = "bench"\n[qemu]\nbinary = {json.dumps(self.binary)}\naccel = "tcg"\n'
+        args += ["-append", f"{KERNEL_WORDS} colo.mode={self.mode} {self.words}".strip()]
+        text = f'name = "{self.name}"\n[qemu]\nbinary = {json.dumps(self.binary)}\naccel = "tcg"\n'
         text += f"args = {json.dumps(args)}\n"
         for role in ("primary", "secondary"):
             serial = json.dumps(["-serial", f"file:{folder / role}.console"])
             text += f"[qemu.{role}]\nargs = {serial}\n"
-        text += f"[checkpoints]\nage_max_ms = {self.interval_ms}\n"
+        text += f"[checkpoints]\nage_max_ms = {self.interval_ms}\n{self.checkpoints}\n"
+        if self.arbiter:
+            text += f'[failover]\narbiter = "file:{folder}/grant"\n'
         path = folder / "vm.toml"
         path.write_text(text)
         return path
 
 
 class Process:
-    """A process of the bench; ``name`` stands in errors and is its log's name."""
+    """A process of the bench; ``name`` stands in errors and is its log's name.
+
+    It is started where the bench is, which ``python -m bench.…`` needs.
+    """
 
     def __init__(
         self, name: str, command: list[str], folder: Path, environment: dict[str, str] | None = None
@@ -100,7 +111,12 @@ class Process:
         self._log = folder / f"{name}.log"
         with self._log.open("wb") as log:
             self.popen = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=ROOT,
             )
 
     def check(self) -> None:
@@ -181,16 +197,19 @@ def colo_secondary(vm: Vm, address: str, folder: Path, on_loss: str = "hold") ->
 
 
 @contextlib.contextmanager
-def relayed(vm: Vm, address: str, folder: Path) -> Iterator[Process]:
-    """``colo primary`` between the primary and a stock secondary at ``address``."""
-    state = folder / "relay"
+def colo_primary(vm: Vm, address: str, folder: Path, *options: str) -> Iterator[Process]:
+    """``colo primary`` attached to the primary, with the state folder ``folder``/primary.
+
+    With the option ``--stock`` it is before a stock secondary at ``address``.
+    """
+    state = folder / "primary"
     command = [*colo_command("primary"), str(vm.file(folder))]
-    command += ["--qmp", f"unix:{folder / 'colo.qmp'}", "--to", address, "--stock"]
+    command += ["--qmp", f"unix:{folder / 'colo.qmp'}", "--to", address, *options]
     process = Process("colo-primary", [*command, "--state-dir", str(state)], folder)
     try:
         wait_until(
             "protection",
-            lambda: read_status(folder, "state", "relay") == "PROTECTED" or None,
+            lambda: read_status(folder, "state", "primary") == "PROTECTED" or None,
             _ENTER_S,
             process,
         )

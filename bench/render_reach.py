@@ -1,0 +1,105 @@
+"""The tables of what a checkpoint costs by its pages, by the link, and by the size of what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from bench.cells import ms, table
+
+__all__ = ["floor", "links", "many"]
+
+_Row = dict[str, Any]
+
+_GUESTS: Final = {"files": "writes files", "build": "builds"}
+#: A series of a link's row: its key, its heading, and how its values are shown.
+_LINK_SERIES: Final = (
+    ("round_trip_ms", "round trip, ms", "median p99"),
+    ("answering_stopped_ms", "stopped meanwhile, ms", "median p99"),
+    ("answering_kib", "KiB each", "median"),
+    ("bulk_mib_per_s", "bulk, MiB/s", "median"),
+    ("writing_stopped_ms", "writes files: stopped, ms", "median p99"),
+    ("writing_mib", "MiB each", "median"),
+    ("files_per_s", "files/s", "median"),
+)
+
+
+def floor(rows: Sequence[_Row]) -> str:
+    """Stopped time by dirty pages, and its plot."""
+    head = ["QEMU", "guest", "sent, MiB", "secondary", "median, ms", "p99", "max", "n", "work"]
+    lines = table(head, (cells for row in rows for cells in _floor(row)))
+    return f"{_image('The VM is stopped, by dirty pages', 'stopped-by-pages')}\n\n{lines}"
+
+
+def _floor(row: _Row) -> Iterable[list[str]]:
+    guest = f"{row['pages']:,} pages" if row["pages"] else _GUESTS[row["mode"]]
+    where = [row["qemu"], f"{guest}, every {row['interval_ms']} ms", f"{row['sent']['mib']:.2f}"]
+    for name, series in row["stopped_ms"].items():
+        values = [ms(series[key]) for key in ("median", "p99", "max")]
+        work = "" if row["pages"] else f"{row['work_per_s'][name]:.1f}/s"
+        yield [*where, name, *values, str(series["n"]), work]
+        where = [""] * len(where)
+
+
+def links(rows: Sequence[_Row]) -> str:
+    """Round trips, bulk and stopped time by the link, and their plots."""
+    head = ["QEMU", "link", "without colo", ""]
+    head += [heading for _, heading, _ in _LINK_SERIES]
+    images = (
+        _image("Round trip by the link's rate", "round-trip-by-link"),
+        _image("The VM is stopped, by the link's rate", "stopped-by-link"),
+    )
+    return "\n\n".join((*images, table(head, map(_link, rows))))
+
+
+def _link(row: _Row) -> list[str]:
+    link, bare = row["link"], row.get("bare")
+    where = [row["qemu"], link["name"] if link else ""]
+    where.append(f"{bare['mib_per_s']:.0f} MiB/s, {ms(bare['round_trip_ms'])} ms" if bare else "")
+    return [*where, row["way"], *(_series(row.get(key), how) for key, _, how in _LINK_SERIES)]
+
+
+def _series(series: _Row | None, how: str) -> str:
+    if series is None:
+        return ""
+    return " (p99 ".join(ms(series[key]) for key in how.split()) + ")" * how.count("p99")
+
+
+def many(rows: Sequence[_Row]) -> str:
+    """Two tables: one of big VMs, one of many."""
+    head = ["QEMU", "guest RAM", "", "first copy, s", "stopped, ms", "takeover, ms"]
+    head += ["peak of host A's colo, MiB", "of host B's, MiB", "of that not the store's"]
+    big = table(head, (_big(row["qemu"], each) for row in rows for each in row["big"]))
+    head = ["QEMU", "idle VMs", "", "stopped, ms: median", "p99", "max", "n"]
+    head += ["host A's colo, % of a core", "host B's", "host A's has, MiB", "host B's", "store"]
+    small = table(head, (_many(row["qemu"], each) for row in rows for each in row["many"]))
+    return f"{big}\n\n{small}"
+
+
+def _big(qemu: str, row: _Row) -> list[str]:
+    where = [qemu, f"{row['memory_mib'] >> 10} GiB", row["way"]]
+    if "left_out" in row:
+        return [*where, f"left out: {row['left_out']}", "", "", "", "", ""]
+    peak = row["peak_mib"]
+    return [
+        *where,
+        f"{row['first_copy_s']:.2f}",
+        *(ms(row[key]) for key in ("stopped_ms", "takeover_ms")),
+        *(f"{peak[key]:.0f}" for key in ("primary", "secondary", "secondary_own")),
+    ]
+
+
+def _many(qemu: str, row: _Row) -> list[str]:
+    stopped, cpu, own = row["stopped_ms"], row["cpu_percent"], row["own_mib"]
+    return [
+        *(qemu, f"{row['vms']} × {row['memory_mib']} MiB", row["way"]),
+        *(ms(stopped[key]) for key in ("median", "p99", "max")),
+        str(stopped["n"]),
+        *(f"{cpu[name]['median']:.1f} (max {cpu[name]['max']:.1f})" for name in own),
+        *(f"{own[name]:.0f}" for name in own),
+        f"{row['store_mib']:.0f}",
+    ]
+
+
+def _image(text: str, name: str) -> str:
+    return f"![{text}](figures/{name}.svg)"
