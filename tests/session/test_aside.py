@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -18,6 +19,7 @@ import pytest
 from colo.config import VmConfig
 from colo.config.vm import Checkpoints
 from colo.errors import ColoError
+from colo.migration.ram import PageRun
 from colo.packets.gate import Gate
 from colo.protocol.messages import COLOMessage, MessageDecoder
 from colo.protocol.tables import CourierState
@@ -27,10 +29,15 @@ from colo.session.awake import Awake
 from colo.session.primary_stream import Came
 from colo.session.qemu_primary import Checkpointing
 from colo.session.relay import Relay, area_for
+from colo.session.secondary import Incoming
 from colo.session.standstill import StandStill
+from colo.wire.choice import Way
+from colo.wire.encoder import Encoder
+from colo.wire.rate import LinkRate
+from colo.wire.sent import SentPages
 from tests.session.test_qemu_primary import FakeAwake, FakeColo, FakeStandStill
 from tests.session.test_secondary import LIMITS, Session, turns, wholes
-from tests.streams import RAM, RSDP, Checkpoint, Stream, fill, later_devices
+from tests.streams import RAM, RSDP, Checkpoint, Stream, fill, full, later_devices
 
 #: A first copy and three checkpoints.
 SMALL = Stream(
@@ -41,8 +48,27 @@ SMALL = Stream(
         for n in (1, 2, 3)
     ),
 )
+
+
+def changed(seed: int) -> tuple[PageRun, ...]:
+    """Ten pages, of which little is another than with the seed before."""
+    named, run = full(RAM, [0]), full(RAM, range(1, 11))
+    content = run.content.copy()
+    content[:, : 8 * seed] = seed
+    return named, PageRun(RAM, run.offsets, content), fill(RAM, [12], seed)
+
+
+#: The same with whole pages, and devices that are worth a difference.
+FULL = Stream(
+    "full",
+    parts=((fill(RAM, range(16)), fill(RSDP, [0], 9)),),
+    checkpoints=tuple(
+        Checkpoint(changed(n), devices=bytes(3000) + later_devices(n)) for n in (1, 2, 3)
+    ),
+)
 FIRST = len(turns(SMALL)[0])
 ALL = sum(map(len, turns(SMALL)))
+FOR_EVER = 1 << 40
 AT_ONCE = Checkpoints(run_min_ms=0, age_max_ms=0.001)
 
 
@@ -88,13 +114,24 @@ class OneCard:
 class World:
     """Two hosts; the wire between them carries ``carries`` bytes, and then breaks.
 
-    ``slow``: it carries nothing of a checkpoint before QEMU's VM runs again.
+    ``coder``: what goes there goes in frames.
     """
 
-    def __init__(self, folder: Path, carries: int, config: VmConfig, slow: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        carries: int,
+        config: VmConfig,
+        coder: Encoder | None = None,
+        stream: Stream = SMALL,
+    ) -> None:
+        self.stream = stream
         self.b = Session(folder)
+        if coder is not None:
+            store, figures = self.b.store, self.b.figures
+            self.b.incoming = Incoming("web1", store, figures, lambda: 0.0, is_coded=True)
         self.card = OneCard()
-        self.left, self.slow = carries, slow
+        self.left = self.carries = carries
         self.qemu, qemu = socket.socketpair()
         self.wire, secondary = socket.socketpair()
         for sock in (self.qemu, self.wire):
@@ -120,12 +157,13 @@ class World:
             area,
             LIMITS,
             False,
+            coder,
             self.session.received,
             self.session.came,
             self.lost.append,
             self.lost.append,
         )
-        self.relay.hurries = not slow
+        self.relay.hurries = False
         self.session.pass_on = self.relay.send
         self.ahead: list[int] = []  # what host B had when the VM ran on
 
@@ -134,13 +172,16 @@ class World:
         carrying = asyncio.ensure_future(self._carry())
         try:
             await self._play()
-            await asyncio.wait_for(asyncio.shield(carrying), 10)  # the last one arrives
+            while self.committed < 3:  # the last one arrives
+                await asyncio.sleep(0)
+                if carrying.done():
+                    return
         finally:
             carrying.cancel()
             await asyncio.wait({carrying})
 
     async def _play(self) -> None:
-        turn = iter(turns(SMALL))
+        turn = iter(turns(self.stream))
         await self._say(next(turn))
         await self._hear(COLOMessage.CHECKPOINT_READY)
         for number in range(1, 4):
@@ -152,12 +193,16 @@ class World:
             await self._hear(COLOMessage.VMSTATE_LOADED)
             self.ahead.append(self.committed)
             self.card.sends(number + 1)  # it runs on
-            self.slow = False
 
     @property
     def committed(self) -> int:
         checkpoint = self.b.store.checkpoint
         return checkpoint.number if checkpoint is not None else -1
+
+    @property
+    def carried(self) -> int:
+        """How many bytes have got to host B."""
+        return self.carries - self.left
 
     async def _say(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.qemu, data)
@@ -199,12 +244,18 @@ class World:
         assert self.card.epochs == sorted(self.card.epochs)
         if self.committed >= 0:
             self.b.apply()
-            assert self.b.images() == wholes(SMALL)[self.committed][0]
+            assert self.b.images() == wholes(self.stream)[self.committed][0]
 
 
-def played(folder: Path, carries: int, checkpoints: Checkpoints) -> World:
+def played(
+    folder: Path,
+    carries: int,
+    checkpoints: Checkpoints,
+    coder: Encoder | None = None,
+    stream: Stream = SMALL,
+) -> World:
     async def scene() -> World:
-        world = World(folder, carries, VmConfig("web1", checkpoints=checkpoints))
+        world = World(folder, carries, VmConfig("web1", checkpoints=checkpoints), coder, stream)
         try:
             await asyncio.wait_for(world.play(), 10)
         except (EOFError, ConnectionError):
@@ -221,7 +272,7 @@ def folders(root: Path) -> Iterator[Path]:
     while True:
         number += 1
         folder = root / str(number)
-        folder.mkdir()
+        folder.mkdir(parents=True)
         yield folder
 
 
@@ -253,6 +304,45 @@ def test_cut_off_at_every_byte_nothing_was_heard_that_is_not_there(
         world.b.store.remove()
     assert ends == {-1, 0, 1, 2, 3}
     assert (ran_on > 0) is (aside_mib > 0), "the case that this is about has come up"
+
+
+@pytest.fixture
+def slow_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is measured, the link is slow: all ways of coding are in use."""
+    monkeypatch.setattr(LinkRate, "value", 1e6, raising=False)
+    monkeypatch.setattr(LinkRate, "__init__", lambda self: None)
+    monkeypatch.setattr(LinkRate, "add", lambda *_: None)
+
+
+def encoder() -> Encoder:
+    made = Encoder(SentPages(64), True, time.perf_counter)
+    made.rate = 1e6
+    return made
+
+
+def test_in_frames_it_is_the_same(tmp_path: Path, slow_link: None) -> None:
+    coder = encoder()
+    world = played(tmp_path, FOR_EVER, AT_ONCE, coder, FULL)
+    world.check()
+    assert world.committed == 3
+    size = sum(map(len, turns(FULL)))
+    assert world.relay.bytes_taken == coder.figures.total.stream_bytes == size
+    assert world.carried == coder.figures.total.wire_bytes < size
+    assert coder.figures.by_way[Way.DIFFERENCE.value].stream_bytes > 0
+
+
+def test_in_frames_cut_off_anywhere(tmp_path: Path, slow_link: None) -> None:
+    """What a frame has in it is often what differs from pages that host B has."""
+    whole = played(next(folders(tmp_path)), FOR_EVER, AT_ONCE, encoder(), FULL)
+    ends = set()
+    for carries, folder in zip(
+        range(0, whole.carried + 1, 71), folders(tmp_path / "cut"), strict=False
+    ):
+        world = played(folder, carries, AT_ONCE, encoder(), FULL)
+        world.check()
+        ends.add(world.committed)
+        world.b.store.remove()
+    assert ends >= {-1, 0, 1, 2}
 
 
 def test_a_gate_that_releases_by_the_local_answer_is_noticed(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colo.errors import LimitExceeded, PeerError, StreamError, UnexpectedMessage
 from colo.migration.buffer import ReceiveBuffer
+from colo.migration.format import CONTINUE, PAGE, ZERO
+from colo.migration.ram import PageRun
 from colo.session.primary_stream import Came, PrimaryReader
 from tests.streams import LIMITS, SMALL_STREAMS, Page, Stream, pages_of, pieces
 
@@ -46,11 +49,18 @@ class Reading:
     def __init__(self, room: int = 1 << 20, rewinds: bool = False) -> None:
         self.buffer = ReceiveBuffer(bytearray(room))
         self.pages: list[Page] = []
-        self.reader = PrimaryReader(
-            self.buffer, LIMITS, lambda run: self.pages.extend(pages_of([run]))
-        )
+        self.reader = PrimaryReader(self.buffer, LIMITS, self._on_pages)
         self.told: list[tuple[Came, int]] = []
         self._rewinds = rewinds
+
+    def _on_pages(self, run: PageRun, size: int) -> None:
+        self.pages += pages_of([run])
+        if size:
+            kind = ZERO if run.is_fill else PAGE
+            heads = (run.offsets | (kind | CONTINUE)).astype(">u8")
+            records = np.hstack([heads.view(np.uint8).reshape(-1, 8), run.content])
+            start = self.buffer.start
+            assert bytes(self.buffer.data[start - size : start]) == records.tobytes()
 
     def feed(self, chunks: Iterable[bytes]) -> None:
         for chunk in chunks:
@@ -78,7 +88,7 @@ def test_each_part_is_told_where_it_ends_however_it_comes(stream: Stream, size: 
     assert reading.told == expected(stream)
     assert reading.pages == [page for each in stream.checkpoints for page in each.pages]
     assert reading.reader.device_bytes == len(stream.checkpoints[-1].devices)
-    assert reading.reader.blocks == tuple(block.name for block in stream.blocks)
+    assert reading.reader.blocks == stream.blocks
 
 
 @settings(deadline=None, max_examples=60)

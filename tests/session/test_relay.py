@@ -58,6 +58,7 @@ class Bench:
             area_for(32 << 20, LIMITS),
             LIMITS,
             return_path,
+            None,
             self._message,
             self._came,
             self.lost.append,
@@ -341,7 +342,7 @@ def test_answers_that_come_together_reach_qemu_together() -> None:
                 relay.send(message)
 
             area = area_for(module.COPY_ROOM, LIMITS)
-            relay = Relay(ours, theirs, area, LIMITS, False, answer, print, print, print)
+            relay = Relay(ours, theirs, area, LIMITS, False, None, answer, print, print, print)
             both = encode(RECEIVED) + encode(LOADED)
             secondary.send(both)
             assert await asyncio.get_running_loop().sock_recv(qemu, 100) == both

@@ -153,8 +153,8 @@ def test_the_clock_of_a_guest_that_was_taken_over(trouble: str | None, line: str
                 "memory_bytes": 12 << 20,
                 "lag_s": 1.5,
             },
-            "3 MiB of 256 MiB held here for the secondary (memory 12 MiB); the secondary is 1,500 ms "
-            "behind",
+            "3 MiB of 256 MiB held here for the secondary (memory 12 MiB); the secondary is "
+            "1,500 ms behind",
         ),
         (
             {"held_bytes": 0, "room_bytes": 0, "memory_bytes": 0, "lag_s": 0.004},
@@ -164,6 +164,18 @@ def test_the_clock_of_a_guest_that_was_taken_over(trouble: str | None, line: str
 )
 def test_what_the_secondary_lacks(aside: dict[str, Any], line: str) -> None:
     assert line in " ".join(shown(aside=aside).split())
+
+
+@pytest.mark.parametrize(
+    ("rate", "line"),
+    [
+        (2.4e7, "24 MB/s; 100 MiB went as 40 MiB, with 1.5 s of work"),
+        (None, "as fast as QEMU; 100 MiB went as 40 MiB, with 1.5 s of work"),
+    ],
+)
+def test_what_goes_on_the_wire(rate: float | None, line: str) -> None:
+    told = {"rate": rate, "stream_bytes": 100 << 20, "wire_bytes": 40 << 20, "work_s": 1.5}
+    assert line in " ".join(shown(wire=told).split())
 
 
 def test_of_a_secondary_that_has_nothing_no_lag_is_told() -> None:

@@ -23,11 +23,13 @@ class Host:
 
     def __init__(self) -> None:
         self.channels: list[bytes] = []
+        self.coded: list[bool] = []
         self.links: list[bytes] = []
         self.disk_links: list[bytes] = []
         self.strangers: list[str] = []
 
-    async def channel(self, sock: socket.socket, peer: str) -> None:
+    async def channel(self, sock: socket.socket, peer: str, is_coded: bool) -> None:
+        self.coded.append(is_coded)
         with sock:
             self.channels.append(sock.recv(100))
 
@@ -72,7 +74,13 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_migration_is_led_to_the_channel_with_its_magic(path: Path) -> None:
-    assert visit(path, b"QEVM\0\0\0\3").channels == [b"QEVM\0\0\0\3"]
+    host = visit(path, b"QEVM\0\0\0\3")
+    assert (host.channels, host.coded) == ([b"QEVM\0\0\0\3"], [False])
+
+
+def test_a_channel_in_frames_is_one_too(path: Path) -> None:
+    host = visit(path, b"CWIR\1\0\0\0")
+    assert (host.channels, host.coded) == ([b"\1\0\0\0"], [True])
 
 
 def test_a_magic_may_come_in_pieces(path: Path) -> None:

@@ -22,6 +22,7 @@ T = TypeVar("T")
 _KINDS: Final[dict[type, tuple[tuple[type, ...], str]]] = {
     str: ((str,), "text"),
     Path: ((str,), "text"),
+    bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
     float: ((int, float), "a number"),
 }
@@ -62,7 +63,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
             raise UsageError(f"[{name}] has to be a table")
         return read_table(hint, value, name)
     wanted, called = _KINDS[hint]
-    if not isinstance(value, wanted) or isinstance(value, bool):
+    if not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool):
         raise UsageError(f"{name} = {value!r}: it has to be {called}")
     return hint(value)
 

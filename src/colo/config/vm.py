@@ -43,6 +43,9 @@
     cpu_latency_us = 0                       # not needed: while clients are answered, processors
                                              # that take longer to wake are kept awake
     aside_mib = 256                          # so much of one is held here while the VM runs on
+    [wire]                                   # between two colos, where a slow link makes it pay:
+    compress = true                          # zstd, and
+    compare_mib = 64                         # only what differs of pages: memory on host A for it
     [network]
     high_water_mib = 4                       # so much held output asks for a checkpoint at once
     hold_limit_mib = 64                      # beyond so much, packets are dropped
@@ -82,6 +85,7 @@ __all__ = [
     "StoreRoom",
     "TlsFiles",
     "VmConfig",
+    "Wire",
     "load",
 ]
 
@@ -194,6 +198,19 @@ class Checkpoints:
 
 
 @dataclass(frozen=True)
+class Wire:
+    """``[wire]``: what may be done to send less, where the link's rate makes that pay."""
+
+    compress: bool = True
+    compare_mib: float = 64.0
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything may."""
+        return self.compress or self.compare_mib > 0
+
+
+@dataclass(frozen=True)
 class Network:
     """``[network]``: how much output is held."""
 
@@ -220,6 +237,7 @@ class VmConfig:
     store: StoreRoom = StoreRoom()
     failover: Failover = Failover()
     checkpoints: Checkpoints = Checkpoints()
+    wire: Wire = Wire()
     network: Network = Network()
     tls: TlsFiles | None = None
     hosts: dict[str, str] = field(default_factory=dict)
@@ -316,6 +334,12 @@ def _check(config: VmConfig) -> None:
             f"heartbeat_limit_s = {failover.heartbeat_limit_s}: at least twice heartbeat_s = "
             f"{failover.heartbeat_s}, or a host that is there counts as lost"
         )
+    for name, value in (
+        ("aside_mib", config.checkpoints.aside_mib),
+        ("compare_mib", config.wire.compare_mib),
+    ):
+        if not 0 <= value < float("inf"):
+            raise UsageError(f"{name} = {value}: 0 or more, and finite")
     if not 0 < config.checkpoints.stopped_share_max < 1:
         raise UsageError(
             f"stopped_share_max = {config.checkpoints.stopped_share_max}: a share, more than 0 and "

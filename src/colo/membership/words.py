@@ -29,6 +29,7 @@ from typing import Any, Final
 
 from colo.config import VmConfig
 from colo.errors import LimitExceeded, PeerError
+from colo.wire.frames import WIRE_VERSION
 
 __all__ = [
     "LINK_MAGIC",
@@ -93,7 +94,7 @@ class Hello:
 
     ``holder``: the grant's, or "" where that is not said.  ``heartbeat_s`` and
     ``heartbeat_limit_s``: how often it beats and which silence it takes for a loss, or None where
-    that is not said.
+    that is not said.  ``wire``: the version of frames that it takes on a channel, 0 for none.
     """
 
     version: int
@@ -104,6 +105,7 @@ class Hello:
     holder: str = ""
     heartbeat_s: float | None = None
     heartbeat_limit_s: float | None = None
+    wire: int = 0
 
     def word(self) -> Word:
         """This hello as a word."""
@@ -116,7 +118,8 @@ class Hello:
         digest = machine_digest(config)
         ours = config.failover
         beats = ours.heartbeat_s, ours.heartbeat_limit_s
-        return cls(LINK_VERSION, config.name, digest, ours.arbiter, grant, holder, *beats)
+        wire = WIRE_VERSION if config.wire.is_used else 0
+        return cls(LINK_VERSION, config.name, digest, ours.arbiter, grant, holder, *beats, wire)
 
     @classmethod
     def of(cls, word: Word) -> Hello:
@@ -128,6 +131,7 @@ class Hello:
                 holder=str(word.content.get("holder", "")),
                 heartbeat_s=_seconds(word, "heartbeat_s"),
                 heartbeat_limit_s=_seconds(word, "heartbeat_limit_s"),
+                wire=int(word.content.get("wire", 0)),
             )
         except (KeyError, TypeError, ValueError, OverflowError):
             raise PeerError(f"the other side's first word is {word.kind.value}, no hello") from None

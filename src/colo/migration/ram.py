@@ -117,6 +117,9 @@ class RamReader:
         self._buffer = buffer
         self._limits = limits
         self._current: RamBlock | None = None
+        #: How many bytes up to the buffer's start the run is that is handed on now, where each of
+        #: its pages continues a block; else 0.
+        self.run_bytes = 0
         self.blocks: dict[str, RamBlock] = {}
 
     def read_blocks(self) -> Parser[None]:
@@ -171,6 +174,7 @@ class RamReader:
         self._current = block
         yield from need(buffer, size)
         content = np.frombuffer(buffer.take(size), np.uint8).reshape(1, size)
+        self.run_bytes = 0
         on_pages(self._run(np.array([header & ~_FLAGS], np.uint64), content))
 
     def _take_run(self, flags: int, on_pages: Callable[[PageRun], None]) -> None:
@@ -182,8 +186,10 @@ class RamReader:
         content = np.ndarray(
             (count, stride - 8), np.uint8, buffer.data, buffer.start + 8, (stride, 1)
         )
-        on_pages(self._run(headers & _OFFSET, content))
-        buffer.start += count * stride
+        run = self._run(headers & _OFFSET, content)
+        self.run_bytes = count * stride
+        buffer.start += self.run_bytes
+        on_pages(run)
 
     def _count_run(self, flags: int, stride: int) -> int:
         """How many pages from here on have these flags; the first one has."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from colo.config import VmConfig
 from colo.errors import ColoError
+from colo.migration.format import PAGE_SIZE
 from colo.node.replicating import Replicating
 from colo.protocol.messages import COLOMessage, Message
 from colo.protocol.tables import CourierEvent, Do
@@ -17,7 +20,10 @@ from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.packet_filters import NetGate
 from colo.session.qemu_primary import Checkpointing
 from colo.session.relay import COPY_ROOM, Relay, area_for
+from colo.store.area import reserve
 from colo.transport.sockets import accept_one, listening
+from colo.wire.encoder import Encoder
+from colo.wire.sent import SentPages
 
 __all__ = ["Copying"]
 
@@ -25,9 +31,9 @@ __all__ = ["Copying"]
 class Copying:
     """The copies of one QEMU's VM, which meets the relay at a socket in ``folder``.
 
-    ``connect`` opens a channel to the secondary.  ``begun`` is called when that may get something
-    from now on; ``lost`` with why that is of no more use; ``left_by_qemu`` where QEMU has ended its
-    connection, mostly as it died.
+    ``connect`` opens a channel to the secondary; ``is_coded``: whether it carries frames.
+    ``begun`` is called when that may get something from now on; ``lost`` with why that is of no
+    more use; ``left_by_qemu`` where QEMU has ended its connection, mostly as it died.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class Copying:
         disks: Replicating,
         folder: Path,
         connect: Callable[[], Awaitable[socket.socket]],
+        is_coded: Callable[[], bool],
         begun: Callable[[], None],
         lost: Callable[[ColoError | OSError], None],
         left_by_qemu: Callable[[str], None],
@@ -48,6 +55,8 @@ class Copying:
         self._is_aside = config.checkpoints.aside_mib > 0
         self._room = max(COPY_ROOM, int(config.checkpoints.aside_mib * (1 << 20)))
         self._area = area_for(self._room, self._limits)
+        self._coder = _coder(config)
+        self._is_coded = is_coded
         self._disks, self._connect = disks, connect
         session.cut = disks.cut
         self._path = folder / "colo.sock"
@@ -78,6 +87,18 @@ class Copying:
             "lag_s": self._session.lag_s,
         }
 
+    def wire(self) -> dict[str, Any] | None:
+        """What the status file has of the frames; None where there are none."""
+        coder = self._coder
+        if coder is None or self._relay is None or not self._is_coded():
+            return None
+        total = coder.figures.total
+        return {
+            "rate": coder.rate,
+            **asdict(total),
+            "by_way": {name: asdict(each) for name, each in coder.figures.by_way.items()},
+        }
+
     def begin(self) -> None:
         """Have the disks in step, then QEMU migrate to us, and relay that to the secondary."""
         self._session.begin()
@@ -104,12 +125,16 @@ class Copying:
     def _follow(self, qemu: socket.socket) -> None:
         """Relay from QEMU to the secondary."""
         assert self._channel is not None
+        coder = self._coder if self._is_coded() else None
+        if coder is not None:
+            coder.reset()
         self._relay = Relay(
             qemu,
             self._channel,
             self._area,
             self._limits,
             self._colo.return_path,
+            coder,
             self._received,
             self._session.came,
             self._lost,
@@ -164,3 +189,12 @@ class Copying:
         if copying is not None:
             await asyncio.wait({copying})
         await self.gate_is_out()
+
+
+def _coder(config: VmConfig) -> Encoder | None:
+    """What the VM file lets be done to send less."""
+    if not config.wire.is_used:
+        return None
+    slots = int(config.wire.compare_mib * (1 << 20)) // PAGE_SIZE
+    sent = SentPages(slots, memoryview(reserve(slots * PAGE_SIZE))) if slots else None
+    return Encoder(sent, config.wire.compress, time.monotonic)

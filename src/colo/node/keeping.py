@@ -241,7 +241,7 @@ class SecondaryNode(Performer):
             case _:
                 return "this VM has its primary already"
 
-    async def _begin(self, sock: socket.socket, peer: str) -> None:
+    async def _begin(self, sock: socket.socket, peer: str, is_coded: bool) -> None:
         """A checkpoint channel has connected: take it in, or close it."""
         why, link, last, known = None, self._link, self._kept.session, 0
         if last is not None and last.applying is not None and self.state in _OPEN:
@@ -256,7 +256,7 @@ class SecondaryNode(Performer):
         if why is None and self._link is not link:
             why = "a control link has come or gone meanwhile"
         if why is None:
-            self._incoming = sock, peer
+            self._incoming = sock, peer, is_coded
             if Do.REFUSE not in self.tell(Event.CHANNEL_UP, grant=Grant(known, "")):
                 return
             why = self._occupied()
@@ -265,9 +265,9 @@ class SecondaryNode(Performer):
 
     def _receive(self) -> None:
         """Take in what the connection brings that has come."""
-        sock, peer = self._incoming
+        sock, peer, is_coded = self._incoming
         self._error = None
-        self._kept.receive(sock, peer)
+        self._kept.receive(sock, peer, is_coded)
         self.say(f"a primary has connected from {peer}")
 
     def _greet(self, sock: socket.socket, peer: str) -> None:

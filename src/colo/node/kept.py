@@ -48,8 +48,8 @@ class Kept:
         self._waiting, self._fresh, self._on_lost = waiting, fresh, lost
         self._committed_at: float | None = None
 
-    def receive(self, sock: socket.socket, peer: str) -> None:
-        """Take in what the connection of ``peer`` brings."""
+    def receive(self, sock: socket.socket, peer: str, is_coded: bool) -> None:
+        """Take in what the connection of ``peer`` brings, in frames or not."""
         self.facts = {"primary": peer}
         self.session = Receiving(
             self._vm_name,
@@ -61,6 +61,7 @@ class Kept:
             self._lost,
             self._waiting,
             self.disks.intake,
+            is_coded,
         )
 
     def _disks_are_here(self) -> None:

@@ -12,6 +12,7 @@ from colo.errors import ChannelLost, PeerError
 from colo.membership.words import Hello, Word, WordKind
 from colo.transport.address import Address
 from colo.transport.control_link import Link, call
+from colo.wire.frames import WIRE_MAGIC, WIRE_VERSION
 
 __all__ = ["Peer"]
 
@@ -41,8 +42,8 @@ class Peer:
         self._link: Link | None = None
         self._channel: socket.socket | None = None
         self._limit_s = self._own_limit_s = config.failover.heartbeat_limit_s
-        #: Whether the last ``reach`` had a channel.
-        self.was_reached = False
+        #: Whether the last ``reach`` had a channel; whether a channel carries frames.
+        self.was_reached = self.is_coded = False
 
     @property
     def figures(self) -> dict[str, Any] | None:
@@ -55,9 +56,10 @@ class Peer:
         Raises ChannelLost, OSError or TimeoutError where it cannot be had now, PeerError where it
         never can.
         """
-        self.was_reached = False
+        self.was_reached = self.is_coded = False
         if not self._stock:
             sock, theirs = await call(self.to, ours, _CALL_S)
+            self.is_coded = ours.wire == theirs.wire == WIRE_VERSION
             self._limit_s = theirs.heartbeat_limit_s or self._own_limit_s
             self._link = Link(sock, *self._beats, self._figures, self._hear, self._lost)
         else:
@@ -68,7 +70,10 @@ class Peer:
         """The connection of a new channel.  Raises OSError or ChannelLost."""
         channel, self._channel = self._channel, None
         try:
-            return channel or await self._connect()
+            channel = channel or await self._connect()
+            if self.is_coded:
+                channel.send(WIRE_MAGIC)
+            return channel
         except TimeoutError:
             raise ChannelLost(f"{self.to} does not answer") from None
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import re
 import socket
-import struct
-import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +19,7 @@ from colo.errors import GuestError
 from colo.packets.gate import Gate, GateState
 from colo.qemu.monitor import Monitor
 from colo.status.figures import summarise, summary
-from colo.transport.sockets import listening
+from colo.transport.sockets import listening, unacknowledged
 
 __all__ = ["NetGate", "cards"]
 
@@ -278,7 +275,7 @@ class _Door:
         while self._loop.time() < deadline:
             self.drain()
             self.flush()
-            if self._back is None or not (self._unsent or _unread(self._back)):
+            if self._back is None or not (self._unsent or unacknowledged(self._back)):
                 return
             await asyncio.sleep(_SETTLE_STEP_S)
 
@@ -325,9 +322,3 @@ class _Door:
             **ends,
         )
         self._made.append(("object-del", name))
-
-
-def _unread(sock: socket.socket) -> int:
-    """How many bytes that were sent the other end has not read yet."""
-    answer = fcntl.ioctl(sock, termios.TIOCOUTQ, struct.pack("i", 0))
-    return int(struct.unpack("i", answer)[0])

@@ -39,7 +39,7 @@ class Receiving:
 
     ``clock`` gives seconds and never goes back.  ``on_checkpoint`` is called when the store holds
     a new one; ``on_lost`` once, with what went wrong, when the connection is of no more use, and
-    after whatever came whole before.  ``checks`` and ``disks``: see Incoming.
+    after whatever came whole before.  ``checks``, ``disks``, ``is_coded``: see Incoming.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Receiving:
         on_lost: Callable[[ColoError], None],
         checks: Checks | None = None,
         disks: EpochDisks | None = None,
+        is_coded: bool = False,
     ) -> None:
         self._store = store
         self._figures = figures
@@ -63,7 +64,7 @@ class Receiving:
         self.applying: asyncio.Task[None] | None = None
         self._failure: StoreError | None = None
         store.abandon()
-        self._session = Incoming(vm_name, store, figures, clock, checks, disks)
+        self._session = Incoming(vm_name, store, figures, clock, checks, disks, is_coded)
         self._channel: Channel | None = Channel(
             sock, self._session, clock, self._progress, self._lose
         )

@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 
 from colo.errors import LimitExceeded, UnexpectedMessage
 from colo.migration.buffer import ReceiveBuffer
-from colo.migration.ram import Limits, PageRun
+from colo.migration.ram import Limits, PageRun, RamBlock
 from colo.migration.reader import LiveStateReader, MigrationReader
 from colo.protocol.messages import COLOMessage, Message, parse_message
 
@@ -41,13 +41,17 @@ _Parts: TypeAlias = Generator[Came | None, None, None]
 
 
 class PrimaryReader:
-    """Reads from ``buffer``; ``on_pages`` gets each run of pages of a checkpoint, as a reader's."""
+    """Reads from ``buffer``.
+
+    ``on_pages`` gets each run of a checkpoint's pages, as a reader's, and how many bytes up to the
+    buffer's start it is, where each of its pages continues a block; else 0.
+    """
 
     def __init__(
         self,
         buffer: ReceiveBuffer,
         limits: Limits,
-        on_pages: Callable[[PageRun], None] = lambda run: None,
+        on_pages: Callable[[PageRun, int], None] = lambda run, size: None,
     ) -> None:
         self._buffer = buffer
         self._limits = limits
@@ -60,13 +64,13 @@ class PrimaryReader:
             lambda command, value: None,
         )
         self._parts = self._read()
-        #: How many bytes of devices the checkpoint has that came last.
-        self.device_bytes = 0
+        #: How many bytes of devices the checkpoint has that came last, and how many are to come.
+        self.device_bytes = self.devices_left = 0
 
     @property
-    def blocks(self) -> tuple[str, ...]:
-        """The memory's blocks by name, in the order of the stream's list; empty before that."""
-        return tuple(self._first.ram.blocks)
+    def blocks(self) -> tuple[RamBlock, ...]:
+        """The memory's blocks, in the order of the stream's list; empty before that."""
+        return tuple(self._first.ram.blocks.values())
 
     def advance(self) -> Came | None:
         """Read on to the end of the next part; None where that is not here yet.
@@ -87,7 +91,7 @@ class PrimaryReader:
             yield from self._message(COLOMessage.VMSTATE_SEND, "REPLIED")
             yield Came.BEGINNING
             live = LiveStateReader(
-                self._buffer, self._first.ram, migration.ram_section, self._on_pages
+                self._buffer, self._first.ram, migration.ram_section, self._tell_pages
             )
             while not live.advance():
                 yield None
@@ -97,13 +101,16 @@ class PrimaryReader:
             yield from self._devices(size)
             yield Came.CHECKPOINT
 
+    def _tell_pages(self, run: PageRun) -> None:
+        self._on_pages(run, self._first.ram.run_bytes)
+
     def _devices(self, size: int) -> _Parts:
-        self.device_bytes = left = size
-        while left:
-            count = min(left, self._buffer.available)
+        self.device_bytes = self.devices_left = size
+        while self.devices_left:
+            count = min(self.devices_left, self._buffer.available)
             self._buffer.start += count
-            left -= count
-            if left:
+            self.devices_left -= count
+            if self.devices_left:
                 yield None
 
     def _message(self, expected: COLOMessage, state: str) -> Generator[Came | None, None, Message]:

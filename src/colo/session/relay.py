@@ -1,9 +1,11 @@
 """Between a primary QEMU and the secondary: its stream one way, messages the other.
 
 What QEMU sends is taken into an area of memory, read there for where each part of it ends, and goes
-to the secondary from there, byte for byte.  So QEMU need not wait for the network: it is read as
-fast as memory is, up to ``room`` bytes that the secondary has not been sent yet; then it waits.  A
-checkpoint that is larger than that, or a first copy, flows through.
+to the secondary from there, byte for byte; or coded, to a colo that knows how (``colo.wire``): then
+what has been read goes, part by part, and a checkpoint's devices in one piece.  So QEMU need not
+wait for the network: it is read as fast as memory is, up to ``room`` bytes that the secondary has
+not been sent yet; then it waits.  A checkpoint that is larger than that, or a first copy, flows
+through.
 
 What the secondary says is shown to ``on_message``; what QEMU is to hear is sent by ``send``.  Only
 the return path of a first copy is passed on as it comes.
@@ -17,16 +19,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from colo.errors import ChannelLost, ColoError
-from colo.migration.ram import Limits
+from colo.migration.ram import Limits, PageRun
 from colo.migration.returnpath import ReturnPathDecoder
-from colo.protocol.messages import Message, MessageDecoder, encode
+from colo.protocol.messages import COLOMessage, Message, MessageDecoder, encode
 from colo.session.primary_stream import Came, PrimaryReader
 from colo.store.area import Area
-from colo.transport.sockets import quick_acks, soon, tune
+from colo.transport.sockets import quick_acks, soon, take_off, tune, unacknowledged
+from colo.wire.encoder import Encoder, Piece
+from colo.wire.rate import LinkRate
 
 __all__ = ["COPY_ROOM", "Relay", "area_for"]
 
@@ -37,8 +44,19 @@ _BATCH: Final = 1 << 20
 #: Sent in one go, so that others get their turn.
 _PIECE: Final = 1 << 20
 _ANSWER_BYTES: Final = 4096
+#: So many pieces of what is coded go together.
+_TOGETHER: Final = 64
 #: After so many bytes in one go the event loop gets its turn.
 _TURN: Final = 16 << 20
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What the secondary's host had got at a time, and what work had been done on it by then."""
+
+    delivered: int
+    when: float
+    worked_s: float
 
 
 def area_for(room: int, limits: Limits) -> Area:
@@ -50,10 +68,10 @@ def area_for(room: int, limits: Limits) -> Area:
 class Relay:
     """Joins two connected sockets until one of them ends.
 
-    ``return_path``: the secondary first speaks the return-path protocol, as it does with QEMU 11.
-    ``on_came`` is called when a part of QEMU's stream has come whole, and before the secondary has
-    its last byte.  When one side ends it, ``on_lost`` is called, or ``on_qemu_lost``, once and with
-    why.
+    ``coder``: what is sent goes through it.  ``return_path``: the secondary first speaks the
+    return-path protocol, as it does with QEMU 11.  ``on_came`` is called when a part of QEMU's
+    stream has come whole, and before the secondary has its last byte.  When one side ends it,
+    ``on_lost`` is called, or ``on_qemu_lost``, once and with why.
     """
 
     def __init__(
@@ -63,6 +81,7 @@ class Relay:
         area: Area,
         limits: Limits,
         return_path: bool,
+        coder: Encoder | None,
         on_message: Callable[[Message], None],
         on_came: Callable[[Came], None],
         on_lost: Callable[[ColoError], None],
@@ -72,7 +91,10 @@ class Relay:
         self._secondary = secondary
         self._area, self._buffer = area, area.buffer
         self._buffer.start = self._buffer.end = 0
-        self._reader = PrimaryReader(self._buffer, limits)
+        self._coder = coder
+        self._parts: deque[tuple[int, int, PageRun | None]] = deque()
+        on_pages = self._on_pages if coder is not None else (lambda run, size: None)
+        self._reader = PrimaryReader(self._buffer, limits, on_pages)
         self._return_path = ReturnPathDecoder() if return_path else None
         self._on_message = on_message
         self._on_came = on_came
@@ -80,12 +102,18 @@ class Relay:
         self._on_qemu_lost = on_qemu_lost
         self._loop = asyncio.get_running_loop()
         self._decoder = MessageDecoder()
-        self._sent = 0  # as far as this in the buffer
+        self._sent = 0  # as far as this in the buffer, or put into ``out``
+        self._out: deque[Piece] = deque()
+        self._out_bytes = 0
+        self._rate = LinkRate()
+        self._since_whole: _Mark | None = None  # a checkpoint is, and the secondary has not all
+        self._since_full: _Mark | None = None  # QEMU waits for room
         self._answers = bytearray()  # for QEMU
         self._is_busy = False  # more answers may follow at once
         self._is_read = self._is_full = False  # QEMU, the secondary's socket
         self._qemu_waits = False  # its VM stands still, and it is sending
         self._is_over = False  # what came last is whole
+        self._is_copied = False  # the first copy has come by
         self._open = True
         #: So many bytes may lie here.
         self.room = COPY_ROOM
@@ -101,7 +129,7 @@ class Relay:
     @property
     def held_bytes(self) -> int:
         """How much of QEMU's stream lies here, and the secondary has not been sent."""
-        return self._buffer.end - self._sent if self._open else 0
+        return self._buffer.end - self._sent + self._out_bytes if self._open else 0
 
     @property
     def memory_bytes(self) -> int:
@@ -155,6 +183,7 @@ class Relay:
             while self._open and taken < _TURN:
                 if not self._has_room(self.room):
                     self._read_qemu(False)
+                    self._since_full = self._mark(self._coder)
                     break
                 count = soon(self._take) if self._qemu_waits else self._take()
                 if not count:
@@ -190,8 +219,7 @@ class Relay:
         self._is_busy = True
         try:
             while self._open and (came := self._reader.advance()) is not None:
-                self._qemu_waits = came is Came.BEGINNING
-                self._is_over |= came in (Came.COPY, Came.CHECKPOINT)
+                self._note(came)
                 self._on_came(came)
         except ColoError as error:
             self._end(error)
@@ -199,14 +227,37 @@ class Relay:
             self._is_busy = False
         self._answer()
 
+    def _note(self, came: Came) -> None:
+        self._qemu_waits = came is Came.BEGINNING
+        self._is_over |= came in (Came.COPY, Came.CHECKPOINT)
+        if self._coder is None:
+            return
+        match came:
+            case Came.COPY:
+                self._coder.set_blocks(self._reader.blocks)
+                self._is_copied = True
+            case Came.BEGINNING:
+                self._coder.begin_checkpoint()
+            case Came.CHECKPOINT:
+                size, end = self._reader.device_bytes, self._buffer.start
+                if self._sent <= end - size:
+                    self._parts.append((end - size, end, None))
+                self._since_whole = self._mark(self._coder)
+
+    def _on_pages(self, run: PageRun, size: int) -> None:
+        end = self._buffer.start
+        self._parts.append((end - size, end, run))
+
     # -- the secondary --------------------------------------------------------------------
 
     def _push(self, at_most: int = _TURN) -> None:
         """Send the secondary what lies here, as far as its socket takes it now."""
-        buffer, count = self._buffer, 0
-        while self._open and not self._is_full and self._sent < buffer.end and count < at_most:
+        count = 0
+        while self._open and not self._is_full and count < at_most:
+            if not self._out and not self._fill():
+                break
             try:
-                sent = self._secondary.send(buffer.data[self._sent : buffer.end][:_PIECE])
+                sent = self._secondary.sendmsg(list(islice(self._out, _TOGETHER)))
             except BlockingIOError:
                 self._is_full = True
                 self._loop.add_writer(self._secondary, self._writable)
@@ -215,11 +266,50 @@ class Relay:
                 return
             else:
                 count += sent
-                self._sent += sent
+                take_off(self._out, sent)
+                self._out_bytes -= sent
                 self.bytes_sent += sent
         self._make_room()
-        if self.held_bytes and not self._is_full and count >= _TURN:
+        if not self._is_full and count >= _TURN:
             self._loop.call_soon(self._push)
+
+    def _fill(self) -> bool:
+        """Put more into ``out``; False where there is nothing that may go."""
+        data, sent = self._buffer.data, self._sent
+        if self._coder is None or not self._is_copied:
+            self._sent = min(self._buffer.end, sent + _PIECE)
+            pieces: list[Piece] = [data[sent : self._sent]] if self._sent > sent else []
+            if self._coder is not None and pieces:
+                pieces = self._coder.plain(pieces[0])
+        else:
+            pieces = self._coded(self._coder, data, sent)
+        self._out.extend(pieces)
+        self._out_bytes += sum(map(len, pieces))
+        return bool(pieces)
+
+    def _coded(self, coder: Encoder, data: memoryview, sent: int) -> list[Piece]:
+        """The next part of a checkpoint, coded."""
+        if self._parts and self._parts[0][0] <= sent:
+            begin, end, run = self._parts.popleft()
+            if run is not None and begin == end:
+                coder.learn(run)  # it went before
+                return self._coded(coder, data, sent)
+            self._sent = end
+            if run is None:
+                return coder.devices(data[begin:end])
+            if not run.is_fill:
+                return coder.pages(run, data[begin:end])
+            coder.learn(run)
+            return coder.plain(data[begin:end])
+        self._sent = min(self._parts[0][0] if self._parts else self._read_so_far(), sent + _PIECE)
+        return coder.plain(data[sent : self._sent]) if self._sent > sent else []
+
+    def _read_so_far(self) -> int:
+        """How far what has been read may go; devices wait until all of them are here."""
+        reader, start = self._reader, self._buffer.start
+        if reader.devices_left and self._has_room(self.room):
+            return max(self._sent, start - (reader.device_bytes - reader.devices_left))
+        return start
 
     def _writable(self) -> None:
         self._is_full = False
@@ -231,6 +321,8 @@ class Relay:
         if not self._open:
             return
         buffer = self._buffer
+        if self._out or self._parts:
+            return
         is_empty = self._sent == buffer.start == buffer.end
         if is_empty and self._is_over:
             self._area.clear()
@@ -240,6 +332,7 @@ class Relay:
             buffer.rewind()
         if not self._is_read and self._has_room(self.room // 2):
             self._read_qemu(True)
+            self._measure(self._since_full)
 
     def _has_room(self, room: int) -> bool:
         return self.held_bytes < room and self._buffer.end + _BATCH <= len(self._buffer.data)
@@ -261,6 +354,8 @@ class Relay:
                 path, data = self._return_path.feed(data)
                 self._answers += path
             for message in self._decoder.feed(data):
+                if message.kind is COLOMessage.VMSTATE_RECEIVED:
+                    self._measure(self._since_whole)
                 self._on_message(message)
         except ColoError as error:
             self._end(error)
@@ -269,6 +364,25 @@ class Relay:
         self._answer()
         if self._open:
             self._acknowledge()
+
+    def _mark(self, coder: Encoder | None) -> _Mark | None:
+        """From now on what gets there counts, for the rate."""
+        if coder is None:
+            return None
+        return _Mark(
+            self.bytes_sent - unacknowledged(self._secondary),
+            self._loop.time(),
+            coder.figures.total.work_s,
+        )
+
+    def _measure(self, since: _Mark | None) -> None:
+        """So much has got there since then: that tells how fast the way is."""
+        coder = self._coder
+        if since is None or coder is None or (now := self._mark(coder)) is None:
+            return
+        seconds = now.when - since.when - (now.worked_s - since.worked_s)
+        self._rate.add(now.delivered - since.delivered, seconds, coder.rate is not None)
+        coder.rate = self._rate.value
 
     # -- the end --------------------------------------------------------------------------
 

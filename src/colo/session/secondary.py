@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from colo.errors import LimitExceeded, PeerError, ShortRead
 from colo.migration.format import Command
-from colo.migration.ram import PageRun, RamBlock
+from colo.migration.ram import Bytes, Offsets, PageRun, RamBlock
 from colo.migration.reader import Header, LiveStateReader, Migration, MigrationReader
 from colo.migration.writer import pong, shut
 from colo.protocol.messages import Message, encode, parse_message
@@ -21,6 +21,7 @@ from colo.protocol.secondary import Secondary
 from colo.protocol.tables import Do, Effect, SecondaryEvent, SecondaryState
 from colo.status.figures import Figures
 from colo.store.store import Since, Store
+from colo.wire.decoder import Decoder
 
 __all__ = ["Checks", "EpochDisks", "Incoming"]
 
@@ -68,6 +69,7 @@ class Incoming:
 
     ``clock`` gives seconds and never goes back.  ``checks`` may raise PeerError on a machine that
     cannot be taken over here.  With ``disks`` a checkpoint is whole once their part is here too.
+    ``is_coded``: the bytes come in frames.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Incoming:
         clock: Callable[[], float],
         checks: Checks | None = None,
         disks: EpochDisks | None = None,
+        is_coded: bool = False,
     ) -> None:
         self.machine = Secondary(vm_name)
         self.requests: list[Do] = []
@@ -89,10 +92,12 @@ class Incoming:
         self._lacks_disks: Callable[[], bool] | None = None  # what is done once they are here
         self._buffer = store.staging.buffer
         self._buffer.start = self._buffer.end = 0
+        self._decoder = Decoder(self._buffer, self._bases) if is_coded else None
         self._out = bytearray()
         self._device_size = 0
         self._asked = self._sent = self._ram_done = self._saved = 0.0
         self._began = 0
+        self._blocks: tuple[RamBlock, ...] = ()
         self._first = MigrationReader(
             self._buffer,
             replace(store.limits, ram_bytes=_ANY_SIZE),
@@ -119,14 +124,17 @@ class Incoming:
 
     def writable(self, at_most: int) -> memoryview:
         """Where to receive the next bytes into.  Raises LimitExceeded."""
-        return self._buffer.writable(at_most)
+        return (self._decoder or self._buffer).writable(at_most)
 
     def received(self, count: int) -> None:
         """Take ``count`` bytes that were received into ``writable()``.
 
         Raises PeerError of some kind; the session is over then.
         """
-        self._buffer.wrote(count)
+        if self._decoder is not None:
+            self._decoder.received(count)
+        else:
+            self._buffer.wrote(count)
         while self._advance():
             pass
         if self.state is SecondaryState.INCOMING:
@@ -164,6 +172,11 @@ class Incoming:
             return ShortRead(f"checkpoint {self.machine.number} ({self.state.name})", got)
         elif self._buffer.available:
             return ShortRead("a COLO message", self._buffer.available)
+        elif self._decoder is not None:
+            try:
+                self._decoder.end()
+            except PeerError as error:
+                return error
         return None
 
     def stalled(self) -> PeerError | None:
@@ -282,8 +295,16 @@ class Incoming:
         if self._checks is not None:
             self._checks.check_header(header)
         self._store.define(blocks)
+        self._blocks = blocks
+        if self._decoder is not None:
+            self._decoder.set_blocks(blocks)
         if self._checks is not None:
             self._checks.check_blocks(blocks)
+
+    def _bases(self, block: int, numbers: Offsets) -> Bytes:
+        """What pages are in the last whole checkpoint: the images, before the next one begins."""
+        pages: Bytes = self._store.images[self._blocks[block].name].pages[numbers]
+        return pages
 
     def _on_pages(self, run: PageRun) -> None:
         self._store.write(run)

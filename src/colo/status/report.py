@@ -128,6 +128,8 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "disk", f"{name}: {text}"
     if content.get("aside") and content["aside"]["lag_s"] is not None:
         yield "aside", _aside(content["aside"])
+    if content.get("wire"):
+        yield "wire", _wire(content["wire"])
     for netdev, gate in content.get("network", {}).items():
         yield "network", f"{netdev}: {_gate(gate)}"
     if content["qemu"] is not None:
@@ -213,6 +215,15 @@ def _aside(aside: dict[str, Any]) -> str:
     return (
         f"{mib(aside['held_bytes'])} of {mib(aside['room_bytes'])} held here for the secondary "
         f"(memory {mib(aside['memory_bytes'])}); {lag}"
+    )
+
+
+def _wire(wire: dict[str, Any]) -> str:
+    """How much less than QEMU's stream goes to the secondary."""
+    rate = "as fast as QEMU" if wire["rate"] is None else f"{wire['rate'] / 1e6:,.0f} MB/s"
+    return (
+        f"{rate}; {mib(wire['stream_bytes'])} went as {mib(wire['wire_bytes'])}, "
+        f"with {wire['work_s']:.1f} s of work"
     )
 
 

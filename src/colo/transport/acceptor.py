@@ -1,8 +1,9 @@
 """Who is at the door: one address takes checkpoint channels, control links and disk links.
 
 They are told apart by their first four bytes, which are looked at and left where they are: «QEVM»
-begins a migration, «COLO» a control link, «CDSK» a disk link.  Whoever says nothing is shown the
-door.  Where the VM file has [tls], nobody gets so far who has not proved who they are.
+begins a migration, «CWIR» one in frames, «COLO» a control link, «CDSK» a disk link.  Whoever says
+nothing is shown the door.  Where the VM file has [tls], nobody gets so far who has not proved who
+they are.
 
 However many come, they cost nobody else anything: only so many are let in who have not said what
 they want, and who has been silent for longest leaves for the next one.
@@ -22,6 +23,7 @@ from colo.membership.words import LINK_MAGIC
 from colo.migration.format import FILE_MAGIC, MULTIFD_MAGIC
 from colo.transport.sockets import accepted, readable
 from colo.transport.tls import Tls
+from colo.wire.frames import WIRE_MAGIC
 
 __all__ = ["Reception", "Refusals"]
 
@@ -37,13 +39,14 @@ class Reception:
     """Accepts connections on ``server``.
 
     ``on_channel``, ``on_link`` and ``on_disks`` get a connection and the peer's name, and own it
-    once they have returned; ``on_stranger`` gets the peer's name and what it is.
+    once they have returned; the first also whether it carries frames.  ``on_stranger`` gets the
+    peer's name and what it is.
     """
 
     def __init__(
         self,
         server: socket.socket,
-        on_channel: Callable[[socket.socket, str], Awaitable[None]],
+        on_channel: Callable[[socket.socket, str, bool], Awaitable[None]],
         on_link: Callable[[socket.socket, str], None],
         on_disks: Callable[[socket.socket, str], Awaitable[None]],
         on_stranger: Callable[[str, str], None],
@@ -89,8 +92,10 @@ class Reception:
             except (TimeoutError, OSError):
                 self._on_stranger(peer, "it said nothing")
                 return
-            if magic == FILE_MAGIC.to_bytes(4, "big"):
-                await self._on_channel(sock, peer)
+            if magic in (FILE_MAGIC.to_bytes(4, "big"), WIRE_MAGIC):
+                if is_coded := magic == WIRE_MAGIC:
+                    sock.recv(_MAGIC_BYTES)
+                await self._on_channel(sock, peer, is_coded)
                 stack.pop_all()
             elif magic == LINK_MAGIC:
                 sock.recv(_MAGIC_BYTES)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 import struct
+import termios
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,6 +27,7 @@ __all__ = [
     "soon",
     "take_off",
     "tune",
+    "unacknowledged",
     "writable",
 ]
 
@@ -49,6 +52,12 @@ def take_off(pieces: deque[bytes | memoryview], count: int) -> None:
         count -= len(pieces.popleft())
     if count:
         pieces[0] = memoryview(pieces[0])[count:]
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """How many bytes that were sent the other end has not got yet: over TCP, its kernel."""
+    answer = fcntl.ioctl(sock, termios.TIOCOUTQ, struct.pack("i", 0))
+    return int(struct.unpack("i", answer)[0])
 
 
 def tune(sock: socket.socket) -> None:

@@ -51,12 +51,18 @@ __all__ = [
     "MAX_DECODED",
     "PAGE_FLAGS",
     "RECORD_SIZE",
+    "WIRE_MAGIC",
+    "WIRE_VERSION",
     "WORD_SIZE",
     "Flag",
     "FrameHeader",
     "Kind",
     "parse",
 ]
+
+#: What a channel that carries frames begins with, and which ones a colo says that it takes.
+WIRE_MAGIC: Final = b"CWIR"
+WIRE_VERSION: Final = 1
 
 #: What a frame decodes to at most, in bytes.
 MAX_DECODED: Final = 2 << 20
