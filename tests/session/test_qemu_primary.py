@@ -107,6 +107,7 @@ class Scene:
         self.broken: list[ColoError] = []
         self.stood_still = False
         self.cuts: list[int] = []
+        self.heard_at: list[float | None] = []
         self.session = Checkpointing(
             config,
             cast(ColoPrimary, self.colo),
@@ -124,7 +125,8 @@ class Scene:
     def _protected(self) -> None:
         self.protected += 1
 
-    def check_heard(self) -> None:
+    def check_heard(self, at: float | None) -> None:
+        self.heard_at.append(at)
         if self.stood_still:
             raise ChannelLost("this host stood still for 5.0 s")
 
@@ -273,6 +275,22 @@ def test_how_old_the_secondarys_state_is() -> None:
         assert before is not None and before > 0.02, "it has the first copy until it says more"
         s.hear(COLOMessage.VMSTATE_RECEIVED)
         assert s.session.lag_s is not None and s.session.lag_s < before
+
+    play(scene)
+
+
+def test_that_the_secondary_has_a_checkpoint_says_that_it_has_heard_this_host() -> None:
+    """On a busy wire its heartbeats queue behind the very bytes that are answered."""
+
+    async def scene(s: Scene) -> None:
+        s.protect()
+        s.session.sent_at = lambda: 7.5
+        s.hear(COLOMessage.CHECKPOINT_REPLY)
+        s.gate.holds()
+        await until(lambda: s.vm == "stop")
+        s.whole()
+        s.hear(COLOMessage.VMSTATE_RECEIVED)
+        assert s.heard_at == [None, 7.5]
 
     play(scene)
 

@@ -142,6 +142,7 @@ class Copying:
         )
         self._channel = None  # it is the relay's
         self._session.pass_on = self._relay.send
+        self._session.sent_at = self._relay.whole_sent_at
         self._begun()
 
     def _received(self, message: Message) -> None:

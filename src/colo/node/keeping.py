@@ -299,6 +299,7 @@ class SecondaryNode(Performer):
         if Do.REFUSE in self.tell(Event.LINK_UP, grant=Grant(hello.grant, hello.holder)):
             return self._occupied()
         self._link, self._link_was = link, True
+        link.also_heard = self._kept.last_heard
         self._refusals.clear()
         return None
 

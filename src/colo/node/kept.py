@@ -64,6 +64,10 @@ class Kept:
             is_coded,
         )
 
+    def last_heard(self) -> float:
+        """When something came last of a checkpoint, by the monotonic clock; 0 before that."""
+        return self.session.last_heard() if self.session is not None else 0.0
+
     def _disks_are_here(self) -> None:
         if self.session is not None:
             self.session.disks_are_here()

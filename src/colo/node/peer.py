@@ -80,13 +80,15 @@ class Peer:
     async def _connect(self) -> socket.socket:
         return await asyncio.wait_for(self.to.connect(), _CALL_S)
 
-    def check_heard(self) -> None:
+    def check_heard(self, at: float | None) -> None:
         """Make sure that the other host has not counted us as lost, and decided by itself.
 
         It has not while the last beat that it has heard of us is younger than its limit; three
         quarters of it, as clocks do not run alike.  Raises ChannelLost: this host stood still, or
-        what it says does not get there.
+        what it says does not get there.  What was sent at ``at`` is what the other one answers now.
         """
+        if at is not None and self._link is not None:
+            self._link.was_heard(at)
         silence_s = self._link.silence_s() if self._link is not None else 0.0
         if silence_s > _CERTAIN * self._limit_s:
             raise ChannelLost(

@@ -74,6 +74,10 @@ class Receiving:
         """The machine's state."""
         return self._session.state
 
+    def last_heard(self) -> float:
+        """When something came last from the primary, by ``clock``; 0 where nothing can."""
+        return self._channel.last_heard if self._channel is not None else 0.0
+
     @property
     def connected(self) -> bool:
         """Whether the primary's connection still is of use."""

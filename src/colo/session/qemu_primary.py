@@ -50,9 +50,9 @@ class Checkpointing:
 
     ``on_protected`` is called when the secondary has the first copy; ``cut`` with the checkpoint's
     number when all that the VM wrote to its disks so far is of it; ``on_broken`` with an error of
-    ours, which ends the session; ``pass_on`` with what QEMU is to hear.  ``check_heard`` raises
-    ChannelLost where the secondary may have taken over meanwhile: then nothing is released any
-    more.
+    ours, which ends the session; ``pass_on`` with what QEMU is to hear.  ``sent_at`` tells when the
+    checkpoint's last byte was sent; ``check_heard`` gets that, and raises ChannelLost where the
+    secondary may have taken over meanwhile: then nothing is released any more.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Checkpointing:
         still: StandStill,
         on_protected: Callable[[], None],
         on_broken: Callable[[ColoError], None],
-        check_heard: Callable[[], None] = lambda: None,
+        check_heard: Callable[[float | None], None] = lambda at: None,
     ) -> None:
         self._vm_name, self._pace = config.name, config.pace
         self._colo = colo
@@ -87,6 +87,7 @@ class Checkpointing:
         gate.on_held = self.schedule
         self.pass_on: Callable[[Message], None] = lambda message: None
         self.cut: Callable[[int], None] = lambda number: None
+        self.sent_at: Callable[[], float | None] = lambda: None
         self.machine = Courier(config.name)
         self._over = False
         self._wanted: asyncio.Future[None] | None = None
@@ -130,7 +131,8 @@ class Checkpointing:
         Raises UnexpectedMessage, and what ``check_heard`` raises.
         """
         if message.kind in (COLOMessage.VMSTATE_RECEIVED, COLOMessage.CHECKPOINT_READY):
-            self._check_heard()  # a host that stood still may find this in its socket, long after
+            # A host that stood still may find this in its socket, long after.
+            self._check_heard(self.sent_at())
         self._perform(self.machine.receive(message), message.kind, time.monotonic())
         if message.kind is COLOMessage.VMSTATE_LOADED:
             self._expect_request()

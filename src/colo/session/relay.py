@@ -114,6 +114,8 @@ class Relay:
         self._qemu_waits = False  # its VM stands still, and it is sending
         self._is_over = False  # what came last is whole
         self._is_copied = False  # the first copy has come by
+        self._whole: int | None = None  # where it ends, in bytes of the stream
+        self._whole_sent_at: float | None = None
         self._open = True
         #: So many bytes may lie here.
         self.room = COPY_ROOM
@@ -135,6 +137,10 @@ class Relay:
     def memory_bytes(self) -> int:
         """How much memory that may take up now."""
         return self._area.memory_bytes
+
+    def whole_sent_at(self) -> float | None:
+        """When the last byte was sent of the copy or checkpoint that came last; None before."""
+        return self._whole_sent_at
 
     def close(self) -> None:
         """Close both connections; nothing is called any more."""
@@ -229,7 +235,9 @@ class Relay:
 
     def _note(self, came: Came) -> None:
         self._qemu_waits = came is Came.BEGINNING
-        self._is_over |= came in (Came.COPY, Came.CHECKPOINT)
+        if came in (Came.COPY, Came.CHECKPOINT):
+            self._is_over = True
+            self._whole, self._whole_sent_at = self.bytes_taken - self._buffer.available, None
         if self._coder is None:
             return
         match came:
@@ -269,6 +277,8 @@ class Relay:
                 take_off(self._out, sent)
                 self._out_bytes -= sent
                 self.bytes_sent += sent
+                if self._whole is not None and self.bytes_taken - self.held_bytes >= self._whole:
+                    self._whole, self._whole_sent_at = None, self._loop.time()
         self._make_room()
         if not self._is_full and count >= _TURN:
             self._loop.call_soon(self._push)

@@ -12,7 +12,7 @@ from typing import Any
 from colo.errors import ChannelLost, PeerError, Refused
 from colo.membership.words import LINK_MAGIC, Hello, LinkReader, Word, WordKind
 from colo.transport.address import Address
-from colo.transport.sockets import quick_acks, tune
+from colo.transport.sockets import hurry, quick_acks, tune
 
 __all__ = ["Link", "call"]
 
@@ -53,7 +53,10 @@ class Link:
         self._is_strict = False
         self._open = True
         self.peer_figures: dict[str, Any] = {}
+        #: When something else was heard of the other side: on a busy wire beats queue behind that.
+        self.also_heard: Callable[[], float] = lambda: 0.0
         tune(sock)
+        hurry(sock)
         self._acknowledge = quick_acks(sock)
         self._loop.add_reader(sock, self._readable)
         self._timer = self._loop.call_later(every_s, self._beat)
@@ -74,10 +77,14 @@ class Link:
     def silence_s(self) -> float:
         """For how long the other side may have heard nothing, while that may mean a takeover.
 
-        Since the last beat was sent that it has certainly heard; before it is strict, since this
-        side has sent one.
+        Since what it has certainly heard was sent, a beat or something else; before it is strict,
+        since this side has sent one.
         """
         return time.monotonic() - (self._certain if self._is_strict else self._beaten)
+
+    def was_heard(self, at: float) -> None:
+        """What was sent then, by the monotonic clock, has certainly been heard, on another way."""
+        self._certain = max(self._certain, at)
 
     def say(self, word: Word) -> None:
         """Say a word.  A peer that does not take it at once is lost."""
@@ -103,7 +110,7 @@ class Link:
 
     def _beat(self) -> None:
         now = time.monotonic()
-        silence, stood = now - self._heard, now - self._beaten
+        silence, stood = now - max(self._heard, self.also_heard()), now - self._beaten
         if silence > self._limit_s:
             self._lose(ChannelLost(f"the other side was silent for {silence:.1f} s"))
             return

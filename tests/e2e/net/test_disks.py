@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -18,6 +17,7 @@ from tests.e2e.basics import wait
 from tests.e2e.net.stage import Colo, Stage, Vm
 from tests.e2e.net.test_node import HOSTS, wait_protected
 from tests.e2e.net.test_partitions import protected_again
+from tests.e2e.net.wires import slow
 
 pytestmark = pytest.mark.e2e
 
@@ -138,20 +138,6 @@ def test_a_guest_that_reboots_finds_what_it_wrote(stage: Stage, vm: Vm) -> None:
     stage.kill(a)
     client.wait_heard(20)  # host B has taken over
     client.check()
-
-
-@contextmanager
-def slow(stage: Stage, rate: str) -> Iterator[None]:
-    """What the hosts send to each other goes no faster than that."""
-    wires = [(place, "replication") for place in (Place.HOST_A, Place.HOST_B)]
-    for place, wire in wires:
-        limit = ["tbf", "rate", rate, "burst", "32kb", "latency", "400ms"]
-        stage.lab.run(place, "tc", "qdisc", "add", "dev", wire, "root", *limit)
-    try:
-        yield
-    finally:
-        for place, wire in wires:
-            stage.lab.run(place, "tc", "qdisc", "del", "dev", wire, "root")
 
 
 def pair(stage: Stage, make: Callable[[Path], object]) -> tuple[Colo, Colo]:

@@ -15,7 +15,8 @@
  *        build  as a build does: short-lived processes with memory of their own, each of which
  *               leaves a file in /tmp; these are put together and removed. One line per process
  *        io     write to --disk=PATH (/dev/vda) in three ways, one line for all three
- *        serve  services over TCP, one line a second: see serve.c
+ *        serve  services over TCP, one line a second: see serve.c; with --pages=N, a process beside
+ *               them writes pages as above, and says nothing
  * Lines end with \n, go out in one write() each, and count up by one for ever. A line "verify"
  * on the console starts a complete sweep at once; "clock" is answered by the clocks, in ns.
  *
@@ -349,7 +350,7 @@ static _Noreturn void run_files(void)
 }
 
 /* No page more than these is written but by the kernel, and for the lines on the console. */
-static _Noreturn void run_pages(char **argv)
+static _Noreturn void run_pages(char **argv, bool is_told)
 {
     uint64_t pages = number(argv, "--pages=", "256"), every_ms = number(argv, "--every=", "100");
     uint64_t (*page)[PAGE / sizeof(uint64_t)] = mmap(
@@ -359,12 +360,14 @@ static _Noreturn void run_pages(char **argv)
     for (uint64_t i = 0; i < pages; i++) /* no page is to look like another one */
         for (size_t word = 0; word < PAGE / sizeof(uint64_t); word++)
             page[i][word] = chooser = next(chooser);
-    say("ready mode=pages pages=%" PRIu64, pages);
+    if (is_told)
+        say("ready mode=pages pages=%" PRIu64, pages);
     for (uint64_t count = 1;; count++) {
         for (uint64_t i = 0; i < pages; i++)
             for (size_t word = 0; word < CHANGED_WORDS; word++)
                 page[i][word * PAGE / sizeof(uint64_t) / CHANGED_WORDS] = chooser = next(chooser);
-        say("count=%" PRIu64, count);
+        if (is_told)
+            say("count=%" PRIu64, count);
         wait_for_tick(every_ms);
     }
 }
@@ -452,10 +455,13 @@ int main(int argc, char **argv)
     if (strcmp(mode, "files") == 0)
         run_files();
     if (strcmp(mode, "pages") == 0)
-        run_pages(argv);
+        run_pages(argv, true);
     if (strcmp(mode, "build") == 0)
         run_build();
-    if (strcmp(mode, "serve") == 0)
+    if (strcmp(mode, "serve") == 0) {
+        if (*option(argv, "--pages=", "") && fork() == 0)
+            run_pages(argv, false);
         run_serve(argv);
+    }
     DIE("unknown mode %s", mode);
 }
