@@ -2,8 +2,8 @@
 
 Two hosts and a client are network namespaces.  A rate is tbf's, on both hosts' ends of the
 replication network; a delay is that of ``bench.delay``, through which host A reaches host B.  One
-guest answers a client, another one writes files.  On the same running VM all links take turns, and
-on each of them the ways to take a checkpoint.
+guest answers a client, another one writes files.  All links take turns, and on each of them, with
+the same running VM, the ways to take a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.network import Kind, Scene, scene_of
 from bench.pauses import stops_ms
 from bench.stats import median, summarise
 from bench.vm import ROOT, progress, wait_until
-from bench.ways import WAYS, Way
+from bench.ways import LINK_WAYS, Way
 from colo.demo.lab import REPLICATION_ADDRESS, Place
 
 __all__ = ["LINKS", "Link", "measure"]
@@ -68,7 +68,10 @@ _WRITES: Final = Kind(mode="files", memory_mib=512)
 
 @dataclass
 class _Found:
-    """Samples of one way on one link; the names are those of the row."""
+    """Samples of one way on one link; the names are those of the row.
+
+    ``lost``: why a turn came to nothing: the VM lost its protection.
+    """
 
     round_trip_ms: list[float] = field(default_factory=list)
     bulk_mib_per_s: list[float] = field(default_factory=list)
@@ -77,6 +80,7 @@ class _Found:
     writing_stopped_ms: list[float] = field(default_factory=list)
     writing_mib: list[float] = field(default_factory=list)
     files_per_s: list[float] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -91,7 +95,7 @@ def measure(
     binary: str, rounds: int, requests: int, mib: int, seconds: float, say: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each link and way, at the end of all turns."""
-    found = {(link, way): _Found() for link in LINKS for way in WAYS}
+    found = {(link, way): _Found() for link in LINKS for way in LINK_WAYS}
     bare = {link: _Bare() for link in LINKS}
     unprotected = _Found()
 
@@ -113,19 +117,25 @@ def measure(
     with _vm(binary, _SERVES) as scene:
         unprotected.round_trip_ms += scene.echo(requests)
         unprotected.bulk_mib_per_s.append(scene.bulk_with_open_gate(mib))
-        for number in range(rounds):
-            for link, to in _turns(scene):
-                _probe(scene, link, bare[link])
-                for way in WAYS if number % 2 == 0 else reversed(WAYS):
-                    answer(scene, link, way, to)
     with _vm(binary, _WRITES) as scene:
         began = progress(scene.folder)
         time.sleep(seconds)
         unprotected.files_per_s.append((progress(scene.folder) - began) / seconds)
-        for number in range(rounds):
-            for link, to in _turns(scene):
-                for way in WAYS if number % 2 == 0 else reversed(WAYS):
-                    write(scene, link, way, to)
+    for number in range(rounds):
+        for kind, turn in ((_SERVES, answer), (_WRITES, write)):
+            for link in LINKS:
+                left = list(LINK_WAYS if number % 2 == 0 else reversed(LINK_WAYS))
+                while left:
+                    with _vm(binary, kind) as scene, _linked(scene, link) as to:
+                        _probe(scene, link, bare[link])
+                        while left:
+                            way = left.pop(0)
+                            try:
+                                turn(scene, link, way, to)
+                            except BenchError as error:  # the VM may run on the other host now
+                                found[link, way].lost.append(str(error))
+                                say(f"  {link.name}, {way.name}: {error}")
+                                break
     yield {"link": None, "way": "unprotected", **_summed_up(unprotected)}
     for (link, way), samples in found.items():
         probed = {name: median(values) for name, values in vars(bare[link]).items()}
@@ -133,7 +143,9 @@ def measure(
 
 
 def _summed_up(samples: _Found) -> dict[str, Any]:
-    return {name: asdict(summarise(values)) for name, values in vars(samples).items() if values}
+    series = {name: values for name, values in vars(samples).items() if values and name != "lost"}
+    lost = {"lost": samples.lost} if samples.lost else {}
+    return {**{name: asdict(summarise(values)) for name, values in series.items()}, **lost}
 
 
 @contextlib.contextmanager
@@ -144,11 +156,11 @@ def _vm(binary: str, kind: Kind) -> Iterator[Scene]:
             yield scene
 
 
-def _turns(scene: Scene) -> Iterator[tuple[Link, str]]:
-    """Each link in turn, and where host B is then for host A."""
-    for link in LINKS:
-        with _limited(scene, link), _delayed(scene, link) as (host, ports):
-            yield link, f"tcp:{host}:{ports + _COLO_PORT}"
+@contextlib.contextmanager
+def _linked(scene: Scene, link: Link) -> Iterator[str]:
+    """Have that link be between the hosts; where host B is then for host A."""
+    with _limited(scene, link), _delayed(scene, link) as (host, ports):
+        yield f"tcp:{host}:{ports + _COLO_PORT}"
 
 
 @contextlib.contextmanager
@@ -247,9 +259,14 @@ class _Checkpoints:
         self.stopped_ms: list[float] = []
         self.bytes_each = 0.0
 
+        self._grant = scene.status("a")["grant"]
+
     def number(self) -> int:
-        """That of the last one."""
-        return int(self._scene.status("a")["checkpoint"] or 0)
+        """That of the last one.  Raises BenchError where protection was lost meanwhile."""
+        status = self._scene.status("a")
+        if status["state"] != "PROTECTED" or status["grant"] != self._grant:
+            raise BenchError(f"protection was lost: {status['error']} ({status['state']})")
+        return int(status["checkpoint"] or 0)
 
     def next(self) -> tuple[int, int]:
         """Wait for the end of one: its number, and all that host A has sent until then.

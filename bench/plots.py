@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.errors import BenchError
+from bench.ways import LINK_WAYS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,16 +17,16 @@ __all__ = ["draw"]
 
 _Row = dict[str, Any]
 
-#: Colours that colour-blind people can tell apart (Okabe and Ito), and a mark for each as well: of
-#: the null sink, stock QEMU, and the ways of colo.
+#: Colours that colour-blind people can tell apart (Okabe and Ito), and a mark for each as well.
 _STYLES: Final = (
     ("#000000", "o"),
     ("#0072b2", "s"),
     ("#d55e00", "^"),
-    ("#009e73", "D"),
     ("#cc79a7", "v"),
+    ("#009e73", "D"),
 )
-_WAYS: Final = 2
+#: Who has which, the same in all plots.
+_NAMES: Final = ("null sink", "stock QEMU", *(way.name for way in LINK_WAYS))
 _PANEL_INCHES: Final = (4.6, 3.6)
 _SETTINGS: Final[Any] = {
     "svg.hashsalt": "colo",  # the same figures give the same bytes
@@ -78,8 +79,8 @@ def _by_pages(rows: Sequence[_Row]) -> Figure:
     for panel, qemu in zip(panels, qemus, strict=True):
         of_qemu = [row for row in rows if row["qemu"] == qemu and row["pages"]]
         pages = [row["pages"] for row in of_qemu]
-        for style, name in zip(_STYLES, names, strict=False):
-            _line(panel, pages, [row["stopped_ms"][name] for row in of_qemu], name, style)
+        for name in names:
+            _line(panel, pages, [row["stopped_ms"][name] for row in of_qemu], name)
         panel.set_xscale("log", base=4)
         panel.set_xticks(pages, [f"{each:,}" for each in pages], rotation=45)
         panel.minorticks_off()
@@ -100,11 +101,10 @@ def _by_rate(rows: Sequence[_Row], kinds: dict[str, str], what: str) -> Figure:
         links = _unique(row["link"]["name"] for row in limited)
         for kind, key in kinds.items():
             panel = next(where)
-            for style, way in zip(
-                _STYLES[_WAYS:], _unique(r["way"] for r in limited), strict=False
-            ):
-                series = [row[key] for row in limited if row["way"] == way]
-                _line(panel, range(len(links)), series, way, style)
+            for way in _unique(row["way"] for row in limited):
+                of_way = [row for row in limited if row["way"] == way and key in row]
+                xs = [links.index(row["link"]["name"]) for row in of_way]
+                _line(panel, xs, [row[key] for row in of_way], way)
             for row in of_qemu:
                 if not row["link"] and key in row:
                     bare, label = row[key]["median"], row["way"]
@@ -124,11 +124,9 @@ def _panels(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
     return figure, list(panels.flat)
 
 
-def _line(
-    panel: Axes, xs: Sequence[float], series: Sequence[_Row], name: str, style: tuple[str, str]
-) -> None:
+def _line(panel: Axes, xs: Sequence[float], series: Sequence[_Row], name: str) -> None:
     """The medians, and above them the 99th percentiles."""
-    colour, mark = style
+    colour, mark = _STYLES[_NAMES.index(name)]
     medians = [each["median"] for each in series]
     panel.plot(xs, medians, color=colour, marker=mark, markersize=4, label=name)
     panel.plot(xs, [each["p99"] for each in series], color=colour, linestyle=":", linewidth=1)

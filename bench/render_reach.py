@@ -44,7 +44,7 @@ def _floor(row: _Row) -> Iterable[list[str]]:
 def links(rows: Sequence[_Row]) -> str:
     """Round trips, bulk and stopped time by the link, and their plots."""
     head = ["QEMU", "link", "without colo", ""]
-    head += [heading for _, heading, _ in _LINK_SERIES]
+    head += [*(heading for _, heading, _ in _LINK_SERIES), "protection lost, turns"]
     images = (
         _image("Round trip by the link's rate", "round-trip-by-link"),
         _image("The VM is stopped, by the link's rate", "stopped-by-link"),
@@ -56,7 +56,8 @@ def _link(row: _Row) -> list[str]:
     link, bare = row["link"], row.get("bare")
     where = [row["qemu"], link["name"] if link else ""]
     where.append(f"{bare['mib_per_s']:.0f} MiB/s, {ms(bare['round_trip_ms'])} ms" if bare else "")
-    return [*where, row["way"], *(_series(row.get(key), how) for key, _, how in _LINK_SERIES)]
+    series = (_series(row.get(key), how) for key, _, how in _LINK_SERIES)
+    return [*where, row["way"], *series, str(len(row.get("lost", ())) or "")]
 
 
 def _series(series: _Row | None, how: str) -> str:

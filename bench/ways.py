@@ -1,26 +1,28 @@
-"""The ways in which colo takes a checkpoint, which are measured in turns."""
+"""The ways in which colo takes a checkpoint and sends it, which are measured in turns."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Final
 
-from colo.config.vm import Checkpoints
-
-__all__ = ["WAYS", "Way"]
+__all__ = ["LINK_WAYS", "WAYS", "Way"]
 
 
 @dataclass(frozen=True)
 class Way:
-    """``checkpoints``: what the VM file says of it, in the table of that name."""
+    """``checkpoints``: what the VM file says of it, in that table, and in tables after it."""
 
     name: str
     checkpoints: str = ""
 
 
-_WAITS: Final = Way("colo, VM waits", "aside_mib = 0")
-_ASIDE: Final = Way("colo, aside")
-_HAS_ASIDE: Final = "aside_mib" in {field.name for field in fields(Checkpoints)}
-#: Until host B has all of it, or only until it is in host A's memory.  The latter is the default;
-#: a colo that does not know it is measured as it is.
-WAYS: Final = (_WAITS, _ASIDE) if _HAS_ASIDE else (Way(_WAITS.name),)
+_AS_THEY_ARE: Final = "[wire]\ncompress = false\ncompare_mib = 0"
+#: The VM stands still until host B has all, and pages are sent as they are.
+_WAITS: Final = Way("colo, VM waits", f"aside_mib = 0\n{_AS_THEY_ARE}")
+#: The VM stands still until all is in host A's memory.
+_UNCODED: Final = Way("colo, aside, pages as they are", _AS_THEY_ARE)
+#: The same, and less is sent where that pays: what colo does by default.
+_DEFAULT: Final = Way("colo, as it comes")
+
+WAYS: Final = (_WAITS, _DEFAULT)
+LINK_WAYS: Final = (_WAITS, _UNCODED, _DEFAULT)
