@@ -164,7 +164,7 @@ class World:
             self.lost.append,
         )
         self.relay.hurries = False
-        self.session.pass_on = self.relay.send
+        self.session.carrier = self.relay
         self.ahead: list[int] = []  # what host B had when the VM ran on
 
     async def play(self) -> None:

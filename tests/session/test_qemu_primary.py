@@ -118,7 +118,7 @@ class Scene:
             self.broken.append,
             self.check_heard,
         )
-        self.session.pass_on = lambda message: self.passed.append(message.kind)
+        self.session.carrier = self
         self.session.cut = self.cuts.append
         self.session.begin()
 
@@ -129,6 +129,13 @@ class Scene:
         self.heard_at.append(at)
         if self.stood_still:
             raise ChannelLost("this host stood still for 5.0 s")
+
+    #: What a relay has to say.
+    whole_bytes = 0
+    whole_sent_at: float | None = None
+
+    def send(self, message: Message) -> None:
+        self.passed.append(message.kind)
 
     @property
     def vm(self) -> str:
@@ -284,7 +291,7 @@ def test_that_the_secondary_has_a_checkpoint_says_that_it_has_heard_this_host() 
 
     async def scene(s: Scene) -> None:
         s.protect()
-        s.session.sent_at = lambda: 7.5
+        s.whole_sent_at = 7.5
         s.hear(COLOMessage.CHECKPOINT_REPLY)
         s.gate.holds()
         await until(lambda: s.vm == "stop")

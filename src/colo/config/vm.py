@@ -40,6 +40,8 @@
     run_min_ms = 0.5                         # the VM runs at least so long between two,
     stopped_share_max = 0.5                  # and stands still for no more than this share
     age_max_ms = 1000                        # an idle VM is checkpointed so often
+    stop_goal_ms = 50                        # a busy one before that would stop it for longer
+    latency_goal_ms = 0                      # so long a client's answer may wait for company
     cpu_latency_us = 0                       # not needed: while clients are answered, processors
                                              # that take longer to wake are kept awake
     aside_mib = 256                          # so much of one is held here while the VM runs on
@@ -93,7 +95,7 @@ _ACCELERATORS: Final = ("auto", "kvm", "tcg")
 _POSITIVE: Final = {
     "store": ("other_memory_mib", "device_state_mib", "disk_journal_mib"),
     "failover": ("silence_s", "heartbeat_s", "heartbeat_limit_s"),
-    "checkpoints": ("age_max_ms",),
+    "checkpoints": ("age_max_ms", "stop_goal_ms"),
     "network": ("high_water_mib", "hold_limit_mib"),
 }
 _HOSTS: Final = 2
@@ -195,6 +197,8 @@ class Checkpoints:
     age_max_ms: float = 1000.0
     cpu_latency_us: int | None = None
     aside_mib: float = 256.0
+    stop_goal_ms: float = 50.0
+    latency_goal_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -276,6 +280,8 @@ class VmConfig:
             stopped_share_max=self.checkpoints.stopped_share_max,
             age_max_s=self.checkpoints.age_max_ms / 1e3,
             high_water=int(self.network.high_water_mib * (1 << 20)),
+            stop_goal_s=self.checkpoints.stop_goal_ms / 1e3,
+            latency_goal_s=self.checkpoints.latency_goal_ms / 1e3,
         )
 
     @property
@@ -336,6 +342,7 @@ def _check(config: VmConfig) -> None:
         )
     for name, value in (
         ("aside_mib", config.checkpoints.aside_mib),
+        ("latency_goal_ms", config.checkpoints.latency_goal_ms),
         ("compare_mib", config.wire.compare_mib),
     ):
         if not 0 <= value < float("inf"):

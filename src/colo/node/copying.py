@@ -141,8 +141,7 @@ class Copying:
             self._left_by_qemu,
         )
         self._channel = None  # it is the relay's
-        self._session.pass_on = self._relay.send
-        self._session.sent_at = self._relay.whole_sent_at
+        self._session.carrier = self._relay
         self._begun()
 
     def _received(self, message: Message) -> None:

@@ -1,7 +1,9 @@
 """When to checkpoint: a pure decision.
 
-An answer that the guest gave waits for the next checkpoint, so a held packet asks for one at once.
-An idle guest is checkpointed only when the last one is too old.
+An answer that the guest gave waits for the next checkpoint, so a held packet asks for one at once,
+or as late as its user lets it wait: the fewer checkpoints, the less of the guest's time they take.
+Where nothing is held the VM is checkpointed when the last one is too old; and before it has written
+so much that the checkpoint has to be expected to stop it for longer than is wanted (``costs``).
 
 *A checkpoint stops the VM, and it stands still for no more than a share of its time*: after each
 one it runs in proportion to how long that has stopped it, whatever asks for the next, age and
@@ -14,8 +16,12 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from colo.packets.costs import Costs
+
 __all__ = ["WINDOW_S", "Pace", "StoppedShare", "due_at"]
 
+#: The first checkpoint after a first copy comes so soon: how much the VM writes is not known yet.
+_FIRST_S: Final = 0.05
 #: The share of time that a VM stands still is told over so many seconds.
 WINDOW_S: Final = 60.0
 
@@ -26,17 +32,22 @@ class Pace:
 
     ``stopped_share_max``: of a stop and the run after it, the stop is at most this share, between 0
     and 1; ``run_min_s``: and the VM runs at least so long, unless ``high_water`` is held;
-    ``age_max_s``: a checkpoint gets no older, as far as the share allows.
+    ``age_max_s``: a checkpoint gets no older, as far as the share allows; ``stop_goal_s``: nor,
+    where nothing is held, so old that the next one stops the VM for longer; ``latency_goal_s``:
+    output may be held for so long.
     """
 
     stopped_share_max: float = 0.5
     run_min_s: float = 0.0005
     age_max_s: float = 1.0
     high_water: int = 4 << 20
+    stop_goal_s: float = 0.05
+    latency_goal_s: float = 0.0
 
 
 def due_at(
     pace: Pace,
+    costs: Costs,
     held_since: float | None,
     held_bytes: int,
     resumed_at: float,
@@ -49,9 +60,13 @@ def due_at(
     """
     run_s = stopped_s * (1 - pace.stopped_share_max) / pace.stopped_share_max
     if held_since is None:
-        return resumed_at + max(pace.age_max_s, run_s)
-    if held_bytes < pace.high_water:
-        run_s = max(run_s, pace.run_min_s)
+        soon_s = costs.run_for_stop(pace.stop_goal_s) if costs.is_known else _FIRST_S
+        return resumed_at + max(min(pace.age_max_s, soon_s), run_s)
+    if held_bytes >= pace.high_water:
+        return max(held_since, resumed_at + run_s)
+    run_s = max(run_s, pace.run_min_s)
+    if pace.latency_goal_s:
+        run_s = max(run_s, costs.run_for_answer(held_since - resumed_at, pace.latency_goal_s))
     return max(held_since, resumed_at + run_s)
 
 

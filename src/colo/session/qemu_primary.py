@@ -21,10 +21,11 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from colo.config import VmConfig
 from colo.errors import ColoError, GuestError
+from colo.packets.costs import Costs
 from colo.packets.pace import due_at
 from colo.protocol.courier import Courier
 from colo.protocol.messages import COLOMessage, Message
@@ -45,14 +46,29 @@ _LATE_S: Final = 0.25
 _IDLE: Final = frozenset({CourierState.REPLIED, CourierState.LOST, CourierState.SOLO})
 
 
+class Carrier(Protocol):
+    """What brings QEMU's stream to the secondary, and messages to QEMU: see Relay."""
+
+    @property
+    def whole_bytes(self) -> int:
+        """How many bytes the checkpoint has that is whole."""
+
+    @property
+    def whole_sent_at(self) -> float | None:
+        """When the last byte of it was sent; None before that."""
+
+    def send(self, message: Message) -> None:
+        """Say a message to QEMU."""
+
+
 class Checkpointing:
     """Follows the checkpoints of one VM, and times them; ``begin`` starts a session.
 
     ``on_protected`` is called when the secondary has the first copy; ``cut`` with the checkpoint's
     number when all that the VM wrote to its disks so far is of it; ``on_broken`` with an error of
-    ours, which ends the session; ``pass_on`` with what QEMU is to hear.  ``sent_at`` tells when the
-    checkpoint's last byte was sent; ``check_heard`` gets that, and raises ChannelLost where the
-    secondary may have taken over meanwhile: then nothing is released any more.
+    ours, which ends the session.  ``check_heard`` gets when what the secondary answers was sent,
+    and raises ChannelLost where that one may have taken over meanwhile: then nothing is released
+    any more.  ``carrier`` is set once there is one.
     """
 
     def __init__(
@@ -85,9 +101,10 @@ class Checkpointing:
         self._stopped: deque[float] = deque(maxlen=_SAMPLES)
         self._covered: deque[float] = deque(maxlen=_SAMPLES)
         gate.on_held = self.schedule
-        self.pass_on: Callable[[Message], None] = lambda message: None
+        self._costs = Costs()
+        self._ran_s = 0.0
         self.cut: Callable[[int], None] = lambda number: None
-        self.sent_at: Callable[[], float | None] = lambda: None
+        self.carrier: Carrier | None = None
         self.machine = Courier(config.name)
         self._over = False
         self._wanted: asyncio.Future[None] | None = None
@@ -132,7 +149,8 @@ class Checkpointing:
         """
         if message.kind in (COLOMessage.VMSTATE_RECEIVED, COLOMessage.CHECKPOINT_READY):
             # A host that stood still may find this in its socket, long after.
-            self._check_heard(self.sent_at())
+            assert self.carrier is not None
+            self._check_heard(self.carrier.whole_sent_at)
         self._perform(self.machine.receive(message), message.kind, time.monotonic())
         if message.kind is COLOMessage.VMSTATE_LOADED:
             self._expect_request()
@@ -159,9 +177,10 @@ class Checkpointing:
         for effect in effects:
             match effect.do:
                 case Do.SEND:
-                    assert effect.message is not None
-                    self.pass_on(Message(effect.message))
+                    assert effect.message is not None and self.carrier is not None
+                    self.carrier.send(Message(effect.message))
                     if effect.message is COLOMessage.CHECKPOINT_REPLY:
+                        self._ran_s = now - self._resumed_at
                         self._stopped_at, self._asked = now, False
                         self._awake.checkpoint()
                 case Do.HOLD:
@@ -179,7 +198,10 @@ class Checkpointing:
         self._gate.release()
         if self._asked:
             self._gate.flush()
-        self._covered.append(now - self._stopped_at)
+        covered_s = now - self._stopped_at
+        self._covered.append(covered_s)
+        if self.carrier is not None and self.carrier.whole_bytes:
+            self._costs.covered(self.carrier.whole_bytes, covered_s)
         self._safe_since, self.safe_at = self._stopped_at, time.time()
         self.count += 1
 
@@ -191,6 +213,8 @@ class Checkpointing:
                 self._still.stopped(now - self._colo.stood_since, now)
         else:
             self._stopped_s = now - self._stopped_at
+            if self.carrier is not None and self.carrier.whole_bytes:
+                self._costs.stopped(self._ran_s, self.carrier.whole_bytes, self._stopped_s)
             self._stopped.append(self._stopped_s)
             self._still.stopped(self._stopped_s, now)
         self._resumed_at = now
@@ -203,6 +227,7 @@ class Checkpointing:
         self._cancel()
         due = due_at(
             self._pace,
+            self._costs,
             self._gate.held_since,
             self._gate.held_bytes,
             self._resumed_at,

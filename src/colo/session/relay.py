@@ -114,7 +114,8 @@ class Relay:
         self._qemu_waits = False  # its VM stands still, and it is sending
         self._is_over = False  # what came last is whole
         self._is_copied = False  # the first copy has come by
-        self._whole: int | None = None  # where it ends, in bytes of the stream
+        self._began = self._whole_bytes = 0  # where a checkpoint does, and what it comes to
+        self._whole: int | None = None  # where what came last ends, in bytes of the stream
         self._whole_sent_at: float | None = None
         self._open = True
         #: So many bytes may lie here.
@@ -138,6 +139,12 @@ class Relay:
         """How much memory that may take up now."""
         return self._area.memory_bytes
 
+    @property
+    def whole_bytes(self) -> int:
+        """How many bytes the checkpoint has that came last, whole; 0 for a first copy."""
+        return self._whole_bytes
+
+    @property
     def whole_sent_at(self) -> float | None:
         """When the last byte was sent of the copy or checkpoint that came last; None before."""
         return self._whole_sent_at
@@ -237,7 +244,11 @@ class Relay:
         self._qemu_waits = came is Came.BEGINNING
         if came in (Came.COPY, Came.CHECKPOINT):
             self._is_over = True
-            self._whole, self._whole_sent_at = self.bytes_taken - self._buffer.available, None
+            self._whole, self._whole_sent_at = self._position, None
+        if came is Came.BEGINNING:
+            self._began = self._position
+        elif came is Came.CHECKPOINT:
+            self._whole_bytes = self._position - self._began
         if self._coder is None:
             return
         match came:
@@ -251,6 +262,11 @@ class Relay:
                 if self._sent <= end - size:
                     self._parts.append((end - size, end, None))
                 self._since_whole = self._mark(self._coder)
+
+    @property
+    def _position(self) -> int:
+        """How far QEMU's stream has been read, in bytes."""
+        return self.bytes_taken - self._buffer.available
 
     def _on_pages(self, run: PageRun, size: int) -> None:
         end = self._buffer.start

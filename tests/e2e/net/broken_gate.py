@@ -76,7 +76,7 @@ def _answer_and_die(session: Checkpointing, what: Came, releases: bool) -> None:
     _came(session, what)
     if not last:
         return
-    relay = cast(Relay, session.pass_on.__self__)  # type: ignore[attr-defined]
+    relay = cast(Relay, session.carrier)
     relay._answer()
     time.sleep(PAUSE_S)  # the VM runs: a stopped one's packets stay in QEMU
     if releases:
