@@ -47,6 +47,9 @@ def test_a_vm_that_begins_to_write_is_followed() -> None:
         costs.stopped(0.2, 400_000 + 20_000_000, 0.002 + 0.05)
     assert costs.size_at(1.0) == pytest.approx(1e8, rel=0.1)
     assert costs.run_for_stop(0.05) == pytest.approx(0.19, rel=0.2)
+    for _ in range(5):
+        costs.stopped(1.0, 400_000, 0.002)
+    assert costs.size_at(1.0) == pytest.approx(1e8, rel=0.1), "it may do so again"
     for _ in range(10):
         costs.stopped(1.0, 400_000, 0.002)
     assert costs.run_for_stop(0.05) > 1

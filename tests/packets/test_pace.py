@@ -25,7 +25,7 @@ def writing(
 ) -> Costs:
     """A VM that writes ``rate`` bytes a second; 1 ms of each stop is of no byte."""
     costs = Costs()
-    for ran_s in (0.1, 0.2, 0.4) * 20:
+    for ran_s in (0.001, 0.1, 0.2, 0.4) * 20:
         size = int(rate * ran_s) + 1
         costs.stopped(ran_s, size, 0.001 + size * seconds_a_byte)
         costs.covered(size, 0.002 + 2 * size * seconds_a_byte)

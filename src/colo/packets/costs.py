@@ -1,10 +1,10 @@
 """What the next checkpoint will cost, by what the last ones have cost: a model, without a clock.
 
-Three things are measured as a VM runs.  How much it has to send for each second that it has run:
-the rest of a checkpoint, its devices and what a guest that does nothing writes, is there in any.
-How long a checkpoint of so many bytes stops the VM, and how long it takes until the secondary has
-it: both are lines, a fixed part and one for each byte, fitted to the last checkpoints, the older
-the less.
+Two things are measured as a VM runs.  How much it has written for each second that it has run, at
+most, of late: a guest writes in bursts, and the next one is not announced.  The rest of a
+checkpoint, its devices and what a guest writes that does nothing, is there in any.  And how long a
+checkpoint of so many bytes stops the VM, and takes until the secondary has it: both are lines, a
+fixed part and one for each byte, fitted to the last checkpoints, the older the less.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ __all__ = ["Costs", "Line"]
 
 #: How much of what is known fades with each new checkpoint.
 _FADE: Final = 1 / 16
-#: How much the last one says of how fast the VM writes: a guest changes what it does.
-_NEWS: Final = 1 / 2
+#: A guest that wrote fast may do so again within so many seconds of its run.
+_MEMORY_S: Final = 10.0
 #: What any checkpoint has is the least of so many; known once there have been a few.
 _LEAST_OF: Final = 64
 _FEW: Final = 8
@@ -58,15 +58,22 @@ class Costs:
     def __init__(self) -> None:
         self._sizes: deque[int] = deque(maxlen=_LEAST_OF)
         self._stop, self._covered = Line(), Line()
-        self._written: float | None = None  # bytes for each second of its run
+        self._ran_s = 0.0
+        self._rates: deque[tuple[float, float]] = deque()  # when it had run so long; falling
 
     def stopped(self, ran_s: float, size: int, stopped_s: float) -> None:
         """After it had run for so long, a checkpoint of ``size`` bytes stopped the VM so long."""
         self._sizes.append(size)
+        if len(self._sizes) == _FEW:
+            self._rates.clear()  # what they had in any case was taken for written
         self._stop.add(size, stopped_s)
-        written = (size - self._always) / max(ran_s, 1e-6)
-        before = self._written if self._written is not None else written
-        self._written = before + _NEWS * (written - before)
+        self._ran_s += ran_s
+        rate = (size - self._always) / max(ran_s, 1e-6)
+        while self._rates and self._rates[-1][1] <= rate:
+            self._rates.pop()
+        self._rates.append((self._ran_s, rate))
+        while self._rates[0][0] < self._ran_s - _MEMORY_S:
+            self._rates.popleft()
 
     def covered(self, size: int, covered_s: float) -> None:
         """And so long after its beginning the secondary had it."""
@@ -75,7 +82,12 @@ class Costs:
     @property
     def is_known(self) -> bool:
         """Whether there was a checkpoint yet."""
-        return self._written is not None
+        return bool(self._rates)
+
+    @property
+    def _written(self) -> float:
+        """The most that it wrote of late, in bytes a second of its run."""
+        return self._rates[0][1] if self._rates else 0.0
 
     @property
     def _always(self) -> int:
@@ -84,7 +96,7 @@ class Costs:
 
     def size_at(self, ran_s: float) -> float:
         """How many bytes a checkpoint has to be expected to have after so long a run."""
-        return self._always + (self._written or 0.0) * ran_s
+        return self._always + self._written * ran_s
 
     def stop_at(self, ran_s: float) -> float:
         """And how long it stops the VM."""
@@ -93,10 +105,10 @@ class Costs:
     def run_for_stop(self, stop_s: float) -> float:
         """How long the VM may run until its checkpoint has to be expected to stop it so long."""
         more = stop_s - self.stop_at(0.0)
-        each = self._stop.slope * (self._written or 0.0)
+        each = self._stop.slope * self._written
         return max(0.0, more) / each if each > 0 else float("inf")
 
     def run_for_answer(self, held_at: float, goal_s: float) -> float:
         """How long it may run, for what it sent after ``held_at`` to leave ``goal_s`` later."""
-        each = self._covered.slope * (self._written or 0.0)
+        each = self._covered.slope * self._written
         return max(0.0, held_at + goal_s - self._covered.at(self.size_at(0.0))) / (1 + each)
