@@ -41,6 +41,8 @@ _WARM_UP_S: Final = 2.0
 _LAST_S: Final = 1.0  # the last STOP's RESUME
 #: At least so many checkpoints go by in a turn, where they take no longer than their interval.
 _CHECKPOINTS_MIN: Final = 12
+#: Checkpoints come as often as their interval says, and no sooner as they get long.
+_STEADY: Final = "stop_goal_ms = 600000"
 #: A guest has written all its pages between two checkpoints when it does so thrice as often.
 _TIMES: Final = 3
 _MIB: Final = 1 << 20
@@ -156,7 +158,7 @@ def _one_run(
 def _protected(vm: Vm, pair: _Pair, folder: Path, interval_ms: int) -> Iterator[Monitor]:
     """Have the VM run and be protected, over a unix socket."""
     if pair.way is not None:
-        vm = replace(vm, checkpoints=pair.way.checkpoints, arbiter=True)
+        vm = replace(vm, checkpoints=f"{_STEADY}\n{pair.way.checkpoints}", arbiter=True)
     address = free_address("unix", folder)
     with (
         primary(vm, folder) as (process, monitor),
