@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from colo.errors import ColoError, InvalidMessage, InvariantBroken, UnexpectedMessage
+from colo.migration.buffer import ReceiveBuffer
 from colo.migration.ram import Limits, PageRun, RamBlock
 from colo.migration.writer import pong, shut
 from colo.protocol.messages import COLOMessage, Message, encode
 from colo.session import relay as module
 from colo.session.primary_stream import Came
 from colo.session.relay import Relay, area_for
+from colo.wire.decoder import Decoder
+from colo.wire.encoder import Encoder
+from colo.wire.rate import LinkRate
+from colo.wire.sent import SentPages
 from tests.session.test_primary_stream import REQUEST, SEND, conversation, parts, size_of
 from tests.streams import QEMU_11, QEMU_72, RSDP, Checkpoint, Stream
 
@@ -42,7 +48,7 @@ LARGE = Stream(
 class Bench:
     """A relay between two ends that the test holds.  It does with messages as it is told."""
 
-    def __init__(self, return_path: bool = False) -> None:
+    def __init__(self, return_path: bool = False, coder: Encoder | None = None) -> None:
         self.qemu, qemu = socket.socketpair()
         self.secondary, secondary = socket.socketpair()
         for end in (self.qemu, self.secondary):
@@ -58,7 +64,7 @@ class Bench:
             area_for(32 << 20, LIMITS),
             LIMITS,
             return_path,
-            None,
+            coder,
             self._message,
             self._came,
             self.lost.append,
@@ -131,6 +137,59 @@ def test_what_qemu_sends_arrives_byte_for_byte_however_slowly_it_is_read(
 
     bench = played(False, play)
     assert bench.came == [came for came, _ in parts(stream)]
+
+
+@pytest.mark.parametrize("room_mib", [1, 4, 32])
+def test_in_frames_the_same_arrives_however_little_may_lie_here(
+    room_mib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LinkRate, "add", lambda *_: None)
+    data = conversation(LARGE)
+
+    async def scene() -> None:
+        coder = Encoder(SentPages(64), True, time.perf_counter)
+        coder.rate = 1e6
+        bench = Bench(coder=coder)
+        bench.relay._rate.value = 1e6
+        bench.relay.room = room_mib << 20
+        got = ReceiveBuffer(bytearray(len(data) + 4096))
+        decoder = Decoder(got, lambda block, numbers: np.zeros((len(numbers), 4096), np.uint8))
+        decoder.set_blocks(LARGE.blocks)
+        sending, most = bench.qemu_sends(data), 0
+        stack.callback(bench.close)
+        while got.end < len(data):
+            some = await read(bench.secondary, 1)
+            most = max(most, bench.relay.held_bytes)
+            while some:
+                room = decoder.writable(len(some))
+                room[: len(some)] = some[: len(room)]
+                decoder.received(min(len(room), len(some)))
+                some = some[len(room) :]
+        await sending
+        assert bytes(got.data[: got.end]) == data
+        assert most <= (room_mib << 20) + (2 << 20)
+
+    with contextlib.ExitStack() as stack:
+        asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+def test_a_link_on_which_nothing_is_ever_left_to_be_sent_has_no_rate() -> None:
+    rate = LinkRate()
+    for _ in range(100):
+        rate.add(1000, 0.001, is_coded=False)
+    assert rate.value is None
+    rate.add(1 << 20, 0.01, is_coded=False)
+    rate.add(1 << 20, 0.02, is_coded=False)
+    assert rate.value == pytest.approx((1 << 20) / 0.01), "the best: a busy host is no slow link"
+    for _ in range(8):
+        rate.add(1 << 20, 0.02, is_coded=True)
+    assert rate.value == pytest.approx((1 << 20) / 0.02)
+    for _ in range(100):
+        rate.add(1000, 0.001, is_coded=True)
+    assert rate.value is not None, "little is left as it was coded"
+    for _ in range(100):
+        rate.add(1000, 0.001, is_coded=False)
+    assert rate.value is None
 
 
 @pytest.mark.parametrize("size", [13, 4096])

@@ -126,8 +126,6 @@ class Copying:
         """Relay from QEMU to the secondary."""
         assert self._channel is not None
         coder = self._coder if self._is_coded() else None
-        if coder is not None:
-            coder.reset()
         self._relay = Relay(
             qemu,
             self._channel,

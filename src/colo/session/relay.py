@@ -1,11 +1,9 @@
 """Between a primary QEMU and the secondary: its stream one way, messages the other.
 
 What QEMU sends is taken into an area of memory, read there for where each part of it ends, and goes
-to the secondary from there, byte for byte; or coded, to a colo that knows how (``colo.wire``): then
-what has been read goes, part by part, and a checkpoint's devices in one piece.  So QEMU need not
-wait for the network: it is read as fast as memory is, up to ``room`` bytes that the secondary has
-not been sent yet; then it waits.  A checkpoint that is larger than that, or a first copy, flows
-through.
+to the secondary from there (``session.outlet``).  So QEMU need not wait for the network: it is
+read as fast as memory is, up to ``room`` bytes that the secondary has not been sent yet; then it
+waits.  A checkpoint that is larger than that, or a first copy, flows through.
 
 What the secondary says is shown to ``on_message``; what QEMU is to hear is sent by ``send``.  Only
 the return path of a first copy is passed on as it comes.
@@ -19,20 +17,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final
 
 from colo.errors import ChannelLost, ColoError
-from colo.migration.ram import Limits, PageRun
+from colo.migration.ram import Limits
 from colo.migration.returnpath import ReturnPathDecoder
 from colo.protocol.messages import COLOMessage, Message, MessageDecoder, encode
+from colo.session.outlet import CodedOutlet, Outlet, PlainOutlet
 from colo.session.primary_stream import Came, PrimaryReader
 from colo.store.area import Area
-from colo.transport.sockets import quick_acks, soon, take_off, tune, unacknowledged
-from colo.wire.encoder import Encoder, Piece
+from colo.transport.sockets import quick_acks, soon, tune, unacknowledged
+from colo.wire.encoder import Encoder
 from colo.wire.rate import LinkRate
 
 __all__ = ["COPY_ROOM", "Relay", "area_for"]
@@ -44,8 +41,6 @@ _BATCH: Final = 1 << 20
 #: Sent in one go, so that others get their turn.
 _PIECE: Final = 1 << 20
 _ANSWER_BYTES: Final = 4096
-#: So many pieces of what is coded go together.
-_TOGETHER: Final = 64
 #: After so many bytes in one go the event loop gets its turn.
 _TURN: Final = 16 << 20
 
@@ -92,9 +87,12 @@ class Relay:
         self._area, self._buffer = area, area.buffer
         self._buffer.start = self._buffer.end = 0
         self._coder = coder
-        self._parts: deque[tuple[int, int, PageRun | None]] = deque()
-        on_pages = self._on_pages if coder is not None else (lambda run, size: None)
-        self._reader = PrimaryReader(self._buffer, limits, on_pages)
+        self._outlet: Outlet
+        if coder is None:
+            self._outlet = PlainOutlet(self._buffer)
+        else:
+            self._outlet = CodedOutlet(self._buffer, coder)
+        self._reader = PrimaryReader(self._buffer, limits, self._outlet.on_pages)
         self._return_path = ReturnPathDecoder() if return_path else None
         self._on_message = on_message
         self._on_came = on_came
@@ -102,9 +100,6 @@ class Relay:
         self._on_qemu_lost = on_qemu_lost
         self._loop = asyncio.get_running_loop()
         self._decoder = MessageDecoder()
-        self._sent = 0  # as far as this in the buffer, or put into ``out``
-        self._out: deque[Piece] = deque()
-        self._out_bytes = 0
         self._rate = LinkRate()
         self._since_whole: _Mark | None = None  # a checkpoint is, and the secondary has not all
         self._since_full: _Mark | None = None  # QEMU waits for room
@@ -113,7 +108,6 @@ class Relay:
         self._is_read = self._is_full = False  # QEMU, the secondary's socket
         self._qemu_waits = False  # its VM stands still, and it is sending
         self._is_over = False  # what came last is whole
-        self._is_copied = False  # the first copy has come by
         self._began = self._whole_bytes = 0  # where a checkpoint does, and what it comes to
         self._whole: int | None = None  # where what came last ends, in bytes of the stream
         self._whole_sent_at: float | None = None
@@ -132,7 +126,7 @@ class Relay:
     @property
     def held_bytes(self) -> int:
         """How much of QEMU's stream lies here, and the secondary has not been sent."""
-        return self._buffer.end - self._sent + self._out_bytes if self._open else 0
+        return self._outlet.unsent_bytes if self._open else 0
 
     @property
     def memory_bytes(self) -> int:
@@ -249,28 +243,13 @@ class Relay:
             self._began = self._position
         elif came is Came.CHECKPOINT:
             self._whole_bytes = self._position - self._began
-        if self._coder is None:
-            return
-        match came:
-            case Came.COPY:
-                self._coder.set_blocks(self._reader.blocks)
-                self._is_copied = True
-            case Came.BEGINNING:
-                self._coder.begin_checkpoint()
-            case Came.CHECKPOINT:
-                size, end = self._reader.device_bytes, self._buffer.start
-                if self._sent <= end - size:
-                    self._parts.append((end - size, end, None))
-                self._since_whole = self._mark(self._coder)
+            self._since_whole = self._mark(self._coder)
+        self._outlet.came(came, self._reader)
 
     @property
     def _position(self) -> int:
         """How far QEMU's stream has been read, in bytes."""
         return self.bytes_taken - self._buffer.available
-
-    def _on_pages(self, run: PageRun, size: int) -> None:
-        end = self._buffer.start
-        self._parts.append((end - size, end, run))
 
     # -- the secondary --------------------------------------------------------------------
 
@@ -278,10 +257,11 @@ class Relay:
         """Send the secondary what lies here, as far as its socket takes it now."""
         count = 0
         while self._open and not self._is_full and count < at_most:
-            if not self._out and not self._fill():
+            pieces = self._outlet.pieces(is_short=not self._has_room(self.room))
+            if not pieces:
                 break
             try:
-                sent = self._secondary.sendmsg(list(islice(self._out, _TOGETHER)))
+                sent = self._secondary.sendmsg(pieces)
             except BlockingIOError:
                 self._is_full = True
                 self._loop.add_writer(self._secondary, self._writable)
@@ -290,52 +270,13 @@ class Relay:
                 return
             else:
                 count += sent
-                take_off(self._out, sent)
-                self._out_bytes -= sent
+                self._outlet.took(sent)
                 self.bytes_sent += sent
                 if self._whole is not None and self.bytes_taken - self.held_bytes >= self._whole:
                     self._whole, self._whole_sent_at = None, self._loop.time()
         self._make_room()
         if not self._is_full and count >= _TURN:
             self._loop.call_soon(self._push)
-
-    def _fill(self) -> bool:
-        """Put more into ``out``; False where there is nothing that may go."""
-        data, sent = self._buffer.data, self._sent
-        if self._coder is None or not self._is_copied:
-            self._sent = min(self._buffer.end, sent + _PIECE)
-            pieces: list[Piece] = [data[sent : self._sent]] if self._sent > sent else []
-            if self._coder is not None and pieces:
-                pieces = self._coder.plain(pieces[0])
-        else:
-            pieces = self._coded(self._coder, data, sent)
-        self._out.extend(pieces)
-        self._out_bytes += sum(map(len, pieces))
-        return bool(pieces)
-
-    def _coded(self, coder: Encoder, data: memoryview, sent: int) -> list[Piece]:
-        """The next part of a checkpoint, coded."""
-        if self._parts and self._parts[0][0] <= sent:
-            begin, end, run = self._parts.popleft()
-            if run is not None and begin == end:
-                coder.learn(run)  # it went before
-                return self._coded(coder, data, sent)
-            self._sent = end
-            if run is None:
-                return coder.devices(data[begin:end])
-            if not run.is_fill:
-                return coder.pages(run, data[begin:end])
-            coder.learn(run)
-            return coder.plain(data[begin:end])
-        self._sent = min(self._parts[0][0] if self._parts else self._read_so_far(), sent + _PIECE)
-        return coder.plain(data[sent : self._sent]) if self._sent > sent else []
-
-    def _read_so_far(self) -> int:
-        """How far what has been read may go; devices wait until all of them are here."""
-        reader, start = self._reader, self._buffer.start
-        if reader.devices_left and self._has_room(self.room):
-            return max(self._sent, start - (reader.device_bytes - reader.devices_left))
-        return start
 
     def _writable(self) -> None:
         self._is_full = False
@@ -346,22 +287,24 @@ class Relay:
         """What was read and sent is used up; QEMU is read where there is room again."""
         if not self._open:
             return
-        buffer = self._buffer
-        if self._out or self._parts:
-            return
-        is_empty = self._sent == buffer.start == buffer.end
-        if is_empty and self._is_over:
-            self._area.clear()
-            self._sent, self._is_over = 0, False
-        elif is_empty or (self._sent >= buffer.start >= COPY_ROOM):
-            self._sent -= buffer.start
-            buffer.rewind()
+        used = self._buffer.start
+        is_empty = used == self._buffer.end
+        if self._outlet.may_rewind and (is_empty or used >= min(COPY_ROOM, self.room)):
+            self._outlet.rewound(used)
+            if is_empty and self._is_over:
+                self._area.clear()
+                self._is_over = False
+            else:
+                self._buffer.rewind()
         if not self._is_read and self._has_room(self.room // 2):
             self._read_qemu(True)
             self._measure(self._since_full)
 
     def _has_room(self, room: int) -> bool:
-        return self.held_bytes < room and self._buffer.end + _BATCH <= len(self._buffer.data)
+        """Whether more may be read; if not, all that has been read is to be sent first."""
+        buffer = self._buffer
+        is_there = buffer.end + _BATCH <= len(buffer.data) and buffer.start < 2 * self.room
+        return is_there and self.held_bytes < room
 
     def _from_secondary(self) -> None:
         try:
