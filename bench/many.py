@@ -21,6 +21,7 @@ from typing import Any, Final
 from bench.pauses import stops_ms
 from bench.qmp import Event, Monitor
 from bench.stats import median, summarise
+from bench.takeover import kill_survivor
 from bench.vm import (
     Process,
     Vm,
@@ -91,10 +92,11 @@ def _one_big(vm: Vm) -> dict[str, Any]:
                     for each in (colo, process):
                         each.popen.send_signal(signal.SIGKILL)
                     resumed = survivor.wait_for("RESUME").at
+                    # until then colo would begin with another QEMU where this one dies
+                    wait_until("the report", lambda: read_status(folder, "takeover"), _EVENT_S)
             finally:
                 survivor.close()
-                with contextlib.suppress(OSError, ValueError):
-                    os.kill(int((folder / "state" / "qemu.pid").read_text()), signal.SIGKILL)
+                kill_survivor(folder)
         return {
             "first_copy_s": round(_first_copy_s(monitor.events), 3),
             "takeover_ms": round((resumed - killed) * 1e3, 2),

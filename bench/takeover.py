@@ -20,7 +20,7 @@ from bench.qmp import Monitor
 from bench.stats import summarise
 from bench.vm import Vm, colo_secondary, free_address, primary, protect, read_status, wait_until
 
-__all__ = ["MODES", "SIZES_MIB", "measure"]
+__all__ = ["MODES", "SIZES_MIB", "kill_survivor", "measure"]
 
 SIZES_MIB: Final = (256, 1024)
 #: An idle guest, and one that has written most of its memory.
@@ -71,7 +71,7 @@ def _one_run(vm: Vm, offset_s: float) -> _Takeover:
                 own = wait_until("the report", lambda: _takeover(folder), 10.0, secondary)
             finally:
                 survivor.close()
-                _kill_survivor(folder)
+                kill_survivor(folder)
             return _Takeover((resumed - killed) * 1e3, own)
 
 
@@ -80,7 +80,7 @@ def _takeover(folder: Path) -> float | None:
     return None if facts is None else float(facts["total_ms"])
 
 
-def _kill_survivor(folder: Path) -> None:
+def kill_survivor(folder: Path) -> None:
     """End the VM that was taken over: it outlives colo on purpose."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(int((folder / "state" / "qemu.pid").read_text()), signal.SIGKILL)
