@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from colo.config import VmConfig
-from colo.config.vm import Failover, OneHost, QemuArgs
+from colo.config.vm import Failover, OneHost, QemuArgs, Wire
 from colo.errors import LimitExceeded, PeerError
 from colo.membership.words import Hello, LinkReader, Word, WordKind, machine_digest
 
@@ -125,3 +126,26 @@ def test_the_digest_covers_what_both_hosts_share_and_not_what_differs() -> None:
     other_machine = dataclasses.replace(CONFIG, qemu=QemuArgs(args=("-m", "1G")))
     assert machine_digest(other_host) == machine_digest(CONFIG)
     assert machine_digest(other_machine) != machine_digest(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("content", "saved"),
+    [
+        ({"checkpoint": 7, "after_ns": 1_500_000}, (7, 0.0015)),
+        ({"checkpoint": 7}, None),
+        ({"checkpoint": 7, "after_ns": -1}, None),
+        ({"checkpoint": "7", "after_ns": 1}, None),
+    ],
+)
+def test_when_devices_were_saved(content: dict[str, Any], saved: tuple[int, float] | None) -> None:
+    assert Word(WordKind.SAVED, content).saved == saved
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_a_hello_says_whether_frames_are_taken(compress: bool) -> None:
+    config = dataclasses.replace(CONFIG, wire=Wire(compress=compress, compare_mib=0))
+    hello = Hello.ours(config)
+    assert hello.wire == int(compress)
+    assert Hello.of(hello.word()) == hello
+    older = {name: value for name, value in hello.word().content.items() if name != "wire"}
+    assert Hello.of(Word(WordKind.HELLO, older)).wire == 0

@@ -34,7 +34,8 @@ def parts(stream: Stream) -> list[tuple[Came, bytes]]:
         found += [
             (Came.REQUEST, REQUEST),
             (Came.BEGINNING, SEND),
-            (Came.CHECKPOINT, ram + size_of(checkpoint.devices) + checkpoint.devices),
+            (Came.SAVED, ram + size_of(checkpoint.devices)),
+            (Came.CHECKPOINT, checkpoint.devices),
         ]
     return found
 

@@ -133,6 +133,7 @@ class Scene:
     #: What a relay has to say.
     whole_bytes = 0
     whole_sent_at: float | None = None
+    saved_s: float | None = None
 
     def send(self, message: Message) -> None:
         self.passed.append(message.kind)

@@ -248,6 +248,22 @@ def test_a_checkpoint_knows_since_when_the_vm_stood_still(session: Session) -> N
     assert session.store.checkpoint.since == Since(stood=2.0, saved=3.0)
 
 
+@pytest.mark.parametrize(("number", "saved"), [(1, 2.25), (0, 3.0), (2, 3.0)])
+def test_over_a_slow_wire_the_primary_tells_when_the_devices_were_saved(
+    number: int, saved: float, session: Session
+) -> None:
+    """Of that checkpoint, and of no other."""
+    first, request, one = turns(TINY)[:3]
+    session.feed(first)
+    session.now = 2.0
+    session.feed(request + one[:4])
+    session.incoming.saved_after(number, 0.25)
+    session.now = 3.0
+    session.feed(one[4:])
+    assert session.store.checkpoint is not None
+    assert session.store.checkpoint.since == Since(stood=2.0, saved=saved)
+
+
 @pytest.mark.parametrize("size", range(1, 200))
 def test_the_pieces_in_which_bytes_come_change_nothing(size: int, session: Session) -> None:
     for said in turns(TINY):

@@ -187,6 +187,47 @@ def test_two_sides_that_hear_each_other_are_never_silent_for_long() -> None:
     scene(play)
 
 
+def test_who_is_heard_on_another_way_is_not_silent() -> None:
+    """On a busy wire beats queue behind a checkpoint: its bytes tell as well."""
+
+    async def play(left: socket.socket, right: socket.socket) -> None:
+        a = End(left, limit_s=10 * SOON_S)
+        until_s = time.monotonic() + 50 * SOON_S
+        a.link.also_heard = lambda: min(time.monotonic(), until_s)
+        await until(lambda: a.lost)
+        assert time.monotonic() >= until_s + 9 * SOON_S
+
+    scene(play)
+
+
+def test_what_the_other_side_answers_elsewhere_it_has_heard() -> None:
+    async def play(left: socket.socket, right: socket.socket) -> None:
+        a = End(left)
+        a.link.be_strict()
+        await asyncio.sleep(20 * SOON_S)
+        before, sent_at = a.link.silence_s(), time.monotonic() - 5 * SOON_S
+        a.link.was_heard(sent_at)
+        assert a.link.silence_s() == pytest.approx(time.monotonic() - sent_at, abs=SOON_S)
+        assert a.link.silence_s() < before
+        a.link.was_heard(sent_at - 1)
+        assert a.link.silence_s() < before, "it has heard more than that"
+        a.link.close()
+
+    scene(play)
+
+
+def test_a_control_link_over_tcp_goes_before_other_traffic() -> None:
+    async def run() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            sock = socket.create_connection(server.getsockname())
+            end = End(sock)
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) == 6
+            assert sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == 0xC0
+            end.link.close()
+
+    asyncio.run(run())
+
+
 def test_garbage_on_the_link_ends_it() -> None:
     async def play(left: socket.socket, right: socket.socket) -> None:
         a = End(left)

@@ -10,6 +10,8 @@ it was heard of.  And the primary says, when it is so::
     bye        protection ends by an operator's will: the VM goes on here
     handover   the VM is stopped behind its last checkpoint, by order: take over
     alone      the primary has the grant and runs alone: forget the VM
+    saved      the devices of ``checkpoint`` were saved ``after_ns`` after its VM was stopped: said
+               where the wire is so slow that the secondary could not tell
 
 The secondary says ``refused`` instead of its hello, or where it could not take the first copy: why,
 and whether that is ``final``: no further try changes it.
@@ -43,7 +45,7 @@ __all__ = [
 
 #: The first bytes of a control link, where a migration stream has «QEVM».
 LINK_MAGIC: Final = b"COLO"
-LINK_VERSION: Final = 2
+LINK_VERSION: Final = 3
 
 _LINE_MAX: Final = 16 << 10
 
@@ -60,6 +62,7 @@ class WordKind(Enum):
     SHUTDOWN = "shutdown"
     BYE = "bye"
     ALONE = "alone"
+    SAVED = "saved"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,14 @@ class Word:
     def beat(self) -> int | None:
         """When a heartbeat was sent, in nanoseconds of its sender's clock."""
         return self._number("beat")
+
+    @property
+    def saved(self) -> tuple[int, float] | None:
+        """Which checkpoint's devices were saved, and how many seconds after its VM was stopped."""
+        number, after_ns = self._number("checkpoint"), self._number("after_ns")
+        if number is None or after_ns is None or after_ns < 0:
+            return None
+        return number, after_ns / 1e9
 
     def _number(self, name: str) -> int | None:
         number = self.content.get(name)

@@ -311,6 +311,9 @@ class SecondaryNode(Performer):
         self.write_status()
 
     def _hear(self, word: Word) -> None:
+        if word.kind is WordKind.SAVED:
+            self._kept.saved(word)
+            return
         self._why = f"the primary says: {word.kind.value}"
         match word.kind:
             case WordKind.DEAD | WordKind.HANDOVER:

@@ -10,6 +10,7 @@ from typing import Any
 
 from colo.config import VmConfig
 from colo.errors import ColoError
+from colo.membership.words import Word
 from colo.node.replicas import Replicas
 from colo.protocol.tables import SecondaryEvent
 from colo.qemu.standby import WaitingQemu
@@ -63,6 +64,11 @@ class Kept:
             self.disks.intake,
             is_coded,
         )
+
+    def saved(self, word: Word) -> None:
+        """The primary says when it had saved a checkpoint's devices."""
+        if word.saved is not None and self.session is not None:
+            self.session.saved_after(*word.saved)
 
     def last_heard(self) -> float:
         """When something came last of a checkpoint, by the monotonic clock; 0 before that."""

@@ -106,6 +106,10 @@ class Peer:
         if self._link is not None:
             self._link.say(Word(kind, content))
 
+    def say_saved(self, number: int, seconds: float) -> None:
+        """Say how long after its VM was stopped the devices of a checkpoint were saved."""
+        self.say(WordKind.SAVED, checkpoint=number, after_ns=int(seconds * 1e9))
+
     def close(self) -> None:
         """Close the link, and a channel that nobody has taken."""
         if self._channel is not None:

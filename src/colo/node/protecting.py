@@ -115,6 +115,7 @@ class PrimaryNode(Performer):
             self._lost,
             self._peer.check_heard,
         )
+        self._session.say_saved = self._peer.say_saved
         self._right = Right(
             arbiter, self.member, instance(qemu.pid, host), config.name, stock, claim, self.say
         )

@@ -74,6 +74,10 @@ class Receiving:
         """The machine's state."""
         return self._session.state
 
+    def saved_after(self, number: int, seconds: float) -> None:
+        """So long after its VM was stopped the devices of checkpoint ``number`` were saved."""
+        self._session.saved_after(number, seconds)
+
     def last_heard(self) -> float:
         """When something came last from the primary, by ``clock``; 0 where nothing can."""
         return self._channel.last_heard if self._channel is not None else 0.0

@@ -34,6 +34,7 @@ class Came(Enum):
     COPY = "the first copy"
     REQUEST = "the request of a checkpoint"
     BEGINNING = "VMSTATE_SEND: the VM is stopped"
+    SAVED = "VMSTATE_SIZE: its devices' state is saved"
     CHECKPOINT = "a checkpoint"
 
 
@@ -98,6 +99,7 @@ class PrimaryReader:
             size = (yield from self._message(COLOMessage.VMSTATE_SIZE, "AWAITING_SIZE")).value or 0
             if size > self._limits.device_bytes:
                 raise LimitExceeded("device state", size, self._limits.device_bytes)
+            yield Came.SAVED
             yield from self._devices(size)
             yield Came.CHECKPOINT
 

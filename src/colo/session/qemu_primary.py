@@ -57,6 +57,10 @@ class Carrier(Protocol):
     def whole_sent_at(self) -> float | None:
         """When the last byte of it was sent; None before that."""
 
+    @property
+    def saved_s(self) -> float | None:
+        """How long after its beginning its devices were saved, where that is to be told."""
+
     def send(self, message: Message) -> None:
         """Say a message to QEMU."""
 
@@ -65,10 +69,11 @@ class Checkpointing:
     """Follows the checkpoints of one VM, and times them; ``begin`` starts a session.
 
     ``on_protected`` is called when the secondary has the first copy; ``cut`` with the checkpoint's
-    number when all that the VM wrote to its disks so far is of it; ``on_broken`` with an error of
-    ours, which ends the session.  ``check_heard`` gets when what the secondary answers was sent,
-    and raises ChannelLost where that one may have taken over meanwhile: then nothing is released
-    any more.  ``carrier`` is set once there is one.
+    number when all that the VM wrote to its disks so far is of it; ``say_saved`` with that and how
+    long after the VM was stopped its devices were saved, where the secondary could not tell;
+    ``on_broken`` with an error of ours, which ends the session.  ``check_heard`` gets when what the
+    secondary answers was sent, and raises ChannelLost where that one may have taken over meanwhile:
+    then nothing is released any more.  ``carrier`` is set once there is one.
     """
 
     def __init__(
@@ -104,6 +109,7 @@ class Checkpointing:
         self._costs = Costs()
         self._ran_s = 0.0
         self.cut: Callable[[int], None] = lambda number: None
+        self.say_saved: Callable[[int, float], None] = lambda number, seconds: None
         self.carrier: Carrier | None = None
         self.machine = Courier(config.name)
         self._over = False
@@ -162,6 +168,9 @@ class Checkpointing:
             case Came.COPY:
                 self._handle(CourierEvent.PASSED)
             case Came.CHECKPOINT:
+                assert self.carrier is not None
+                if self.carrier.saved_s is not None:
+                    self.say_saved(self.machine.number, self.carrier.saved_s)
                 is_through = self._begun_for is not None or not self._is_aside
                 self._handle(CourierEvent.PASSED if is_through else CourierEvent.TAKEN)
             case Came.REQUEST:

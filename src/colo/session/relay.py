@@ -41,6 +41,8 @@ _BATCH: Final = 1 << 20
 #: Sent in one go, so that others get their turn.
 _PIECE: Final = 1 << 20
 _ANSWER_BYTES: Final = 4096
+#: What takes so many bytes to arrive arrives late.
+_LATE_BYTES: Final = 64 << 10
 #: After so many bytes in one go the event loop gets its turn.
 _TURN: Final = 16 << 20
 
@@ -109,6 +111,8 @@ class Relay:
         self._qemu_waits = False  # its VM stands still, and it is sending
         self._is_over = False  # what came last is whole
         self._began = self._whole_bytes = 0  # where a checkpoint does, and what it comes to
+        self._began_at = self._saved_s = 0.0
+        self._is_late = False  # the secondary gets it when it has been here for some time
         self._whole: int | None = None  # where what came last ends, in bytes of the stream
         self._whole_sent_at: float | None = None
         self._open = True
@@ -137,6 +141,14 @@ class Relay:
     def whole_bytes(self) -> int:
         """How many bytes the checkpoint has that came last, whole; 0 for a first copy."""
         return self._whole_bytes
+
+    @property
+    def saved_s(self) -> float | None:
+        """How long after its VM was stopped the devices of that checkpoint were saved.
+
+        None where the secondary hears of that as it happens.
+        """
+        return self._saved_s if self._is_late else None
 
     @property
     def whole_sent_at(self) -> float | None:
@@ -235,15 +247,20 @@ class Relay:
         self._answer()
 
     def _note(self, came: Came) -> None:
-        self._qemu_waits = came is Came.BEGINNING
+        self._qemu_waits = came in (Came.BEGINNING, Came.SAVED)
         if came in (Came.COPY, Came.CHECKPOINT):
             self._is_over = True
             self._whole, self._whole_sent_at = self._position, None
-        if came is Came.BEGINNING:
-            self._began = self._position
-        elif came is Came.CHECKPOINT:
-            self._whole_bytes = self._position - self._began
-            self._since_whole = self._mark(self._coder)
+        match came:
+            case Came.BEGINNING:
+                self._began, self._began_at = self._position, self._loop.time()
+            case Came.SAVED:
+                self._saved_s = self._loop.time() - self._began_at
+            case Came.CHECKPOINT:
+                self._whole_bytes = self._position - self._began
+                left = self.held_bytes + unacknowledged(self._secondary)
+                self._is_late = left > _LATE_BYTES
+                self._since_whole = self._mark(self._coder)
         self._outlet.came(came, self._reader)
 
     @property

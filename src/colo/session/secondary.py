@@ -96,6 +96,7 @@ class Incoming:
         self._out = bytearray()
         self._device_size = 0
         self._asked = self._sent = self._ram_done = self._saved = 0.0
+        self._saved_after = (-1, 0.0)  # of which checkpoint, and how long after its beginning
         self._began = 0
         self._blocks: tuple[RamBlock, ...] = ()
         self._first = MigrationReader(
@@ -144,6 +145,10 @@ class Incoming:
         """What was asked of the disks is here.  Raises PeerError, or DiskError."""
         while self._advance():
             pass
+
+    def saved_after(self, number: int, seconds: float) -> None:
+        """So long after its VM was stopped the devices of checkpoint ``number`` were saved."""
+        self._saved_after = number, seconds
 
     def to_send(self) -> bytes:
         """Return, once, the bytes that have to go to the primary."""
@@ -287,7 +292,9 @@ class Incoming:
             self._store.commit_migration(self._first.migration, Since(now, now))
         else:
             state = bytes(self._buffer.take(self._device_size))
-            self._store.commit(self.machine.number, state, Since(self._sent, self._saved))
+            number, after_s = self._saved_after
+            saved = self._sent + after_s if number == self.machine.number else self._saved
+            self._store.commit(self.machine.number, state, Since(self._sent, saved))
         if self._disks is not None:
             self._disks.commit(self.machine.number)
 
