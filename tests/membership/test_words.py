@@ -97,7 +97,7 @@ def test_a_first_word_that_is_no_hello_is_refused(word: Word) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"version": 1}, "it speaks version 1 of the link, this colo 2"),
+        ({"version": 1}, "it speaks version 1 of the link, this colo 3"),
         ({"vm": "web2"}, "its VM is web2, this one is web1"),
         ({"machine": "0"}, "describes another machine"),
         ({"arbiter": "none"}, "its arbiter is none, this one's manual"),

@@ -256,7 +256,8 @@ def test_over_a_slow_wire_the_primary_tells_when_the_devices_were_saved(
     first, request, one = turns(TINY)[:3]
     session.feed(first)
     session.now = 2.0
-    session.feed(request + one[:4])
+    session.feed(request)
+    session.feed(one[:4])
     session.incoming.saved_after(number, 0.25)
     session.now = 3.0
     session.feed(one[4:])

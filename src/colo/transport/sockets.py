@@ -84,11 +84,11 @@ def tune(sock: socket.socket) -> None:
 def hurry(sock: socket.socket) -> None:
     """Have what is sent go before other traffic, where the host or the network knows a before."""
     with contextlib.suppress(OSError):  # it is a wish; and a unix socket has no network
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, _PRIORITY)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, _NETWORK_CONTROL)
         else:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, _NETWORK_CONTROL)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, _PRIORITY)  # TOS has set another
 
 
 def bind_private(sock: socket.socket, path: str) -> None:
