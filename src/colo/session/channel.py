@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -21,8 +22,8 @@ __all__ = ["Channel"]
 
 #: Parsed in one go: many reads, for fewer and longer runs.  Each such go costs some 20 µs.
 _BATCH_BYTES: Final = 2 << 20
-#: After so many bytes in one go the event loop gets its turn.
-_TURN_BYTES: Final = 16 << 20
+#: After so long in one go the event loop gets its turn: a slow link always has a little more.
+_TURN_S: Final = 0.005
 
 
 class Channel:
@@ -80,16 +81,15 @@ class Channel:
             self._sock.close()
 
     def _readable(self) -> None:
-        taken = 0
+        until = time.monotonic() + _TURN_S
         try:
-            while self._open and taken < _TURN_BYTES:
+            while self._open and time.monotonic() < until:
                 waits = self._incoming.vm_waits
                 count = soon(self._receive) if waits else self._receive()
                 if not count:
                     cut = self._incoming.closed()
                     self._lose(ChannelLost("the primary closed the connection"), cut)
                     return
-                taken += count
                 self._incoming.received(count)
                 self.flush()
                 self._acknowledge()

@@ -38,13 +38,12 @@ __all__ = ["COPY_ROOM", "Relay", "area_for"]
 COPY_ROOM: Final = 4 << 20
 #: Read from QEMU in one go: many reads, for fewer and longer runs.
 _BATCH: Final = 1 << 20
-#: Sent in one go, so that others get their turn.
-_PIECE: Final = 1 << 20
 _ANSWER_BYTES: Final = 4096
 #: What takes so many bytes to arrive arrives late.
 _LATE_BYTES: Final = 64 << 10
-#: After so many bytes in one go the event loop gets its turn.
-_TURN: Final = 16 << 20
+#: After so long in one go the event loop gets its turn; and QEMU, while its VM stands still.
+_TURN_S: Final = 0.005
+_SHORT_S: Final = 0.0002
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,7 @@ class Relay:
         self._is_read = self._is_full = False  # QEMU, the secondary's socket
         self._qemu_waits = False  # its VM stands still, and it is sending
         self._is_over = False  # what came last is whole
+        self._pushes_on = False  # more is to be sent, in the event loop's next turn
         self._began = self._whole_bytes = 0  # where a checkpoint does, and what it comes to
         self._began_at = self._saved_s = 0.0
         self._is_late = False  # the secondary gets it when it has been here for some time
@@ -197,9 +197,9 @@ class Relay:
         self._is_read = is_read
 
     def _from_qemu(self) -> None:
-        taken = 0
+        until = self._loop.time() + _TURN_S
         try:
-            while self._open and taken < _TURN:
+            while self._open and self._loop.time() < until:
                 if not self._has_room(self.room):
                     self._read_qemu(False)
                     self._since_full = self._mark(self._coder)
@@ -208,7 +208,6 @@ class Relay:
                 if not count:
                     self._lose_qemu("QEMU ended COLO's connection")
                     return
-                taken += count
                 self._took(count)
                 if self.hurries:
                     self._push()
@@ -228,7 +227,7 @@ class Relay:
         except BlockingIOError:
             if not count:
                 if self._qemu_waits and not self.hurries:
-                    self._push(_PIECE)
+                    self._push(_SHORT_S)
                 raise
         return count
 
@@ -270,10 +269,13 @@ class Relay:
 
     # -- the secondary --------------------------------------------------------------------
 
-    def _push(self, at_most: int = _TURN) -> None:
-        """Send the secondary what lies here, as far as its socket takes it now."""
-        count = 0
-        while self._open and not self._is_full and count < at_most:
+    def _push(self, for_s: float = _TURN_S) -> None:
+        """Send the secondary what lies here, as far as its socket takes it now; for so long."""
+        until = self._loop.time() + for_s
+        while self._open and not self._is_full:
+            if self._loop.time() > until:
+                self._go_on_pushing()
+                break
             pieces = self._outlet.pieces(is_short=not self._has_room(self.room))
             if not pieces:
                 break
@@ -286,14 +288,21 @@ class Relay:
                 self._lose(f"the secondary ended the connection: {error.strerror}")
                 return
             else:
-                count += sent
                 self._outlet.took(sent)
                 self.bytes_sent += sent
                 if self._whole is not None and self.bytes_taken - self.held_bytes >= self._whole:
                     self._whole, self._whole_sent_at = None, self._loop.time()
         self._make_room()
-        if not self._is_full and count >= _TURN:
-            self._loop.call_soon(self._push)
+
+    def _go_on_pushing(self) -> None:
+        """The event loop has its turn first."""
+        if not self._pushes_on:
+            self._pushes_on = True
+            self._loop.call_soon(self._push_on)
+
+    def _push_on(self) -> None:
+        self._pushes_on = False
+        self._push()
 
     def _writable(self) -> None:
         self._is_full = False
