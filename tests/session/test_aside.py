@@ -220,7 +220,7 @@ class World:
         loop = asyncio.get_running_loop()
         sent = 0
         while self.left:
-            data = await loop.sock_recv(self.wire, min(self.left, 37))
+            data = await loop.sock_recv(self.wire, min(self.left, 13))
             if not data:
                 return
             self.left -= len(data)

@@ -44,7 +44,7 @@
     latency_goal_ms = 0                      # so long a client's answer may wait for company
     cpu_latency_us = 0                       # not needed: while clients are answered, processors
                                              # that take longer to wake are kept awake
-    aside_mib = 256                          # so much of one is held here while the VM runs on
+    aside_mib = 512                          # so much of one is held here while the VM runs on
     [wire]                                   # between two colos, where a slow link makes it pay:
     compress = true                          # zstd, and
     compare_mib = 64                         # only what differs of pages: memory on host A for it
@@ -196,7 +196,7 @@ class Checkpoints:
     stopped_share_max: float = 0.5
     age_max_ms: float = 1000.0
     cpu_latency_us: int | None = None
-    aside_mib: float = 256.0
+    aside_mib: float = 512.0
     stop_goal_ms: float = 50.0
     latency_goal_ms: float = 0.0
 

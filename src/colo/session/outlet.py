@@ -1,8 +1,9 @@
 """What goes to the secondary next, of QEMU's stream that lies in an area of memory.
 
-*Plain*: whatever lies there, from where it lies, read or not.  *Coded*, to a colo that takes
-frames: a first copy in the same way, as the bytes come; of a checkpoint what has been read, part
-by part: runs of pages, and its devices in one piece once they are all here.
+Of a first copy whatever lies there goes, read or not; of a checkpoint what has been read: so its
+last byte does not go before it is known to be whole.  *Plain*, these are the stream's own bytes.
+*Coded*, to a colo that takes frames, a checkpoint goes part by part: runs of pages, and its devices
+in one piece once they are all here.
 
 An outlet refers to places in the buffer.  So the buffer may be rewound only when the outlet says
 ``may_rewind``, and is told.
@@ -60,6 +61,7 @@ class PlainOutlet:
     def __init__(self, buffer: ReceiveBuffer) -> None:
         self._buffer = buffer
         self._sent = 0  # as far as this
+        self._is_copied = False
 
     @property
     def unsent_bytes(self) -> int:
@@ -70,7 +72,8 @@ class PlainOutlet:
         return self._sent >= self._buffer.start
 
     def pieces(self, is_short: bool) -> list[Piece]:
-        some = self._buffer.data[self._sent : self._buffer.end][:_PIECE]
+        end = self._buffer.start if self._is_copied else self._buffer.end
+        some = self._buffer.data[self._sent : end][:_PIECE]
         return [some] if some else []
 
     def took(self, count: int) -> None:
@@ -83,7 +86,7 @@ class PlainOutlet:
         pass
 
     def came(self, came: Came, reader: PrimaryReader) -> None:
-        pass
+        self._is_copied |= came is Came.COPY
 
 
 class CodedOutlet:

@@ -41,9 +41,8 @@ _BATCH: Final = 1 << 20
 _ANSWER_BYTES: Final = 4096
 #: What takes so many bytes to arrive arrives late.
 _LATE_BYTES: Final = 64 << 10
-#: After so long in one go the event loop gets its turn; and QEMU, while its VM stands still.
+#: After so long in one go the event loop gets its turn.
 _TURN_S: Final = 0.005
-_SHORT_S: Final = 0.0002
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class Relay:
         self._open = True
         #: So many bytes may lie here.
         self.room = COPY_ROOM
-        #: Send on as soon as there is something, and not only when QEMU has nothing more.
+        #: Send on as soon as there is something, and not only when all of a checkpoint is here.
         self.hurries = True
         self.bytes_taken = self.bytes_sent = 0
         tune(qemu)
@@ -209,14 +208,18 @@ class Relay:
                     self._lose_qemu("QEMU ended COLO's connection")
                     return
                 self._took(count)
-                if self.hurries:
-                    self._push()
+                self._push_unless_qemu_waits()
         except BlockingIOError:
             pass
         except OSError as error:
             self._lose_qemu(f"QEMU ended COLO's connection: {error.strerror}")
             return
-        self._push()
+        self._push_unless_qemu_waits()
+
+    def _push_unless_qemu_waits(self) -> None:
+        """While its VM stands still all time is QEMU's, if there is room for what it sends."""
+        if self.hurries or not self._qemu_waits or not self._has_room(self.room):
+            self._push()
 
     def _take(self) -> int:
         """Take what QEMU has sent, up to a batch; return how much, 0 at the end."""
@@ -226,8 +229,6 @@ class Relay:
                 count += got
         except BlockingIOError:
             if not count:
-                if self._qemu_waits and not self.hurries:
-                    self._push(_SHORT_S)
                 raise
         return count
 
@@ -239,6 +240,8 @@ class Relay:
             while self._open and (came := self._reader.advance()) is not None:
                 self._note(came)
                 self._on_came(came)
+                if came is Came.BEGINNING:
+                    self._push()  # the secondary hears at once that the VM is stopped
         except ColoError as error:
             self._end(error)
         finally:
@@ -269,9 +272,9 @@ class Relay:
 
     # -- the secondary --------------------------------------------------------------------
 
-    def _push(self, for_s: float = _TURN_S) -> None:
-        """Send the secondary what lies here, as far as its socket takes it now; for so long."""
-        until = self._loop.time() + for_s
+    def _push(self) -> None:
+        """Send the secondary what lies here, as far as its socket takes it now."""
+        until = self._loop.time() + _TURN_S
         while self._open and not self._is_full:
             if self._loop.time() > until:
                 self._go_on_pushing()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections import deque
 from typing import Final
@@ -18,10 +19,16 @@ _KEPT_TIMES: Final = 64
 
 
 def reserve(size: int) -> mmap.mmap:
-    """Reserve private memory that takes up only what of it is filled.  Raises StoreError."""
+    """Reserve private memory that takes up only what of it is filled, in huge pages where it can.
+
+    Raises StoreError.
+    """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     try:
-        return mmap.mmap(-1, size, flags=flags)
+        area = mmap.mmap(-1, size, flags=flags)
+        with contextlib.suppress(OSError):  # a kernel may have none
+            area.madvise(mmap.MADV_HUGEPAGE)
+        return area
     except (OSError, ValueError) as error:
         raise StoreError(
             f"cannot reserve {size / (1 << 20):,.0f} MiB of address space: {error}"
