@@ -63,6 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--quick", action="store_true", help="few and short runs")
+    parser.add_argument("--qemu", metavar="VERSION", default="", help="only this one, as 7.2")
     parser.add_argument(
         "--rounds", type=int, default=5, metavar="N", help="how often each pair takes turns (5)"
     )
@@ -82,7 +83,8 @@ def main() -> int:
         return _render(*options.render)
     text = ""
     try:
-        for figures in _measure(options.only or _NAMES, 1 if options.quick else options.rounds):
+        rounds = 1 if options.quick else options.rounds
+        for figures in _measure(options.qemu, options.only or _NAMES, rounds):
             text = json.dumps(figures, indent=1)
             if options.json:  # after each row: a run that is cut off keeps what it has
                 options.json.write_text(text + "\n")
@@ -105,9 +107,9 @@ def _render(source: Path, target: Path) -> int:
     return 0
 
 
-def _measure(names: Sequence[str], rounds: int) -> Iterator[dict[str, Any]]:
-    """Yield the figures as they grow, the same dictionary each time."""
-    qemus = machine.qemus()
+def _measure(prefix: str, names: Sequence[str], rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield the figures as they grow, the same dictionary each time; of QEMUs of this version."""
+    qemus = {name: path for name, path in machine.qemus().items() if name.startswith(prefix)}
     if not qemus and set(names) - {"receive", "checkpoint", "replicas"}:
         raise BenchError("no QEMU is here: install qemu-system-x86, or `make qemu11`")
     seconds, kills = 2.0 + min(8.0, 2.0 * rounds), max(3, 2 * rounds)
