@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from bench import (
     receive,
     replicas,
     takeover,
+    wire,
 )
 from bench.errors import BenchError
 from bench.plots import draw
@@ -52,8 +53,14 @@ _NAMES: Final = (
     "stops",
     "replicas",
     "receive",
+    "wire",
     "checkpoint",
 )
+#: What needs neither a QEMU nor rounds, and what it is called while it is measured.
+_ALONE: Final[dict[str, tuple[str, Callable[[], Any]]]] = {
+    "receive": ("receive path", receive.measure),
+    "wire": ("coding pages for a slow link", wire.measure),
+}
 _ONLY_BY_NAME: Final = ("floor", "links", "many")
 _TRANSPORTS: Final = ("unix", "tcp")
 
@@ -110,7 +117,7 @@ def _render(source: Path, target: Path) -> int:
 def _measure(prefix: str, names: Sequence[str], rounds: int) -> Iterator[dict[str, Any]]:
     """Yield the figures as they grow, the same dictionary each time; of QEMUs of this version."""
     qemus = {name: path for name, path in machine.qemus().items() if name.startswith(prefix)}
-    if not qemus and set(names) - {"receive", "checkpoint", "replicas"}:
+    if not qemus and set(names) - {*_ALONE, "checkpoint", "replicas"}:
         raise BenchError("no QEMU is here: install qemu-system-x86, or `make qemu11`")
     seconds, kills = 2.0 + min(8.0, 2.0 * rounds), max(3, 2 * rounds)
     figures: dict[str, Any] = {
@@ -119,9 +126,9 @@ def _measure(prefix: str, names: Sequence[str], rounds: int) -> Iterator[dict[st
         "machine": machine.describe(),
     }
     for name in names:
-        if name == "receive":
-            _say("receive path")
-            figures[name] = receive.measure()
+        if name in _ALONE:
+            _say(_ALONE[name][0])
+            figures[name] = _ALONE[name][1]()
             yield figures
             continue
         if name == "replicas":

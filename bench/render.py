@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from bench.cells import ms, spread, table
 from bench.errors import BenchError
-from bench.render_reach import floor, links, many
+from bench.render_reach import floor, links, many, wire
 
 __all__ = ["render"]
 
@@ -333,6 +333,7 @@ _TABLES: Final[dict[str, Callable[[Any], str]]] = {
     "takeover": _takeover,
     "memory": _memory,
     "receive": _receive,
+    "wire": wire,
     "checkpoint": _checkpoint,
     "floor": floor,
     "links": links,

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from bench.cells import ms, table
 
-__all__ = ["floor", "links", "many"]
+__all__ = ["floor", "links", "many", "wire"]
 
 _Row = dict[str, Any]
 
@@ -104,3 +104,21 @@ def _many(qemu: str, row: _Row) -> list[str]:
 
 def _image(text: str, name: str) -> str:
     return f"![{text}](figures/{name}.svg)"
+
+
+def wire(rows: Sequence[_Row]) -> str:
+    """What coding costs and leaves, and below which rate it pays."""
+    head = ["pages", "way", "sent, share", "host A, ns a byte", "host B", "pays below, MB/s"]
+    return table(head, map(_wire, rows))
+
+
+def _wire(row: _Row) -> list[str]:
+    rate = row["break_even_mb_s"]
+    return [
+        row["pages"],
+        row["way"],
+        f"{row['wire']:.3f}",
+        f"{row['work_ns_per_byte']:.2f}",
+        f"{row['decode_ns_per_byte']:.2f}",
+        f"{rate:,}" if rate else "never",
+    ]
