@@ -188,7 +188,8 @@ def _measure_qemu(
     elif name == "floor":
         for each in floor.CASES:
             _say(f"stopped time, QEMU {version}, {each.mode}, {each.pages} pages")
-            yield floor.measure(binary, each, rounds, seconds, _say)
+            major = int(version.partition(".")[0])
+            yield floor.measure(binary, major, each, rounds, seconds, _say)
     elif name == "links":
         _say(f"links, QEMU {version}")
         yield from links.measure(binary, rounds, 60, 8, seconds, _say)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,16 +78,24 @@ _Secondary = Callable[[Vm, str, Path], AbstractContextManager[Process]]
 
 @dataclass(frozen=True)
 class _Pair:
-    """Who the secondary is, and how ``colo primary`` is to take checkpoints where it is there."""
+    """Who the secondary is, and how ``colo primary`` is to take checkpoints where it is there.
+
+    ``also``: migration capabilities of both QEMUs.
+    """
 
     secondary: _Secondary
     way: Way | None = None
+    also: tuple[str, ...] = ()
 
 
+_MULTIFD: Final = ("multifd",)
+#: From this major version on COLO may have it.
+_MULTIFD_MAJOR: Final = 11
 _NULL: Final = "null sink"
 _PAIRS: Final = {
     _NULL: _Pair(null_secondary),
     "stock QEMU": _Pair(stock_secondary),
+    "stock QEMU, multifd": _Pair(partial(stock_secondary, also=_MULTIFD), also=_MULTIFD),
     **{way.name: _Pair(colo_secondary, way) for way in WAYS},
 }
 
@@ -100,12 +109,18 @@ class _Run:
 
 
 def measure(
-    binary: str, case: Case, rounds: int, seconds: float, say: Callable[[str], None]
+    binary: str,
+    version: int,
+    case: Case,
+    rounds: int,
+    seconds: float,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Measure all pairs in turns.  ``sent``: what a checkpoint has, as the null sink saw it."""
+    """Measure all pairs in turns; ``version``: QEMU's major one.  ``sent``: what a checkpoint has, as the null sink saw it."""
     vm = case.vm(binary)
     seconds = max(seconds, _CHECKPOINTS_MIN * case.interval_ms / 1e3)
-    runs: dict[str, list[_Run]] = {name: [] for name in _PAIRS}
+    pairs = [name for name, pair in _PAIRS.items() if not pair.also or version >= _MULTIFD_MAJOR]
+    runs: dict[str, list[_Run]] = {name: [] for name in pairs}
     sent: list[dict[str, Any]] = []
     for number in range(rounds):
         for name in list(runs) if number % 2 == 0 else list(reversed(runs)):
@@ -166,5 +181,5 @@ def _protected(vm: Vm, pair: _Pair, folder: Path, interval_ms: int) -> Iterator[
         colo_primary(vm, address, folder) if pair.way is not None else contextlib.nullcontext(),
     ):
         if pair.way is None:
-            protect(process, monitor, address, interval_ms)
+            protect(process, monitor, address, interval_ms, pair.also)
         yield monitor

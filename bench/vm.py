@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -169,15 +169,20 @@ def primary(vm: Vm, folder: Path) -> Iterator[tuple[Process, Monitor]]:
 
 
 @contextlib.contextmanager
-def stock_secondary(vm: Vm, address: str, folder: Path) -> Iterator[Process]:
-    """A stock QEMU that waits for a COLO primary at ``address``; it needs no preload."""
+def stock_secondary(
+    vm: Vm, address: str, folder: Path, also: Sequence[str] = ()
+) -> Iterator[Process]:
+    """A stock QEMU that waits for a COLO primary at ``address``; it needs no preload.
+
+    ``also``: capabilities that both need.
+    """
     command = [
         f"file:{folder / 'secondary.console'}" if part.startswith("file:") else part
         for part in vm.plan(folder).primary()
     ]
     command += ["-incoming", "defer"]
     with qemu("stock-secondary", command, folder) as (process, monitor):
-        set_capabilities(monitor)
+        set_capabilities(monitor, also)
         monitor.execute("migrate-incoming", uri=address)
         yield process
 
@@ -218,9 +223,11 @@ def colo_primary(vm: Vm, address: str, folder: Path, *options: str) -> Iterator[
         process.terminate()
 
 
-def protect(process: Process, monitor: Monitor, address: str, interval_ms: int) -> None:
+def protect(
+    process: Process, monitor: Monitor, address: str, interval_ms: int, also: Sequence[str] = ()
+) -> None:
     """Start COLO from this primary to ``address`` and wait until it is on."""
-    set_capabilities(monitor)
+    set_capabilities(monitor, also)
     monitor.execute(
         "migrate-set-parameters", x_checkpoint_delay=interval_ms, max_bandwidth=_BANDWIDTH
     )
@@ -272,9 +279,9 @@ def qemu(
         process.kill()
 
 
-def set_capabilities(monitor: Monitor) -> None:
-    """Switch on what a QEMU of this version needs for COLO."""
-    names = ["x-colo"]
+def set_capabilities(monitor: Monitor, also: Sequence[str] = ()) -> None:
+    """Switch on what a QEMU of this version needs for COLO, and these."""
+    names = ["x-colo", *also]
     if monitor.execute("query-version")["qemu"]["major"] >= _RETURN_PATH_MAJOR:
         names.append("return-path")
     monitor.execute(
