@@ -116,7 +116,10 @@ def measure(
     seconds: float,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Measure all pairs in turns; ``version``: QEMU's major one.  ``sent``: what a checkpoint has, as the null sink saw it."""
+    """Measure all pairs in turns; ``version``: QEMU's major one.
+
+    ``sent``: what a checkpoint has, as the null sink saw it.
+    """
     vm = case.vm(binary)
     seconds = max(seconds, _CHECKPOINTS_MIN * case.interval_ms / 1e3)
     pairs = [name for name, pair in _PAIRS.items() if not pair.also or version >= _MULTIFD_MAJOR]
