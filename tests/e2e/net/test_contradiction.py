@@ -17,10 +17,10 @@ from tests.e2e.net.stage import HERE, WAIT_S, Stage, Vm
 
 pytestmark = pytest.mark.e2e
 
-#: A checkpoint comes by its age alone, where nothing is held that asks for one: here, never.
+#: A checkpoint comes by its age, or its cost, where nothing is held that asks for one: here, never.
 NEVER_MS = 3_600_000
 SEEN = 20
-RARE = Vm(options=f"[checkpoints]\nage_max_ms = {NEVER_MS}\n")
+RARE = Vm(options=f"[checkpoints]\nage_max_ms = {NEVER_MS}\nstop_goal_ms = {NEVER_MS}\n")
 ENTRIES = {"whole": ("-m", "colo"), "broken": (str(HERE / "broken_gate.py"), "leaky")}
 
 
