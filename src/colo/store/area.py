@@ -19,16 +19,10 @@ _KEPT_TIMES: Final = 64
 
 
 def reserve(size: int) -> mmap.mmap:
-    """Reserve private memory that takes up only what of it is filled, in huge pages where it can.
-
-    Raises StoreError.
-    """
+    """Reserve private memory that takes up only what of it is filled.  Raises StoreError."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     try:
-        area = mmap.mmap(-1, size, flags=flags)
-        with contextlib.suppress(OSError):  # a kernel may have none
-            area.madvise(mmap.MADV_HUGEPAGE)
-        return area
+        return mmap.mmap(-1, size, flags=flags)
     except (OSError, ValueError) as error:
         raise StoreError(
             f"cannot reserve {size / (1 << 20):,.0f} MiB of address space: {error}"
@@ -40,6 +34,8 @@ class Area:
 
     def __init__(self, size: int, what: str) -> None:
         self._map = reserve(size)
+        with contextlib.suppress(OSError):  # a kernel may have no huge pages
+            self._map.madvise(mmap.MADV_HUGEPAGE)
         self.buffer = ReceiveBuffer(memoryview(self._map), what)
         self._filled: deque[int] = deque(maxlen=_KEPT_TIMES)
         self._kept = 0

@@ -19,6 +19,7 @@ ASIDE_MIB = 4
 #: Nothing but the time asks for a checkpoint, and what the guest sends in it fills the gate often.
 TIGHT = Vm(
     options=f"[checkpoints]\nrun_min_ms = 200\naside_mib = {ASIDE_MIB}\n"
+    "[wire]\ncompare_mib = 0\n"
     f"[network]\nhold_limit_mib = {LIMIT / (1 << 20)}\nhigh_water_mib = 100\n"
 )
 #: Twice what may be taken aside lies there at most: some of it has been sent already.
