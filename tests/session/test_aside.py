@@ -35,6 +35,7 @@ from colo.wire.choice import Way
 from colo.wire.encoder import Encoder
 from colo.wire.rate import LinkRate
 from colo.wire.sent import SentPages
+from colo.wire.verdict import Verdict
 from tests.session.test_qemu_primary import FakeAwake, FakeColo, FakeStandStill
 from tests.session.test_secondary import LIMITS, Session, turns, wholes
 from tests.streams import RAM, RSDP, Checkpoint, Stream, fill, full, later_devices
@@ -313,6 +314,8 @@ def slow_link(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LinkRate, "value", 1e6, raising=False)
     monkeypatch.setattr(LinkRate, "__init__", lambda self: None)
     monkeypatch.setattr(LinkRate, "add", lambda *_: None)
+    monkeypatch.setattr(Verdict, "note", lambda *_: None)
+    monkeypatch.setattr(Verdict, "__init__", lambda self: setattr(self, "is_coded", True))
 
 
 def encoder() -> Encoder:

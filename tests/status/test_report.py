@@ -170,11 +170,20 @@ def test_what_the_secondary_lacks(aside: dict[str, Any], line: str) -> None:
     ("rate", "line"),
     [
         (2.4e7, "24 MB/s; 100 MiB went as 40 MiB, with 1.5 s of work"),
-        (None, "as fast as QEMU; 100 MiB went as 40 MiB, with 1.5 s of work"),
+        (
+            None,
+            "as fast as QEMU, and nothing is coded now; 100 MiB went as 40 MiB, with 1.5 s of work",
+        ),
     ],
 )
 def test_what_goes_on_the_wire(rate: float | None, line: str) -> None:
-    told = {"rate": rate, "stream_bytes": 100 << 20, "wire_bytes": 40 << 20, "work_s": 1.5}
+    told = {
+        "rate": rate,
+        "is_coded": rate is not None,
+        "stream_bytes": 100 << 20,
+        "wire_bytes": 40 << 20,
+        "work_s": 1.5,
+    }
     assert line in " ".join(shown(wire=told).split())
 
 

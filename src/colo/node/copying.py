@@ -94,7 +94,8 @@ class Copying:
             return None
         total = coder.figures.total
         return {
-            "rate": coder.rate,
+            "rate": self._relay.rate,
+            "is_coded": coder.rate is not None,
             **asdict(total),
             "by_way": {name: asdict(each) for name, each in coder.figures.by_way.items()},
         }

@@ -31,6 +31,7 @@ from colo.store.area import Area
 from colo.transport.sockets import quick_acks, soon, tune, unacknowledged
 from colo.wire.encoder import Encoder
 from colo.wire.rate import LinkRate
+from colo.wire.verdict import Verdict
 
 __all__ = ["COPY_ROOM", "Relay", "area_for"]
 
@@ -100,7 +101,7 @@ class Relay:
         self._on_qemu_lost = on_qemu_lost
         self._loop = asyncio.get_running_loop()
         self._decoder = MessageDecoder()
-        self._rate = LinkRate()
+        self._rate, self._verdict = LinkRate(), Verdict()
         self._since_whole: _Mark | None = None  # a checkpoint is, and the secondary has not all
         self._since_full: _Mark | None = None  # QEMU waits for room
         self._answers = bytearray()  # for QEMU
@@ -140,6 +141,11 @@ class Relay:
     def whole_bytes(self) -> int:
         """How many bytes the checkpoint has that came last, whole; 0 for a first copy."""
         return self._whole_bytes
+
+    @property
+    def rate(self) -> float | None:
+        """The rate of the way to the secondary, in bytes a second, where it is known."""
+        return self._rate.value
 
     @property
     def saved_s(self) -> float | None:
@@ -255,6 +261,7 @@ class Relay:
             self._whole, self._whole_sent_at = self._position, None
         match came:
             case Came.BEGINNING:
+                self._decide()
                 self._began, self._began_at = self._position, self._loop.time()
             case Came.SAVED:
                 self._saved_s = self._loop.time() - self._began_at
@@ -354,6 +361,7 @@ class Relay:
             for message in self._decoder.feed(data):
                 if message.kind is COLOMessage.VMSTATE_RECEIVED:
                     self._measure(self._since_whole)
+                    self._judge(self._since_whole)
                 self._on_message(message)
         except ColoError as error:
             self._end(error)
@@ -362,6 +370,13 @@ class Relay:
         self._answer()
         if self._open:
             self._acknowledge()
+
+    def _decide(self) -> None:
+        """Whether the checkpoint that begins is to be coded at all."""
+        if self._coder is not None:
+            rate = self._rate.value
+            is_coded = rate is not None and self._verdict.is_coded
+            self._coder.rate = rate if is_coded else None
 
     def _mark(self, coder: Encoder | None) -> _Mark | None:
         """From now on what gets there counts, for the rate."""
@@ -380,7 +395,14 @@ class Relay:
             return
         seconds = now.when - since.when - (now.worked_s - since.worked_s)
         self._rate.add(now.delivered - since.delivered, seconds, coder.rate is not None)
-        coder.rate = self._rate.value
+        if since is self._since_full:
+            coder.rate = self._rate.value  # for a copy, which is one long stretch
+
+    def _judge(self, since: _Mark | None) -> None:
+        """What came of coding that checkpoint, or not."""
+        if since is not None and self._coder is not None and self._rate.value is not None:
+            took_s = self._loop.time() - since.when
+            self._verdict.note(self._coder.rate is not None, self._whole_bytes, took_s)
 
     # -- the end --------------------------------------------------------------------------
 

@@ -221,8 +221,9 @@ def _aside(aside: dict[str, Any]) -> str:
 def _wire(wire: dict[str, Any]) -> str:
     """How much less than QEMU's stream goes to the secondary."""
     rate = "as fast as QEMU" if wire["rate"] is None else f"{wire['rate'] / 1e6:,.0f} MB/s"
+    now = "" if wire["is_coded"] else ", and nothing is coded now"
     return (
-        f"{rate}; {mib(wire['stream_bytes'])} went as {mib(wire['wire_bytes'])}, "
+        f"{rate}{now}; {mib(wire['stream_bytes'])} went as {mib(wire['wire_bytes'])}, "
         f"with {wire['work_s']:.1f} s of work"
     )
 
