@@ -147,7 +147,7 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     found = dict(zip(labels, handles, strict=True))
     title = "solid: median, dotted: 99th percentile"
     figure.legend(
-        found.values(), found.keys(), loc="outside lower center", ncols=4, title=title, fontsize=9
+        found.values(), found.keys(), loc="outside lower center", ncols=2, title=title, fontsize=9
     )
 
 
