@@ -58,7 +58,8 @@ def play(qemu: str) -> Iterator[Play]:
             print(nodes.tails())
             nodes.close()
         shutil.rmtree(folder)
-        shutil.rmtree(f"/dev/shm/{folder.name}", ignore_errors=True)
+        for store in Path("/dev/shm").glob(f"*{folder.name}*"):
+            shutil.rmtree(store, ignore_errors=True)
 
 
 def protected(nodes: Nodes) -> Nodes:

@@ -31,7 +31,8 @@ def nodes(qemu: str, request: pytest.FixtureRequest) -> Iterator[Nodes]:
         print(nodes.tails())
         nodes.close()
         shutil.rmtree(folder)
-        shutil.rmtree(f"/dev/shm/{folder.name}", ignore_errors=True)
+        for store in Path("/dev/shm").glob(f"*{folder.name}*"):
+            shutil.rmtree(store, ignore_errors=True)
 
 
 def goes_on(host: NodeHost, after: int) -> None:
