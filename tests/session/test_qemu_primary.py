@@ -151,6 +151,13 @@ class Scene:
         self.session.came(Came.COPY)
         self.hear(COLOMessage.CHECKPOINT_READY)
 
+    async def stopped(self) -> None:
+        """The secondary is ready, a packet is held, and the VM is stopped for its checkpoint."""
+        self.protect()
+        self.hear(COLOMessage.CHECKPOINT_REPLY)
+        self.gate.holds()
+        await until(lambda: self.vm == "stop")
+
     def whole(self) -> None:
         """The checkpoint under way has come from QEMU."""
         self.session.came(Came.CHECKPOINT)
@@ -237,10 +244,7 @@ def test_a_checkpoint_that_is_taken_aside_lets_the_vm_run_and_releases_later() -
 
 def test_what_is_released_once_the_vm_runs_goes_at_once() -> None:
     async def scene(s: Scene) -> None:
-        s.protect()
-        s.hear(COLOMessage.CHECKPOINT_REPLY)
-        s.gate.holds()
-        await until(lambda: s.vm == "stop")
+        await s.stopped()
         s.whole()
         s.session.came(Came.REQUEST)
         s.hear(COLOMessage.VMSTATE_RECEIVED)
@@ -251,10 +255,7 @@ def test_what_is_released_once_the_vm_runs_goes_at_once() -> None:
 
 def test_the_next_checkpoint_waits_for_the_secondarys_reply_however_much_is_held() -> None:
     async def scene(s: Scene) -> None:
-        s.protect()
-        s.hear(COLOMessage.CHECKPOINT_REPLY)
-        s.gate.holds()
-        await until(lambda: s.vm == "stop")
+        await s.stopped()
         s.whole()
         s.session.came(Came.REQUEST)
         s.gate.holds(8 << 20)
@@ -307,10 +308,7 @@ def test_a_host_that_stood_still_releases_nothing() -> None:
     """The other host may have taken over from that very checkpoint, and its VM been heard."""
 
     async def scene(s: Scene) -> None:
-        s.protect()
-        s.hear(COLOMessage.CHECKPOINT_REPLY)
-        s.gate.holds()
-        await until(lambda: s.vm == "stop")
+        await s.stopped()
         s.whole()
         s.stood_still = True
         with pytest.raises(ChannelLost, match="stood still"):
@@ -412,10 +410,7 @@ def test_nothing_begins_after_the_end() -> None:
 
 def test_a_checkpoint_that_does_not_end_is_overdue() -> None:
     async def scene(s: Scene) -> None:
-        s.protect()
-        s.hear(COLOMessage.CHECKPOINT_REPLY)
-        s.gate.holds()
-        await until(lambda: s.vm == "stop")
+        await s.stopped()
         await asyncio.sleep(0.002)
         assert s.session.overdue(0.001)
         assert not s.session.overdue(60)
@@ -452,10 +447,7 @@ def test_an_idle_vm_that_could_be_checkpointed_at_any_moment_is_not_overdue() ->
 
 def test_one_that_takes_long_to_be_sent_is_not_overdue_while_bytes_move() -> None:
     async def scene(s: Scene) -> None:
-        s.protect()
-        s.hear(COLOMessage.CHECKPOINT_REPLY)
-        s.gate.holds()
-        await until(lambda: s.vm == "stop")
+        await s.stopped()
         s.whole()
         for moved in range(3):
             await asyncio.sleep(0.002)
@@ -519,10 +511,7 @@ def test_a_checkpoint_that_is_wanted_is_taken_at_once_and_told_when_its_output_m
 
 def test_a_checkpoint_that_was_under_way_when_one_was_wanted_is_not_that_one() -> None:
     async def scene(s: Scene) -> None:
-        s.protect()
-        s.hear(COLOMessage.CHECKPOINT_REPLY)
-        s.gate.holds()
-        await until(lambda: s.vm == "stop")
+        await s.stopped()
         wanted = asyncio.ensure_future(s.session.fresh())
         await asyncio.sleep(0)
         s.whole()

@@ -23,7 +23,7 @@ from colo.wire.decoder import Decoder
 from colo.wire.encoder import Encoder
 from colo.wire.rate import LinkRate
 from colo.wire.sent import SentPages
-from tests.session.test_primary_stream import REQUEST, SEND, conversation, parts, size_of
+from tests.session.test_primary_stream import REQUEST, SEND, conversation, parts
 from tests.streams import QEMU_11, QEMU_72, RSDP, Checkpoint, Stream
 
 READY, REPLY = Message(COLOMessage.CHECKPOINT_READY), Message(COLOMessage.CHECKPOINT_REPLY)
@@ -43,6 +43,7 @@ LARGE = Stream(
     parts=((LARGE_PAGES,),),
     checkpoints=(Checkpoint((LARGE_PAGES,)),),
 )
+LARGE_CHECKPOINT = b"".join(each for _, each in parts(LARGE)[1:])
 
 
 class Bench:
@@ -88,6 +89,12 @@ class Bench:
         self.relay.close()
         self.qemu.close()
         self.secondary.close()
+
+    async def copied(self) -> None:
+        """The large stream's first copy comes by, and arrives."""
+        sending = self.qemu_sends(LARGE.data)
+        assert await read(self.secondary, len(LARGE.data)) == LARGE.data
+        await sending
 
     def qemu_sends(self, data: bytes) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
@@ -207,61 +214,43 @@ def test_it_arrives_unchanged_in_pieces_of_any_size(size: int) -> None:
 
 def test_qemu_is_answered_though_the_secondary_has_read_nothing_of_a_checkpoint() -> None:
     """That is what it is for: the VM waits for memory, and not for the network."""
-    first, (pages,) = LARGE.wire
-    devices = LARGE.checkpoints[0].devices
-    checkpoint = REQUEST + SEND + pages + size_of(devices) + devices
 
     async def play(bench: Bench) -> None:
-        sending = bench.qemu_sends(first)
-        assert await read(bench.secondary, len(first)) == first
-        await sending
+        await bench.copied()
         bench.relay.room, bench.relay.hurries = 32 << 20, False
         bench.on_came = lambda came: bench.relay.send(LOADED) if came is Came.CHECKPOINT else None
-        await bench.qemu_sends(checkpoint)
+        await bench.qemu_sends(LARGE_CHECKPOINT)
         assert await read(bench.qemu, 4) == encode(LOADED)
         assert bench.relay.held_bytes > 8 << 20
-        assert bench.relay.memory_bytes >= len(checkpoint) - (4 << 20)
-        assert await read(bench.secondary, len(checkpoint)) == checkpoint
+        assert bench.relay.memory_bytes >= len(LARGE_CHECKPOINT) - (4 << 20)
+        assert await read(bench.secondary, len(LARGE_CHECKPOINT)) == LARGE_CHECKPOINT
 
     played(False, play)
 
 
 def test_qemu_is_not_read_beyond_the_room_that_there_is() -> None:
-    first, (pages,) = LARGE.wire
-    devices = LARGE.checkpoints[0].devices
-    checkpoint = REQUEST + SEND + pages + size_of(devices) + devices
-
     async def play(bench: Bench) -> None:
-        sending = bench.qemu_sends(first)
-        assert await read(bench.secondary, len(first)) == first
-        await sending
+        await bench.copied()
         bench.relay.room, bench.relay.hurries = 4 << 20, False
-        sending = bench.qemu_sends(checkpoint)
+        sending = bench.qemu_sends(LARGE_CHECKPOINT)
         for _ in range(200):
             await asyncio.sleep(0)
         assert not sending.done()
         assert Came.CHECKPOINT not in bench.came
         assert 4 << 20 <= bench.relay.held_bytes <= 6 << 20
-        assert await read(bench.secondary, len(checkpoint)) == checkpoint
+        assert await read(bench.secondary, len(LARGE_CHECKPOINT)) == LARGE_CHECKPOINT
         await sending
 
     assert played(False, play).came[-1] is Came.CHECKPOINT
 
 
 def test_memory_that_one_large_checkpoint_took_is_given_back() -> None:
-    first, (pages,) = LARGE.wire
-    devices = LARGE.checkpoints[0].devices
-    end = size_of(devices) + devices
-
     async def play(bench: Bench) -> None:
-        sending = bench.qemu_sends(first)
-        await read(bench.secondary, len(first))
-        await sending
+        await bench.copied()
         bench.relay.room, bench.relay.hurries = 32 << 20, False
-        checkpoint = REQUEST + SEND + pages + end
-        await bench.qemu_sends(checkpoint)
+        await bench.qemu_sends(LARGE_CHECKPOINT)
         await until(lambda: bench.came[-1] is Came.CHECKPOINT)
-        await read(bench.secondary, len(checkpoint))
+        await read(bench.secondary, len(LARGE_CHECKPOINT))
         assert bench.relay.memory_bytes > 8 << 20
         ending = b"".join(each for _, each in parts(QEMU_72)[3:5])
         for _ in range(70):

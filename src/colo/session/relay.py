@@ -110,11 +110,14 @@ class Relay:
         self._qemu_waits = False  # its VM stands still, and it is sending
         self._is_over = False  # what came last is whole
         self._pushes_on = False  # more is to be sent, in the event loop's next turn
-        self._began = self._whole_bytes = 0  # where a checkpoint does, and what it comes to
+        self._began = 0  # where a checkpoint does
         self._began_at = self._saved_s = 0.0
         self._is_late = False  # the secondary gets it when it has been here for some time
         self._whole: int | None = None  # where what came last ends, in bytes of the stream
-        self._whole_sent_at: float | None = None
+        #: How many bytes the checkpoint has that came last, whole; 0 for a first copy.
+        self.whole_bytes = 0
+        #: When the last byte was sent of the copy or checkpoint that came last; None before.
+        self.whole_sent_at: float | None = None
         self._open = True
         #: So many bytes may lie here.
         self.room = COPY_ROOM
@@ -138,11 +141,6 @@ class Relay:
         return self._area.memory_bytes
 
     @property
-    def whole_bytes(self) -> int:
-        """How many bytes the checkpoint has that came last, whole; 0 for a first copy."""
-        return self._whole_bytes
-
-    @property
     def rate(self) -> float | None:
         """The rate of the way to the secondary, in bytes a second, where it is known."""
         return self._rate.value
@@ -154,11 +152,6 @@ class Relay:
         None where the secondary hears of that as it happens.
         """
         return self._saved_s if self._is_late else None
-
-    @property
-    def whole_sent_at(self) -> float | None:
-        """When the last byte was sent of the copy or checkpoint that came last; None before."""
-        return self._whole_sent_at
 
     def close(self) -> None:
         """Close both connections; nothing is called any more."""
@@ -258,7 +251,7 @@ class Relay:
         self._qemu_waits = came in (Came.BEGINNING, Came.SAVED)
         if came in (Came.COPY, Came.CHECKPOINT):
             self._is_over = True
-            self._whole, self._whole_sent_at = self._position, None
+            self._whole, self.whole_sent_at = self._position, None
         match came:
             case Came.BEGINNING:
                 self._decide()
@@ -266,7 +259,7 @@ class Relay:
             case Came.SAVED:
                 self._saved_s = self._loop.time() - self._began_at
             case Came.CHECKPOINT:
-                self._whole_bytes = self._position - self._began
+                self.whole_bytes = self._position - self._began
                 left = self.held_bytes + unacknowledged(self._secondary)
                 self._is_late = left > _LATE_BYTES
                 self._since_whole = self._mark(self._coder)
@@ -301,7 +294,7 @@ class Relay:
                 self._outlet.took(sent)
                 self.bytes_sent += sent
                 if self._whole is not None and self.bytes_taken - self.held_bytes >= self._whole:
-                    self._whole, self._whole_sent_at = None, self._loop.time()
+                    self._whole, self.whole_sent_at = None, self._loop.time()
         self._make_room()
 
     def _go_on_pushing(self) -> None:
@@ -402,7 +395,7 @@ class Relay:
         """What came of coding that checkpoint, or not."""
         if since is not None and self._coder is not None and self._rate.value is not None:
             took_s = self._loop.time() - since.when
-            self._verdict.note(self._coder.rate is not None, self._whole_bytes, took_s)
+            self._verdict.note(self._coder.rate is not None, self.whole_bytes, took_s)
 
     # -- the end --------------------------------------------------------------------------
 

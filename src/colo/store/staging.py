@@ -36,11 +36,6 @@ class StagingArea:
         """How many pages are staged."""
         return sum(len(run) for run in self.runs)
 
-    @property
-    def memory_bytes(self) -> int:
-        """How much memory it may take up now."""
-        return self._area.memory_bytes
-
     def clear(self) -> None:
         """Forget the runs, reuse their memory, and return what was unusually much of it."""
         self.runs = []

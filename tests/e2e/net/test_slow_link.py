@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.basics import wait
 from tests.e2e.memory import differing
-from tests.e2e.net.stage import HERE, WAIT_S, Colo, Stage, Vm
+from tests.e2e.net.stage import HERE, WAIT_S, Client, Colo, Stage, Vm
 from tests.e2e.net.wires import slow
 
 pytestmark = pytest.mark.e2e
@@ -61,6 +61,14 @@ def compare(stage: Stage, primary: Colo, secondary: Colo) -> None:
     primary.wait_checkpoints(3)
 
 
+def see_that_they_go_on(secondary: Colo, clients: list[Client]) -> None:
+    """Host B has taken over, and the clients miss nothing."""
+    secondary.wait_state("RUNNING")
+    for client in clients:
+        client.wait_heard()
+        client.check()
+
+
 def stored(secondary: Colo) -> np.ndarray:
     """What host B's store has of the VM's memory."""
     store = Path(secondary.status()["store"])
@@ -90,10 +98,7 @@ def test_a_guest_that_writes_more_than_the_link_carries_is_slowed_and_not_lost(
             client.wait_heard()
         time.sleep(draw.random())
         stage.kill(primary)
-    secondary.wait_state("RUNNING")
-    for client in clients:
-        client.wait_heard()
-        client.check()
+    see_that_they_go_on(secondary, clients)
 
 
 @pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
@@ -109,7 +114,4 @@ def test_host_a_dies_while_a_checkpoint_is_on_its_way(
             client.wait_heard()
         time.sleep(draw.random())
         stage.kill(primary)
-    secondary.wait_state("RUNNING")
-    for client in clients:
-        client.wait_heard()
-        client.check()
+    see_that_they_go_on(secondary, clients)
