@@ -12,7 +12,6 @@ from colo.errors import UsageError
 from colo.migration.ram import RamBlock
 from colo.qemu.command_line import (
     Backend,
-    escape,
     largest_first,
     main_memory,
     named_accelerators,
@@ -249,10 +248,6 @@ def test_memory_that_cannot_be_protected_is_told(args: list[str], told: str) -> 
     with pytest.raises(UsageError) as caught:
         main_memory(args)
     assert told in str(caught.value)
-
-
-def test_a_comma_in_a_value_is_doubled() -> None:
-    assert escape("a,b,,c") == "a,,b,,,,c"
 
 
 OPTIONS = ["-m", "-machine", "-M", "-object", "--object", "-numa", "-device", "-accel"]

@@ -52,7 +52,10 @@ def found(
     answers: dict[str, Any], *netdevs: str, started: bool = True, args: tuple[str, ...] = ()
 ) -> list[str]:
     config = VmConfig("web1", qemu=QemuArgs(args=args))
-    return asyncio.run(obstacles(FakeQemu(answers), config, list(netdevs), False, started))
+    qemu = FakeQemu(answers)
+    return [
+        each.text for each in asyncio.run(obstacles(qemu, config, list(netdevs), False, started))
+    ]
 
 
 def status(name: str) -> dict[str, Any]:
@@ -78,7 +81,8 @@ def test_a_written_disk_is_one_that_is_named(name: str) -> None:
         config = VmConfig("web1", disks=disks)
         found = asyncio.run(obstacles(FakeQemu(answers), config, [], False))
         assert len(found) == lines
-        assert not lines or "name it in [[disks]]" in found[0]
+        assert not lines or "name it in [[disks]]" in str(found[0])
+        assert not lines or str(found[0]).endswith(": see docs/refused.md#disk-not-named")
 
 
 def test_nothing_stands_in_the_way() -> None:
@@ -133,7 +137,7 @@ def test_without_a_compiler_the_preload_is_named_all_the_same(
 def test_vhost_leads_packets_past_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = tmp_path / "vhost-net"
     device.touch()
-    monkeypatch.setattr(module, "_VHOST", str(device))
+    monkeypatch.setattr(module, "_VHOST_DEVICE", str(device))
     assert found({}, "n0") == []
     with device.open():
         (line,) = found({}, "n0")

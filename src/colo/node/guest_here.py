@@ -11,6 +11,7 @@ from qemu.qmp import EventListener
 
 from colo.config import VmConfig
 from colo.errors import GuestError
+from colo.findings import summed
 from colo.membership.states import Event
 from colo.node.performer import Outcome
 from colo.qemu.colo_mode import ColoPrimary
@@ -48,7 +49,7 @@ class GuestHere:
         netdevs = await cards(self._qemu)
         found = await obstacles(self._qemu, self._config, netdevs, allow_disks, runs)
         if found:
-            raise GuestError("this VM cannot be protected: " + "; ".join(found))
+            raise GuestError(f"this VM cannot be protected: {summed(found)}")
         return netdevs
 
     async def look(self) -> Outcome:

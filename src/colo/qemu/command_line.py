@@ -1,9 +1,7 @@
 """What QEMU's arguments say: its memory, its accelerators.  It starts nothing and asks nobody.
 
-Strategy.  An option's value is taken apart as QEMU does it: keys and values between commas, a
-comma within a value doubled, the first key implied, or all of it one JSON object.  Of an option
-that comes more than once the last value of each key counts.  Sizes are what both QEMU 7.2 and 11
-take, and what they make of them.
+Strategy.  Of an option that comes more than once the last value of each key counts (``options``
+takes them apart).  Sizes are what both QEMU 7.2 and 11 take, and what they make of them.
 
 The main memory is one block of the stream, or one for each NUMA node that has a backend.  On the
 host that waits each is a file, so ``with_files`` puts a backend of colo's own in the place of each
@@ -17,7 +15,6 @@ Source: ``do_strtosz`` in ``util/cutils.c`` (sizes), ``machine_set_mem`` and
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +23,10 @@ from typing import Any, Final
 from colo.errors import UsageError
 from colo.migration.format import PAGE_SIZE
 from colo.migration.ram import RamBlock
+from colo.qemu.options import escape, is_on, machine_keys, option_name, pairs, read_keys
 
 __all__ = [
     "Backend",
-    "escape",
     "largest_first",
     "main_memory",
     "named_accelerators",
@@ -45,7 +42,6 @@ _PC_ID: Final = "pc.ram"
 _BACKEND: Final = "memory-backend-"
 #: With it the block is named after the object's whole path; machines before 4.0 have it on.
 _WHOLE_PATH: Final = "x-use-canonical-path-for-ramblock-id"
-_ON: Final = ("on", "yes", "true", "y", True)
 
 _UNITS: Final = {unit: 1 << 10 * power for power, unit in enumerate("bkmgtpe")}
 _SIZE: Final = re.compile(r"\s*\+?(?P<whole>\d*)(?P<part>(?:\.\d*)?)(?P<unit>[bkmgtpe]?)", re.ASCII)
@@ -85,12 +81,12 @@ def parse_size(text: str) -> int:
 def named_accelerators(args: Sequence[str]) -> tuple[str, ...]:
     """The accelerators that QEMU's arguments name, in the order in which it tries them."""
     named: list[str] = []
-    for option, value in _options(args):
+    for option, value in pairs(args):
         if option == "enable-kvm":
             named.append("kvm")
         elif option == "accel":
-            named.append(str(_keys(value, "accel").get("accel", "")))
-    machine = str(_machine(args).get("accel", ""))
+            named.append(str(read_keys(value, "accel").get("accel", "")))
+    machine = str(machine_keys(args).get("accel", ""))
     return tuple(named) or tuple(each for each in machine.split(":") if each)
 
 
@@ -101,7 +97,7 @@ def main_memory(args: Sequence[str]) -> tuple[Backend, ...]:
     _refuse_others(args, objects)
     if nodes:
         return tuple(_placed(_backend(objects, nodes[number]) for number in sorted(nodes)))
-    machine = _machine(args)
+    machine = machine_keys(args)
     if "memory-backend" in machine:
         return (_backend(objects, str(machine["memory-backend"])),)
     kind = str(machine.get("type", "")).split("-")[0]
@@ -131,8 +127,8 @@ def with_files(args: Sequence[str], files: Mapping[str, str]) -> list[str]:
     given = _backends(args).keys() & ours.keys()
     changed = list(args)
     for at, (option, value) in enumerate(itertools.pairwise(args)):
-        if _name(option) == "object":
-            backend = ours.get(str(_keys(value, "qom-type").get("id", "")))
+        if option_name(option) == "object":
+            backend = ours.get(str(read_keys(value, "qom-type").get("id", "")))
             if backend is not None:
                 changed[at + 1] = _file_backend(backend, files)
     for backend in ours.values():
@@ -142,61 +138,15 @@ def with_files(args: Sequence[str], files: Mapping[str, str]) -> list[str]:
     return changed
 
 
-def escape(value: object) -> str:
-    """A value inside a QEMU option: its commas are doubled."""
-    return str(value).replace(",", ",,")
-
-
-# -- options -------------------------------------------------------------------------------------
-
-
-def _name(option: str) -> str | None:
-    """An option's name without its dashes; None where it is none."""
-    return option.removeprefix("-").removeprefix("-") if option.startswith("-") else None
-
-
-def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each option and what follows it, whether that is its value or not."""
-    for option, value in itertools.zip_longest(args, args[1:], fillvalue=""):
-        if (name := _name(option)) is not None:
-            yield name, value
-
-
-def _keys(value: str, implied: str) -> dict[str, Any]:
-    """The keys and values of an option; ``implied``: the key of a first value that has none."""
-    if value.startswith("{"):
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            found = None
-        return found if isinstance(found, dict) else {}
-    keys: dict[str, Any] = {}
-    for number, part in enumerate(value.replace(",,", "\0").split(",")):
-        key, equals, text = part.replace("\0", ",").partition("=")
-        if not equals and number == 0:
-            keys[implied] = key
-        elif key:
-            keys[key] = text if equals else "on"
-    return keys
-
-
-def _machine(args: Sequence[str]) -> dict[str, Any]:
-    keys: dict[str, Any] = {}
-    for option, value in _options(args):
-        if option in ("machine", "M"):
-            keys |= _keys(value, "type")
-    return keys
-
-
 # -- memory --------------------------------------------------------------------------------------
 
 
 def _memory_size(args: Sequence[str]) -> int:
     """The bytes that ``-m`` asks for.  What may be plugged in later is no part of it."""
     keys: dict[str, Any] = {}
-    for option, value in _options(args):
+    for option, value in pairs(args):
         if option == "m":
-            keys |= _keys(value, "size")
+            keys |= read_keys(value, "size")
     text = str(keys.get("size", "0"))
     try:
         size = parse_size(f"{text}M" if text[-1:].isdigit() else text)
@@ -210,7 +160,7 @@ def _memory_size(args: Sequence[str]) -> int:
 
 def _backends(args: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The memory backends among the objects, by their ids."""
-    objects = [_keys(value, "qom-type") for option, value in _options(args) if option == "object"]
+    objects = [read_keys(value, "qom-type") for option, value in pairs(args) if option == "object"]
     return {
         str(keys.get("id", "")): keys
         for keys in objects
@@ -221,8 +171,8 @@ def _backends(args: Sequence[str]) -> dict[str, dict[str, Any]]:
 def _numa_backends(args: Sequence[str]) -> Iterator[tuple[int, str]]:
     """The number of each NUMA node that has a backend, and the backend's id."""
     count = 0
-    for option, value in _options(args):
-        keys = _keys(value, "type") if option == "numa" else {}
+    for option, value in pairs(args):
+        keys = read_keys(value, "type") if option == "numa" else {}
         if keys.get("type") != "node":
             continue
         number = str(keys.get("nodeid", count))
@@ -235,8 +185,8 @@ def _numa_backends(args: Sequence[str]) -> Iterator[tuple[int, str]]:
 
 def _refuse_others(args: Sequence[str], objects: Mapping[str, object]) -> None:
     """Refuse devices that bring memory of their own, or share theirs with somebody."""
-    for option, value in _options(args):
-        keys = _keys(value, "driver") if option == "device" else {}
+    for option, value in pairs(args):
+        keys = read_keys(value, "driver") if option == "device" else {}
         if str(keys.get("memdev")) in objects:
             raise UsageError(
                 f"[qemu] args: take out the device {keys.get('driver')} with memdev="
@@ -263,7 +213,7 @@ def _backend(objects: Mapping[str, Mapping[str, Any]], name: str) -> Backend:
             f"[qemu] args: the memory backend {name!r} of {size} bytes: not a multiple of "
             f"{PAGE_SIZE} bytes"
         )
-    whole_path = keys.get(_WHOLE_PATH) in _ON
+    whole_path = is_on(keys.get(_WHOLE_PATH))
     return Backend(name, RamBlock(f"/objects/{name}" if whole_path else name, size), 0, whole_path)
 
 

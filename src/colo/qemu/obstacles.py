@@ -10,7 +10,9 @@ from typing import Final
 from colo.config import VmConfig
 from colo.config.vm import QemuArgs
 from colo.errors import GuestError
+from colo.findings import Finding, Topic
 from colo.qemu.accelerator import Outcome, try_kvm
+from colo.qemu.argument_obstacles import NOT_NAMED, QUEUES, SUPPRESSED, VHOST
 from colo.qemu.command_line import Backend, largest_first
 from colo.qemu.mirrors import disk_names
 from colo.qemu.monitor import MIGRATION_OVER, Monitor
@@ -19,7 +21,7 @@ from colo.qemu.process import NOT_LARGEST_FIRST
 
 __all__ = ["obstacles"]
 
-_VHOST: Final = "/dev/vhost-net"
+_VHOST_DEVICE: Final = "/dev/vhost-net"
 
 
 async def obstacles(
@@ -28,7 +30,7 @@ async def obstacles(
     netdevs: list[str],
     allow_disks: bool,
     started: bool = True,
-) -> list[str]:
+) -> list[Finding]:
     """Return what stands in the way, a line each, with what to do.  Raises GuestError.
 
     ``config``: the VM file that is to describe it.  ``started``: the VM is to run already.
@@ -36,65 +38,67 @@ async def obstacles(
     found = []
     state = (await qemu.execute("query-status"))["status"]
     if started and state != "running" and not await _left_by_colo(qemu):
-        found.append(
-            f"the VM does not run ({state}), and protecting it would start it: do that by `cont`"
-        )
+        text = f"the VM does not run ({state}), and protecting it would start it: do that by `cont`"
+        found.append(Finding(Topic.VM_STOPPED, text))
     migration = await qemu.execute("query-migrate")
     if migration.get("status") not in MIGRATION_OVER:
-        found.append(f"a migration is {migration['status']}: wait for its end, or migrate_cancel")
+        text = f"a migration is {migration['status']}: wait for its end, or migrate_cancel"
+        found.append(Finding(Topic.MIGRATION, text))
     for reason in migration.get("blocked-reasons", ()):
-        found.append(f"QEMU cannot migrate this VM: {reason}; take out what blocks it")
+        text = f"QEMU cannot migrate this VM: {reason}; take out what blocks it"
+        found.append(Finding(Topic.MIGRATION_BLOCKED, text))
     if (await qemu.execute("query-migrate-parameters")).get("tls-creds"):
-        found.append(
+        text = (
             "the migration parameter tls-creds is set, and QEMU migrates to colo's own socket: "
             'set it to ""; between the hosts it is [tls] in the VM file that encrypts'
         )
+        found.append(Finding(Topic.TLS_CREDS, text))
     if await _property(qemu, "/machine", "suppress-vmdesc"):
-        found.append("the machine has suppress-vmdesc=on: start QEMU without it")
+        found.append(Finding(Topic.VMDESC, SUPPRESSED))
     if not await qemu.execute("qom-list", path="/machine/unattached"):
-        found.append("the machine has no devices: is this a VM?")
+        found.append(Finding(Topic.NO_DEVICES, "the machine has no devices: is this a VM?"))
     for name in sorted({name for name in netdevs if netdevs.count(name) > 1}):
-        found.append(f"netdev {name} has several queues, which QEMU cannot filter: start it with 1")
+        found.append(Finding(Topic.QUEUES, QUEUES.format(name)))
     if await _lacks_preload(qemu, len(config.backends)):
-        found.append(await _preload_advice())
-    if netdevs and _opens(qemu.pid, _VHOST):
-        found.append("vhost is on, which leads packets past QEMU: start the netdev with vhost=off")
+        found.append(Finding(Topic.TCG_LIBRARY, await _preload_advice()))
+    if netdevs and _opens(qemu.pid, _VHOST_DEVICE):
+        found.append(Finding(Topic.VHOST, VHOST.format("")))
     replicated = {disk.id for disk in config.disks}
     if not allow_disks:
         for disk in await qemu.execute("query-block"):
             inserted = disk.get("inserted")
             if inserted and not inserted["ro"] and not disk_names(disk) & replicated:
                 name = disk["device"] or disk.get("qdev") or inserted["node-name"]
-                found.append(
-                    f"disk {name} is written and nobody replicates it: name it in [[disks]], take "
-                    "it out, make it read-only, or say --unprotected-disks"
-                )
+                found.append(Finding(Topic.DISK_NOT_NAMED, NOT_NAMED.format(name)))
     found += await _memory(qemu, config.backends)
     first = largest_first(config.qemu.args)
     if first is not None and not (await qemu.execute("query-kvm"))["enabled"]:
-        found.append(NOT_LARGEST_FIRST.format(first))
+        found.append(Finding(Topic.MEMORY_ORDER, NOT_LARGEST_FIRST.format(first)))
     if started and await _spins(qemu, config.qemu):
-        found.append(
+        text = (
             f"it runs under KVM, which does not work on this host: {Outcome.SPINS.value}: start "
             "QEMU on another host, or with -accel tcg"
         )
+        found.append(Finding(Topic.KVM, text))
     return found
 
 
-async def _memory(qemu: Monitor, ours: tuple[Backend, ...]) -> list[str]:
+async def _memory(qemu: Monitor, ours: tuple[Backend, ...]) -> list[Finding]:
     """What of its memory is not as the VM file says, or cannot be protected."""
     sizes = {each.get("id"): each.get("size") for each in await qemu.execute("query-memdev")}
-    found = [
+    lines = [
         f"the VM's memory has no backend {each.id} of {each.block.length} bytes (its backends: "
         f"{', '.join(f'{name} of {size}' for name, size in sizes.items()) or 'none'}): make -m, "
         "-object memory-backend-… and -numa in [qemu] args what QEMU was started with"
         for each in ours
         if sizes.get(each.id) != each.block.length
     ]
+    found = [Finding(Topic.MEMORY, line) for line in lines]
     for device in await qemu.execute("query-memory-devices"):
         content = device["data"]
         name = content.get("id") or content.get("memdev")
-        found.append(f"the memory device {name} ({device['type']}) is plugged in: take it out")
+        text = f"the memory device {name} ({device['type']}) is plugged in: take it out"
+        found.append(Finding(Topic.MEMORY_DEVICE, text))
     return found
 
 

@@ -25,8 +25,9 @@ from colo.config import VmConfig
 from colo.config.vm import QemuArgs
 from colo.errors import GuestError
 from colo.qemu.accelerator import Outcome, try_kvm
-from colo.qemu.command_line import escape, largest_first, named_accelerators, with_files
+from colo.qemu.command_line import largest_first, named_accelerators, with_files
 from colo.qemu.monitor import Monitor
+from colo.qemu.options import escape
 from colo.qemu.preload import CLOCK_LIBRARY, TCG_LIBRARY, needs_preload
 
 __all__ = ["NOT_LARGEST_FIRST", "LaunchPlan", "Qemu", "plan", "version_of"]
