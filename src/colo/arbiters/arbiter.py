@@ -17,7 +17,7 @@ from colo.errors import LocalError, NoAnswer, UsageError
 from colo.membership import grant as moves
 from colo.membership.grant import Ending, Foreign, Grant, Held, Moved, Record, Refusal
 
-__all__ = ["Arbiter", "claim", "give_back"]
+__all__ = ["Arbiter", "claim", "give_back", "require_exclusive", "require_memory"]
 
 #: How often a move is made anew, where another host's came between or an answer did not come.
 _TRIES: Final = 8
@@ -48,6 +48,10 @@ class Arbiter:
         if record is None:
             raise self._foreign(Foreign(Grant(0, ""), 0))
         return record
+
+    def look(self) -> Record | None:
+        """Return the record as it stands; None where nobody has begun there.  Changes nothing."""
+        return self._read()[0]
 
     def check(self, grant: Grant) -> Grant:
         """Return another host's ``grant`` as it stands: a later one where it got that unheard.
@@ -131,17 +135,33 @@ class Arbiter:
         )
 
 
+def require_exclusive(arbiter: Arbiter) -> None:
+    """Raise UsageError for one by which both hosts could run the VM."""
+    if not arbiter.exclusive:
+        raise UsageError(
+            '[failover] arbiter = "none" would let both hosts run the VM when they lose each '
+            "other: set etcd:URL, file:PATH on a file system that both reach, or manual"
+        )
+
+
+def require_memory(arbiter: Arbiter, named: str) -> None:
+    """Raise UsageError for one that cannot say who runs the VM; ``named`` as in the VM file."""
+    if not arbiter.automatic:
+        raise UsageError(
+            f'[failover] arbiter = "{named}": `colo node` goes on by itself '
+            "after a takeover, and needs an arbiter that remembers who runs the VM: etcd:URL, "
+            "file:PATH or exec:COMMAND; without one take `colo run` and `colo secondary`"
+        )
+
+
 def claim(arbiter: Arbiter, holder: str, vm: str, stock: bool, force: bool) -> Grant:
     """Make sure that ``holder`` may run the VM, before it is protected; return its grant.
 
     ``stock``: the secondary is a stock QEMU, which takes over only by an operator's hand.
     ``force``: take the right from another holder.  Raises UsageError, LocalError.
     """
-    if not arbiter.exclusive and not stock:
-        raise UsageError(
-            '[failover] arbiter = "none" would let both hosts run the VM when they lose each '
-            "other: set etcd:URL, file:PATH on a file system that both reach, or manual"
-        )
+    if not stock:
+        require_exclusive(arbiter)
     claimed = arbiter.claim(holder, force)
     if isinstance(claimed, Held):
         raise UsageError(

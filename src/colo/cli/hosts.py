@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 from colo.cli.base import in_folder, main, on_signal, reporting, say, state_dir_option, trace_option
 
-__all__ = ["node", "primary", "run_command", "secondary"]
+__all__ = ["node", "primary", "qmp_path", "run_command", "secondary"]
 
 P = ParamSpec("P")
 
@@ -126,7 +126,7 @@ def primary(vm_file: Path, qmp: str, **options: Any) -> int:
     """
     from colo.qemu.monitor import AttachedQemu
 
-    path = _qmp_path(qmp)
+    path = qmp_path(qmp)
 
     async def attach(config: VmConfig, folder: StateFolder) -> tuple[Monitor, None]:
         qemu = AttachedQemu(path)
@@ -207,7 +207,7 @@ def node(vm_file: Path, host: str | None, qmp: str | None, trace: bool, state_di
     arbiter = make_arbiter(config)
 
     async def run(folder: StateFolder) -> int:
-        adopted = _qmp_path(qmp) if qmp is not None else None
+        adopted = qmp_path(qmp) if qmp is not None else None
         launch = plan(config, say)
         daemon = Daemon(config, us, addresses, launch, folder, arbiter, adopted, say, Notifier())
         on_signal(daemon.stop)
@@ -216,7 +216,8 @@ def node(vm_file: Path, host: str | None, qmp: str | None, trace: bool, state_di
     return in_folder(state_dir, trace, run)
 
 
-def _qmp_path(text: str) -> Path:
+def qmp_path(text: str) -> Path:
+    """The socket of a --qmp.  Raises UsageError."""
     from colo.transport.address import parse_address
 
     path = parse_address(text).path

@@ -77,6 +77,9 @@ from colo.packets.pace import Pace
 from colo.qemu.command_line import Backend, main_memory
 
 __all__ = [
+    "DISK_ID",
+    "NAME",
+    "OWN_OPTIONS",
     "Checkpoints",
     "Disk",
     "EtcdAccess",
@@ -89,6 +92,7 @@ __all__ = [
     "VmConfig",
     "Wire",
     "load",
+    "parse",
 ]
 
 _ACCELERATORS: Final = ("auto", "kvm", "tcg")
@@ -99,13 +103,13 @@ _POSITIVE: Final = {
     "network": ("high_water_mib", "hold_limit_mib"),
 }
 _HOSTS: Final = 2
-_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _NAME_RULE: Final = "1 to 64 letters, digits, dots, dashes or underscores"
 #: What QEMU takes for a node's name.
-_DISK: Final = r"[A-Za-z][A-Za-z0-9._-]{0,30}"
+DISK_ID: Final = r"[A-Za-z][A-Za-z0-9._-]{0,30}"
 _DISK_RULE: Final = "a letter, and up to 30 letters, digits, dots, dashes or underscores"
 _LATENCY_MAX_US: Final = 1_000_000
-_OWN_OPTIONS: Final = {
+OWN_OPTIONS: Final = {
     "-incoming": "colo starts the waiting QEMU itself",
     "-S": "the VM has to run as soon as it is taken over",
     "-daemonize": "colo watches the process that it started",
@@ -309,14 +313,13 @@ def load(path: Path, check: Callable[[VmConfig], object] | None = None) -> VmCon
     Raises UsageError with the file's and the key's name; also where ``check`` raises it.
     """
     try:
-        table = tomllib.loads(path.read_text())
+        text = path.read_text()
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UsageError(f"{path}: {error}") from error
     try:
-        config = read_table(VmConfig, table)
-        _check(config)
+        config = parse(text)
         if check is not None:
             check(config)
     except UsageError as error:
@@ -324,8 +327,19 @@ def load(path: Path, check: Callable[[VmConfig], object] | None = None) -> VmCon
     return config
 
 
+def parse(text: str) -> VmConfig:
+    """Read and check what a VM file says.  Raises UsageError with the key's name."""
+    try:
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(str(error)) from error
+    config = read_table(VmConfig, table)
+    _check(config)
+    return config
+
+
 def _check(config: VmConfig) -> None:
-    if not re.fullmatch(_NAME, config.name):
+    if not re.fullmatch(NAME, config.name):
         raise UsageError(f"name = {config.name!r}: {_NAME_RULE}")
     if config.qemu.accel not in _ACCELERATORS:
         raise UsageError(f"[qemu] accel = {config.qemu.accel!r}: one of {', '.join(_ACCELERATORS)}")
@@ -360,7 +374,7 @@ def _check(config: VmConfig) -> None:
         raise UsageError(f"cpu_latency_us = {latency_us}: microseconds, 0 to {_LATENCY_MAX_US}")
     ids = [disk.id for disk in config.disks]
     for disk in config.disks:
-        if not re.fullmatch(_DISK, disk.id):
+        if not re.fullmatch(DISK_ID, disk.id):
             raise UsageError(f"[[disks]] id = {disk.id!r}: {_DISK_RULE}")
         if ids.count(disk.id) > 1:
             raise UsageError(f"[[disks]] id = {disk.id!r}: it is there more than once")
@@ -368,7 +382,7 @@ def _check(config: VmConfig) -> None:
             if not at.is_absolute():
                 raise UsageError(f"[[disks]] {disk.id}: {at} has to be a whole path, from / on")
     for host in config.hosts:
-        if not re.fullmatch(_NAME, host):
+        if not re.fullmatch(NAME, host):
             raise UsageError(f"[hosts] {host!r}: {_NAME_RULE}")
     _check_args(config.qemu)
     _ = config.memory
@@ -377,8 +391,8 @@ def _check(config: VmConfig) -> None:
 def _check_args(qemu: QemuArgs) -> None:
     for arg in (*qemu.args, *qemu.primary.args, *qemu.secondary.args):
         option = arg.removeprefix("-") if arg.startswith("--") else arg
-        if option in _OWN_OPTIONS:
-            raise UsageError(f"[qemu] args: remove {arg}: {_OWN_OPTIONS[option]}")
+        if option in OWN_OPTIONS:
+            raise UsageError(f"[qemu] args: remove {arg}: {OWN_OPTIONS[option]}")
     for arg in (*qemu.primary.args, *qemu.secondary.args):
         if arg in ("-m", "-numa") or "memory-backend" in arg:
             raise UsageError(

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-from colo.arbiters.arbiter import Arbiter
+from colo.arbiters.arbiter import Arbiter, require_memory
 from colo.arbiters.asking import reach
 from colo.config import VmConfig
 from colo.errors import DiskError, GuestError, LocalError, PeerError, UsageError
@@ -70,12 +70,7 @@ class Daemon(Performer):
         notifier: Notifier,
     ) -> None:
         fence = config.failover.fence is not None
-        if not arbiter.automatic:
-            raise UsageError(
-                f'[failover] arbiter = "{config.failover.arbiter}": `colo node` goes on by itself '
-                "after a takeover, and needs an arbiter that remembers who runs the VM: etcd:URL, "
-                "file:PATH or exec:COMMAND; without one take `colo run` and `colo secondary`"
-            )
+        require_memory(arbiter, config.failover.arbiter)
         means = Means(fence=fence, node=True)
         super().__init__(Member(config.name, means), folder, say)
         self._config = config

@@ -22,7 +22,7 @@ from typing import Any, Final
 from colo.errors import LocalError, UsageError
 from colo.membership.grant import Grant
 
-__all__ = ["LONGEST_STATE_FOLDER", "StateFolder"]
+__all__ = ["LONGEST_STATE_FOLDER", "StateFolder", "check_length"]
 
 #: The longest path of a state folder in bytes: what sun_path holds of a socket in it, less its NUL.
 LONGEST_STATE_FOLDER: Final = 107 - len("/gate-back.sock")
@@ -40,11 +40,7 @@ class StateFolder:
         self.path = path.absolute()
         #: State and meaning of the last status that was to be written here.
         self.last_state = ("", "")
-        if (length := len(os.fsencode(self.path))) > LONGEST_STATE_FOLDER:
-            raise UsageError(
-                f"state folder {self.path}: {length} bytes, too long for its sockets: take a "
-                f"shorter one, of at most {LONGEST_STATE_FOLDER}"
-            )
+        check_length(self.path)
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -206,6 +202,15 @@ class StateFolder:
         except (OSError, ValueError):
             return None
         return pid if os.fsencode(self.qemu_socket) in command else None
+
+
+def check_length(path: Path) -> None:
+    """Raise UsageError where a state folder of this path could hold no sockets."""
+    if (length := len(os.fsencode(path))) > LONGEST_STATE_FOLDER:
+        raise UsageError(
+            f"state folder {path}: {length} bytes, too long for its sockets: take a "
+            f"shorter one, of at most {LONGEST_STATE_FOLDER}"
+        )
 
 
 def _number(path: Path) -> int:

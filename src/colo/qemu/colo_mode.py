@@ -14,7 +14,7 @@ from colo.errors import GuestError
 from colo.qemu.guest_clock import tell_own_stop
 from colo.qemu.monitor import MIGRATION_OVER, Monitor
 
-__all__ = ["ColoPrimary"]
+__all__ = ["ColoPrimary", "never_enters"]
 
 _STATUS_S: Final = 0.05
 _LEAVE_S: Final = 5.0
@@ -40,6 +40,16 @@ class _Found:
     parameters: dict[str, Any]
 
 
+def never_enters(version: tuple[int, int]) -> str | None:
+    """Why a primary of this version of QEMU cannot be protected; None where it can be."""
+    if version not in _BROKEN:
+        return None
+    return (
+        f"QEMU {version[0]}.{version[1]} never enters COLO as a primary, by a "
+        "regression of its own: use 7.2, or 11.0 and later"
+    )
+
+
 class ColoPrimary:
     """COLO on one QEMU: start it, wait for its end, let the VM run on alone.
 
@@ -61,11 +71,9 @@ class ColoPrimary:
         """Learn the version.  Raises GuestError for one whose COLO does not work."""
         version = (await self._qemu.execute("query-version"))["qemu"]
         self._version = version["major"], version["minor"]
-        if self._version in _BROKEN and not self._allow_broken:
-            raise GuestError(
-                f"QEMU {version['major']}.{version['minor']} never enters COLO as a primary, by a "
-                "regression of its own: use 7.2, or 11.0 and later"
-            )
+        broken = never_enters(self._version)
+        if broken is not None and not self._allow_broken:
+            raise GuestError(broken)
 
     @property
     def return_path(self) -> bool:

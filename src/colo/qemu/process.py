@@ -30,7 +30,14 @@ from colo.qemu.monitor import Monitor
 from colo.qemu.options import escape
 from colo.qemu.preload import CLOCK_LIBRARY, TCG_LIBRARY, needs_preload
 
-__all__ = ["NOT_LARGEST_FIRST", "LaunchPlan", "Qemu", "plan", "version_of"]
+__all__ = [
+    "NOT_LARGEST_FIRST",
+    "LaunchPlan",
+    "Qemu",
+    "plan",
+    "version_of",
+    "working_accelerator",
+]
 
 #: What is told where ``largest_first`` names one.
 NOT_LARGEST_FIRST: Final = (
@@ -122,7 +129,7 @@ def plan(config: VmConfig, say: Callable[[str], None] = _log.warning) -> LaunchP
     """
     version = version_of(config.qemu.binary)
     named = named_accelerators(config.qemu.args)
-    accelerator = _working(config.qemu, named)
+    accelerator = working_accelerator(config.qemu)
     first = largest_first(config.qemu.args) if accelerator == "tcg" else None
     if first is not None:
         raise GuestError(NOT_LARGEST_FIRST.format(first))
@@ -141,8 +148,13 @@ def plan(config: VmConfig, say: Callable[[str], None] = _log.warning) -> LaunchP
     return LaunchPlan(config, version, accelerator, args, environment)
 
 
-def _working(qemu: QemuArgs, named: Sequence[str]) -> str:
-    """The accelerator that QEMU will take, of those named, or that colo takes."""
+def working_accelerator(qemu: QemuArgs) -> str:
+    """The accelerator that QEMU will take, of those named, or that colo takes.
+
+    Takes 5 seconds and more where KVM is there and does not work.  Raises GuestError where one is
+    wanted that does not work.
+    """
+    named = named_accelerators(qemu.args)
     wanted = named or {"auto": ("kvm", "tcg")}.get(qemu.accel, (qemu.accel,))
     if wanted[0] != "kvm":
         return wanted[0]

@@ -55,6 +55,27 @@ class Tls:
         self._files = files
         _context(files, server_side=True)
 
+    def check(self) -> None:
+        """Have the two sides of a connection of our own accept each other.
+
+        So what the other host would refuse is seen here: a certificate that is of another CA, has
+        expired, or is issued for another name.  Raises UsageError.
+        """
+        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = _context(self._files, False).wrap_bio(back, there)
+        server = _context(self._files, True).wrap_bio(there, back, server_side=True)
+        try:
+            for side in (client, server, client, server):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
+            _check_name(client, self._files.name)
+        except ssl.SSLError as error:
+            raise UsageError(
+                f"[tls] certificate = {self._files.certificate}: {_why(error)}"
+            ) from error
+        except ChannelLost as error:
+            raise UsageError(f"[tls] name: {error}") from error
+
     async def connect(self, sock: socket.socket) -> socket.socket:
         """Secure a connection that we made.  Raises ChannelLost; ``sock`` is closed then."""
         return await self._wrap(sock, server_side=False)
@@ -151,7 +172,7 @@ def _context(files: TlsFiles, server_side: bool) -> ssl.SSLContext:
     return context
 
 
-def _check_name(tls: ssl.SSLSocket, name: str | None) -> None:
+def _check_name(tls: ssl.SSLSocket | ssl.SSLObject, name: str | None) -> None:
     if name is None:
         return
     certificate: dict[str, Any] = tls.getpeercert() or {}

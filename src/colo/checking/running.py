@@ -1,0 +1,70 @@
+"""What a running QEMU has in the way of its protection: it is asked, and nothing is changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from colo.config import VmConfig
+from colo.errors import ColoError, GuestError
+from colo.findings import Finding, Topic, note
+from colo.qemu.argument_obstacles import is_versioned
+from colo.qemu.colo_mode import never_enters
+from colo.qemu.mirrors import find_disks
+from colo.qemu.monitor import AttachedQemu, Monitor
+from colo.qemu.obstacles import obstacles
+from colo.qemu.options import machine_keys
+from colo.qemu.packet_filters import cards
+
+__all__ = ["check_qemu", "check_running", "machine_of"]
+
+_MACHINE: Final = "-machine"
+
+
+async def check_running(config: VmConfig, socket: Path, allow_disks: bool) -> list[Finding]:
+    """What stands in the way in the QEMU with this QMP socket."""
+    qemu = AttachedQemu(socket)
+    try:
+        await qemu.attach()
+    except GuestError as error:
+        return [Finding(Topic.QMP, str(error))]
+    try:
+        return await check_qemu(config, qemu, allow_disks)
+    except ColoError as error:
+        return [Finding(Topic.QMP, str(error))]
+    finally:
+        await qemu.detach()
+
+
+async def check_qemu(config: VmConfig, qemu: Monitor, allow_disks: bool) -> list[Finding]:
+    """The same of one whose QMP is at hand.  Raises GuestError where it does not answer."""
+    found = []
+    version = (await qemu.execute("query-version"))["qemu"]
+    if (broken := never_enters((version["major"], version["minor"]))) is not None:
+        found.append(Finding(Topic.QEMU_VERSION, broken))
+    if (await qemu.execute("query-migrate")).get("status") == "colo":
+        text = (
+            "it is in COLO: it is protected, or a colo was killed there, which the next one mends"
+        )
+        return [*found, note(Topic.MIGRATION, text)]
+    found += await obstacles(qemu, config, await cards(qemu), allow_disks)
+    for disk in config.disks:
+        try:
+            await find_disks(qemu, [disk.id])
+        except GuestError as error:
+            found.append(Finding(Topic.DISK_NOT_USED, str(error)))
+    runs = await machine_of(qemu)
+    says = str(machine_keys(config.qemu.args).get("type", ""))
+    if runs is not None and is_versioned(says) and says != runs:
+        text = f"it is a {runs}, and the VM file says -machine {says}: make them the same"
+        found.append(Finding(Topic.MACHINE, text))
+    return found
+
+
+async def machine_of(qemu: Monitor) -> str | None:
+    """The machine's name, with its version; None where QEMU does not say."""
+    try:
+        kind = str(await qemu.execute("qom-get", path="/machine", property="type"))
+    except GuestError:
+        return None
+    return kind.removesuffix(_MACHINE) if kind.endswith(_MACHINE) else None

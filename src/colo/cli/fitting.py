@@ -1,0 +1,123 @@
+"""The commands before a protection: does the VM fit, and what is its VM file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from colo.cli.base import FAILED, main, reporting
+from colo.cli.hosts import qmp_path
+from colo.errors import UsageError
+from colo.terminal import printable
+
+if TYPE_CHECKING:
+    from colo.checking.host import Part
+    from colo.config import VmConfig
+    from colo.findings import Finding
+
+__all__ = ["check"]
+
+
+@main.command()
+@click.argument("vm_file", type=click.Path(path_type=Path))
+@click.option("--qmp", metavar="unix:PATH", help="Ask this running QEMU, too, and change nothing.")
+@click.option(
+    "--other",
+    metavar="OTHER.toml",
+    type=click.Path(path_type=Path),
+    help="The other host's VM file: what has to be the same, and is not.",
+)
+@click.option("--host", metavar="NAME", help="This host's name in [hosts]; else its own name.")
+@click.option(
+    "--role",
+    type=click.Choice(["primary", "secondary"]),
+    help="For single steps, without [hosts]: which part this host has.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The state folder that is to be used.",
+)
+@click.option("--unprotected-disks", is_flag=True, help="Also with disks that nobody replicates.")
+@click.option("--json", "as_json", is_flag=True, help="The same for scripts.")
+@reporting
+def check(
+    vm_file: Path,
+    qmp: str | None,
+    other: Path | None,
+    host: str | None,
+    role: str | None,
+    state_dir: Path | None,
+    unprotected_disks: bool,
+    as_json: bool,
+) -> int:
+    """Find what would refuse a VM later: a line each, what to do, and where to read on.
+
+    Nothing is changed, and no VM is started.  Exits with 0 where the VM can be protected, with 1
+    where something has to be mended; notes alone are no reason.  docs/refused.md has an entry for
+    each line.
+    """
+    from colo.checking import report
+
+    socket = qmp_path(qmp) if qmp is not None else None
+    name, found = _found(vm_file, socket, other, host, role, state_dir, unprotected_disks)
+    if as_json:
+        click.echo(json.dumps(report.as_json(name, found), indent=1))
+    else:
+        for line in report.lines(name, found):
+            click.echo(printable(line))
+    return 0 if report.is_fit(found) else FAILED
+
+
+def _found(
+    vm_file: Path,
+    qmp: Path | None,
+    other: Path | None,
+    host: str | None,
+    role: str | None,
+    state_dir: Path | None,
+    allow_disks: bool,
+) -> tuple[str, list[Finding]]:
+    """The VM's name, and all that was found."""
+    from colo.arbiters.named import check_failover
+    from colo.checking.host import check_arbiter, check_host
+    from colo.checking.pair import differences
+    from colo.checking.running import check_running
+    from colo.config import load
+    from colo.findings import Finding, Topic
+
+    try:
+        config = load(vm_file, check_failover)
+        part = _part(config, host, role)
+    except UsageError as error:
+        topic = Topic.HOSTS if "[hosts]" in str(error) else Topic.VM_FILE
+        return vm_file.name, [Finding(topic, str(error))]
+    found = list(check_host(config, part, state_dir))
+    found += asyncio.run(check_arbiter(config, part))
+    if qmp is not None:
+        found += asyncio.run(check_running(config, qmp, allow_disks))
+    if other is not None:
+        try:
+            found += differences(config, load(other))
+        except UsageError as error:
+            found.append(Finding(Topic.TWO_FILES, str(error)))
+    if allow_disks:
+        found = [each for each in found if each.topic is not Topic.DISK_NOT_NAMED]
+    return config.name, list(dict.fromkeys(found))
+
+
+def _part(config: VmConfig, host: str | None, role: str | None) -> Part:
+    """Which part this host has.  Raises UsageError where [hosts] does not name it."""
+    import socket
+
+    from colo.checking.host import Part
+
+    if role is not None or (not config.hosts and host is None):
+        return Part(first=role != "secondary")
+    us = host or socket.gethostname()
+    config.seen_from(us)
+    return Part(first=next(iter(config.hosts)) == us, host=us)
