@@ -35,6 +35,7 @@ ALLOWED = (
     "colo.errors", "colo.protocol", "colo.migration", "colo.membership", "colo.nbd",
     "colo.config",  # what a hello says of a VM file
     "colo.disks", "colo.wire", "colo.findings", "colo.importing",
+    "colo.terminal",
     "colo.qemu.options", "colo.qemu.command_line", "colo.qemu.argument_obstacles",
     "colo.qemu.drives",
 )  # fmt: skip

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from colo.checking.host import Part
     from colo.config import VmConfig
     from colo.findings import Finding
+    from colo.importing.draft import Draft
 
-__all__ = ["check"]
+__all__ = ["check", "import_command"]
 
 
 @main.command()
@@ -121,3 +122,90 @@ def _part(config: VmConfig, host: str | None, role: str | None) -> Part:
     us = host or socket.gethostname()
     config.seen_from(us)
     return Part(first=next(iter(config.hosts)) == us, host=us)
+
+
+@main.command("import")
+@click.option("--qmp", metavar="unix:PATH", help="From the running QEMU with this QMP socket.")
+@click.option(
+    "--pid", type=click.IntRange(1), help="From this process; with --qmp where it is not the peer."
+)
+@click.option("--libvirt", metavar="DOMAIN", help="From a domain of libvirt's, asked by virsh.")
+@click.option(
+    "--libvirt-argv",
+    metavar="FILE",
+    help="From the output of `virsh domxml-to-native qemu-argv`; - is standard input.",
+)
+@click.option(
+    "--proxmox", metavar="FILE", help="From the output of `qm showcmd ID --pretty`; - as above."
+)
+@click.option("--name", metavar="NAME", help="The VM's name; else the one that QEMU has.")
+@click.option(
+    "-o",
+    "output",
+    metavar="VM.toml",
+    type=click.Path(path_type=Path),
+    help="Write the VM file there, where none is; else to standard output.",
+)
+@reporting
+def import_command(
+    qmp: str | None,
+    pid: int | None,
+    libvirt: str | None,
+    libvirt_argv: str | None,
+    proxmox: str | None,
+    name: str | None,
+    output: Path | None,
+) -> int:
+    """Write the VM file of a VM that there is: one that runs, or of libvirt or Proxmox.
+
+    On standard error it says what was changed, what was left out and what is to be done; then
+    `colo check` finds the rest.  The VM is not touched.
+    """
+    from colo.config.vm import parse
+    from colo.importing.draft import vm_file
+
+    draft = _draft(qmp, pid, {"libvirt": libvirt, "argv": libvirt_argv, "proxmox": proxmox}, name)
+    text = vm_file(draft)
+    try:
+        parse(text)
+    except UsageError as error:
+        raise UsageError(f"{draft.source} makes no VM file: {error}") from error
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        _write(output, text)
+    for line in draft.told():
+        click.echo(printable(f"{draft.name}: {line}"), err=True)
+    return 0
+
+
+def _draft(
+    qmp: str | None, pid: int | None, given: dict[str, str | None], name: str | None
+) -> Draft:
+    """Import from the one source that was given.  Raises ColoError."""
+    from colo.importing import running, sources
+
+    texts = {kind: value for kind, value in given.items() if value is not None}
+    if len(texts) + (qmp is not None or pid is not None) != 1:
+        raise UsageError("say one source: --qmp, --pid, --libvirt, --libvirt-argv or --proxmox")
+    if qmp is not None:
+        return asyncio.run(running.import_running(qmp_path(qmp), pid, name))
+    if pid is not None:
+        return running.import_process(pid, name)
+    ((kind, value),) = texts.items()
+    if kind == "libvirt":
+        return sources.from_libvirt(value, name)
+    return sources.from_text(sources.read_text(value), value, name)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that is not there yet, for its owner alone: arguments may hold secrets."""
+    import os
+
+    try:
+        with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{path} is there already: it is not touched") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error

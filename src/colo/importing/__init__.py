@@ -1,0 +1,1 @@
+"""`colo import`: a VM file from a QEMU that runs, or from what libvirt or Proxmox would start."""
