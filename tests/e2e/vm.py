@@ -76,6 +76,11 @@ class PrimaryVm:
         self._qemu: Qemu | None = None
         self._colo: ColoPrimary | None = None
 
+    @property
+    def qmp_socket(self) -> Path:
+        """A QMP socket of its QEMU, for others."""
+        return self._folder / "qmp.sock"
+
     def start(self) -> None:
         """Start QEMU and with it the VM, whose guest has booted."""
         self._folder.mkdir()

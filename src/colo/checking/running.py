@@ -1,7 +1,8 @@
-"""What a running QEMU has in the way of its protection: it is asked, and nothing is changed."""
+"""What a QEMU has in the way of its protection: it is asked, and nothing in it is changed."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +16,9 @@ from colo.qemu.monitor import AttachedQemu, Monitor
 from colo.qemu.obstacles import obstacles
 from colo.qemu.options import machine_keys
 from colo.qemu.packet_filters import cards
+from colo.qemu.process import Qemu, plan
 
-__all__ = ["check_qemu", "check_running", "machine_of"]
+__all__ = ["check_qemu", "check_running", "check_started", "machine_of"]
 
 _MACHINE: Final = "-machine"
 
@@ -36,7 +38,29 @@ async def check_running(config: VmConfig, socket: Path, allow_disks: bool) -> li
         await qemu.detach()
 
 
-async def check_qemu(config: VmConfig, qemu: Monitor, allow_disks: bool) -> list[Finding]:
+async def check_started(config: VmConfig, allow_disks: bool) -> list[Finding]:
+    """The same in a QEMU that is started for it, and ended; its VM stands still meanwhile."""
+    try:
+        launch = plan(config, lambda line: None)
+    except GuestError:
+        return []  # it was found already
+    with tempfile.TemporaryDirectory(prefix="colo-check-") as folder:
+        qemu = Qemu(launch.unstarted(), Path(folder), launch.environment)
+        try:
+            await qemu.start()
+        except GuestError as error:
+            return [Finding(Topic.QEMU_ARGUMENTS, f"with these arguments {error}")]
+        try:
+            return await check_qemu(config, qemu, allow_disks, started=False)
+        except ColoError as error:
+            return [Finding(Topic.QMP, str(error))]
+        finally:
+            await qemu.kill()
+
+
+async def check_qemu(
+    config: VmConfig, qemu: Monitor, allow_disks: bool, started: bool = True
+) -> list[Finding]:
     """The same of one whose QMP is at hand.  Raises GuestError where it does not answer."""
     found = []
     version = (await qemu.execute("query-version"))["qemu"]
@@ -47,7 +71,7 @@ async def check_qemu(config: VmConfig, qemu: Monitor, allow_disks: bool) -> list
             "it is in COLO: it is protected, or a colo was killed there, which the next one mends"
         )
         return [*found, note(Topic.MIGRATION, text)]
-    found += await obstacles(qemu, config, await cards(qemu), allow_disks)
+    found += await obstacles(qemu, config, await cards(qemu), allow_disks, started)
     for disk in config.disks:
         try:
             await find_disks(qemu, [disk.id])

@@ -27,6 +27,11 @@ __all__ = ["check", "import_command"]
 @click.argument("vm_file", type=click.Path(path_type=Path))
 @click.option("--qmp", metavar="unix:PATH", help="Ask this running QEMU, too, and change nothing.")
 @click.option(
+    "--start",
+    is_flag=True,
+    help="Start QEMU, its VM standing still, ask it, and end it: nobody may have its disks open.",
+)
+@click.option(
     "--other",
     metavar="OTHER.toml",
     type=click.Path(path_type=Path),
@@ -49,6 +54,7 @@ __all__ = ["check", "import_command"]
 def check(
     vm_file: Path,
     qmp: str | None,
+    start: bool,
     other: Path | None,
     host: str | None,
     role: str | None,
@@ -58,14 +64,14 @@ def check(
 ) -> int:
     """Find what would refuse a VM later: a line each, what to do, and where to read on.
 
-    Nothing is changed, and no VM is started.  Exits with 0 where the VM can be protected, with 1
+    Nothing is changed, and no VM runs.  Exits with 0 where the VM can be protected, with 1
     where something has to be mended; notes alone are no reason.  docs/refused.md has an entry for
     each line.
     """
     from colo.checking import report
 
     socket = qmp_path(qmp) if qmp is not None else None
-    name, found = _found(vm_file, socket, other, host, role, state_dir, unprotected_disks)
+    name, found = _found(vm_file, socket, start, other, host, role, state_dir, unprotected_disks)
     if as_json:
         click.echo(json.dumps(report.as_json(name, found), indent=1))
     else:
@@ -77,6 +83,7 @@ def check(
 def _found(
     vm_file: Path,
     qmp: Path | None,
+    start: bool,
     other: Path | None,
     host: str | None,
     role: str | None,
@@ -87,7 +94,7 @@ def _found(
     from colo.arbiters.named import check_failover
     from colo.checking.host import check_arbiter, check_host
     from colo.checking.pair import differences
-    from colo.checking.running import check_running
+    from colo.checking.running import check_running, check_started
     from colo.config import load
     from colo.findings import Finding, Topic
 
@@ -101,6 +108,10 @@ def _found(
     found += asyncio.run(check_arbiter(config, part))
     if qmp is not None:
         found += asyncio.run(check_running(config, qmp, allow_disks))
+    if start and part.first:
+        found += asyncio.run(check_started(config, allow_disks))
+    elif start:
+        raise UsageError("--start is for the first host: the second one's QEMU waits for a copy")
     if other is not None:
         try:
             found += differences(config, load(other))

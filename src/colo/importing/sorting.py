@@ -50,7 +50,10 @@ def sort(words: Sequence[str], source: str, known: Known, name: str | None = Non
     if "/" in binary and not paths.isabs(binary):
         binary = paths.normpath(paths.join(known.folder, binary))
     found = _without_fdsets(options(words[1:]), known)
-    draft = Draft(name or _name(found), source, binary)
+    called = name or _name(found)
+    draft = Draft(called or "vm", source, binary)
+    if not called:
+        draft.say(Kind.NOTE, "QEMU has no name for it: --name gives it one")
     if not re.fullmatch(NAME, draft.name):
         changed = re.sub(r"[^A-Za-z0-9._-]+", "-", draft.name).strip("-._")[:64]
         text = f"the VM is called {changed or 'vm'}, as {draft.name[:80]!r} can be no name here"
@@ -58,15 +61,16 @@ def sort(words: Sequence[str], source: str, known: Known, name: str | None = Non
         draft.name = changed or "vm"
     _Sorting(draft, known, found).run()
     for each in argument_obstacles(draft.args, [disk.id for disk in draft.disks]):
-        draft.say(Kind.TO_DO if each.refused else Kind.NOTE, each.text, each.topic)
+        if each.topic is not Topic.DISK_NOT_NAMED:  # it was said why it is not
+            draft.say(Kind.TO_DO if each.refused else Kind.NOTE, each.text, each.topic)
     return draft
 
 
 def _name(found: Sequence[Option]) -> str:
     for each in found:
         if each.name == "name":
-            return str(each.keys.get("guest", "")) or "vm"
-    return "vm"
+            return str(each.keys.get("guest", ""))
+    return ""
 
 
 def _without_fdsets(found: Sequence[Option], known: Known) -> list[Option]:
@@ -147,14 +151,14 @@ class _Sorting:
         self.draft.disks.append(DiskFound(drive.id, path, other, tuple(comments)))
 
     def _why_not(self, drive: Drive, path: str | None, kind: str) -> str:
+        if drive.twisted:
+            return f"there is no place for {', '.join(drive.twisted)}: copy it to a file without"
         if path is None:
             return "it is neither a file nor a block device of this host: map it to one"
         if "\0" in path or not path.isprintable():
             return "its path has characters that cannot be printed"
         if kind not in ("", "raw", "qcow2"):
             return f"its format is {kind}: `qemu-img convert` it to raw or qcow2"
-        if drive.twisted:
-            return f"there is no place for {', '.join(drive.twisted)}: copy it to a file without"
         if not re.fullmatch(DISK_ID, drive.id) or drive.id in {d.id for d in self.draft.disks}:
             return "its id can be none there, or is there twice: give it another one"
         if drive.bus not in ("none", "virtio", "ide", "pflash"):
@@ -165,7 +169,8 @@ class _Sorting:
         """What has the drive, where it had made that by itself."""
         device = None
         if drive.bus == "virtio":
-            device = f"virtio-blk-pci,drive={drive.id}"
+            kind = "device" if str(self._kind()).startswith("microvm") else "pci"
+            device = f"virtio-blk-{kind},drive={drive.id}"
         elif drive.bus == "ide":
             most = 1 if "q35" in str(self._kind()) else 2
             at = f"bus=ide.{drive.index // most},unit={drive.index % most}"
@@ -184,9 +189,8 @@ class _Sorting:
         say = self.draft.say
         comments = []
         if drive.lost:
-            text = (
-                f"disk {drive.id}: {', '.join(dict.fromkeys(drive.lost))} are QEMU's defaults now"
-            )
+            lost = ", ".join(dict.fromkeys(drive.lost))
+            text = f"disk {drive.id}: colo opens it by itself, without {lost}"
             comments.append(say(Kind.CHANGED, text))
         called = path.endswith(".qcow2")
         if kind == "qcow2" and not called:

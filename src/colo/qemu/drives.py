@@ -191,7 +191,7 @@ def _trees(found: Sequence[Option], used: Mapping[str, str]) -> Iterator[Drive]:
             at=tuple(sorted(set(tree.at))),
             path=tree.path,
             where=tree.where or str(node.get("driver", "")),
-            format=tree.format,
+            format=tree.format or ("raw" if tree.path else ""),
             written=not is_on(node.get("read-only")),
             lost=tuple(tree.lost),
             twisted=tuple(tree.twisted),
@@ -223,7 +223,7 @@ def _walk(
     """Follow ``file`` down to what lies on the host."""
     driver = str(node.get("driver", ""))
     if driver in _FILES:
-        if not tree.twisted and isinstance(node.get("filename"), str):
+        if isinstance(node.get("filename"), str):
             tree.path = tree.where = node["filename"]
             if tree.path.startswith("/dev/fdset/"):
                 tree.path = None
