@@ -28,6 +28,8 @@ def differences(ours: VmConfig, other: VmConfig) -> Iterator[Finding]:
     """What of ``other`` does not go with this host's file, a line each."""
     for text in _texts(ours, other):
         yield Finding(Topic.TWO_FILES, f"the other file: {text}")
+    for text in _own(ours, other):
+        yield note(Topic.TWO_FILES, f"the other file has {text}")
     if ours.qemu.binary != other.qemu.binary:
         text = f"the other file has [qemu] binary = {other.qemu.binary!r}, this one"
         text = f"{text} {ours.qemu.binary!r}: have the same version on both hosts"
@@ -57,13 +59,18 @@ def _texts(ours: VmConfig, other: VmConfig) -> Iterator[str]:
     accelerators = [_accelerator(each) for each in (ours, other)]
     if "auto" not in accelerators and accelerators[0] != accelerators[1]:
         yield f"its accelerator is {accelerators[1]}, this one's {accelerators[0]}"
-    if [(each.primary, each.secondary) for each in ours.disks] != [
-        (each.primary, each.secondary) for each in other.disks
-    ]:
-        yield "its [[disks]] have other paths: `primary` is the first host's in both files"
+
+
+def _own(ours: VmConfig, other: VmConfig) -> Iterator[str]:
+    """What is each host's own: with one file for both it is the same in both."""
+    paths = [
+        {disk.id: (disk.primary, disk.secondary) for disk in each.disks} for each in (ours, other)
+    ]
+    if any(paths[1].get(name, at) != at for name, at in paths[0].items()):
+        yield "[[disks]] with other paths: `primary` is the first host's"
     for side in ("primary", "secondary"):
         if getattr(ours.qemu, side) != getattr(other.qemu, side):
-            yield f"its [qemu.{side}] is another: both files say what either host has"
+            yield f"another [qemu.{side}]: `colo node` takes it from its own host's file"
 
 
 def _args(ours: VmConfig, other: VmConfig) -> str:
