@@ -6,7 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from colo.arbiters.arbiter import Arbiter, claim, give_back
+from colo.arbiters.arbiter import (
+    Arbiter,
+    claim,
+    give_back,
+    require_exclusive,
+    require_memory,
+)
 from colo.arbiters.manual import ManualArbiter, NoArbiter
 from colo.arbiters.register import MemoryRegister, Seen
 from colo.errors import LocalError, NoAnswer, UsageError
@@ -183,3 +189,19 @@ class TestClaim:
 
     def test_a_manual_arbiter_has_nothing_to_claim(self) -> None:
         assert claim(ManualArbiter(), "a", "web1", stock=False, force=False) == Grant(0, "a")
+
+
+def test_a_look_changes_nothing() -> None:
+    arbiter = Arbiter(MemoryRegister())
+    assert arbiter.look() is None is arbiter.look()
+    arbiter.begin()
+    assert arbiter.look() == Record()
+
+
+def test_what_an_arbiter_cannot_do_is_refused() -> None:
+    require_exclusive(ManualArbiter())
+    require_memory(Arbiter(MemoryRegister()), "file:/g")
+    with pytest.raises(UsageError, match="both hosts run the VM"):
+        require_exclusive(NoArbiter())
+    with pytest.raises(UsageError, match='arbiter = "manual": `colo node` goes on by itself'):
+        require_memory(ManualArbiter(), "manual")

@@ -146,6 +146,8 @@ def test_taps_and_bridges(
         "tap,id=n,ifname=eth0,script=no": [("tap", True)],
         "tap,id=n,ifname=a-name-too-long-for-one": [("tap", True)],
         "bridge,id=n,br=br0": [("tap", True)],
+        "tap,id=n,br=br0,helper=/h": [("tap", True)],
+        "tap,id=n,br=eth0,helper=/h": [],
         "user,id=n": [],
     }.items():
         assert topics(found(with_args(config, "-netdev", netdev))) == expected, netdev
@@ -172,6 +174,15 @@ def test_a_disk_is_there_on_the_first_host_and_may_be_made_on_the_second(
     assert topics(found(with_disk(config, tmp_path))) == [("disk-file", True)]
     through_a_file = with_disk(config, tmp_path / "d.raw" / "x")
     assert topics(found(through_a_file)) == [("disk-file", True)]
+
+
+def test_firmwares_memory_is_there_on_both_hosts(config: VmConfig, tmp_path: Path) -> None:
+    disk = Disk("vars", tmp_path / "a", tmp_path / "b")
+    flash = replace(with_args(config, "-machine", "pflash1=vars"), disks=(disk,))
+    (each,) = found(flash, SECOND)
+    assert each.topic is Topic.DISK_FILE and "copy that file here once" in each.text
+    (tmp_path / "b").write_bytes(bytes(512))
+    assert found(flash, SECOND) == []
 
 
 def test_a_disk_is_what_its_name_says(config: VmConfig, tmp_path: Path) -> None:

@@ -253,3 +253,10 @@ def test_a_file_that_cannot_be_read_is_told(file: Path) -> None:
 def test_a_silence_of_two_heartbeats_may_be_a_loss(file: Path) -> None:
     file.write_text('name = "web1"\n[failover]\nheartbeat_s = 0.5\nheartbeat_limit_s = 1')
     assert load(file).failover.heartbeat_limit_s == 1.0
+
+
+def test_a_file_that_is_nested_too_deep_is_told(file: Path) -> None:
+    file.write_text('name = "web1"\na = ' + "[" * 5000)
+    with pytest.raises(UsageError) as caught:
+        load(file)
+    assert str(caught.value).startswith(f"{file}: ")

@@ -90,6 +90,7 @@ def test_libvirt_with_everything() -> None:
     assert any("/libvirt/qemu/web1-serial0.log" in each for each in has(config, "chardev"))
     assert [each for each in has(config, "device") if "vfio" in each] == []
     to_do = told(draft, Kind.TO_DO)
+    assert "of disk libvirt-pflash1-storage to the second host once" in to_do
     assert "take the device vfio-pci hostdev0 out of the running VM too" in to_do
     assert "disk libvirt-3-format is a qcow2" in to_do and "web1-swtpm.sock" in to_do
     assert "one queue instead of 2" in told(draft, Kind.CHANGED)
@@ -147,10 +148,32 @@ def test_a_command_by_hand_gets_a_device_for_each_drive() -> None:
         "virtio-rng-pci", "ide-hd,bus=ide.0,unit=0,drive=ide0-hd0", "virtio-blk-pci,drive=virtio0",
     ]  # fmt: skip
     assert has(config, "machine") == ["pflash1=pflash1,type=pc-i440fx-7.2"]
+    assert "copy /srv/vm/vars.fd of disk pflash1 to the second host" in told(draft, Kind.TO_DO)
     assert {disk.id for disk in config.disks} == {"ide0-hd0", "virtio0", "pflash1"}
     assert has(config, "nic")[1] == "tap,ifname=tap3,vhost=off,script=no,downscript=no"
     assert has(config, "append") == ["console=ttyS0 -x"]
     assert "/dev/hugepages" in told(draft, Kind.NOTE)
+
+
+def test_a_tap_that_qemu_opened_itself_is_known_where_it_is_the_only_one() -> None:
+    args = ("-netdev", "tap,id=n0", "-netdev", "tap,id=n1,ifname=t1")
+    assert "ifname=t0," in has(made("-netdev", "tap,id=n0", taps={"9": "t0"})[1], "netdev")[0]
+    draft, config = made(*args, taps={"9": "t0", "10": "t1"})
+    assert "ifname=tap0," in has(config, "netdev")[0], "it may be either"
+    assert "which tap it has is not known" in told(draft, Kind.TO_DO)
+
+
+def test_a_bridges_helper_has_neither_a_tap_nor_a_script() -> None:
+    helped = "tap,id=n0,br=br1,helper=/usr/lib/qemu/qemu-bridge-helper,vhost=off"
+    draft, config = made("-netdev", helped, "-netdev", "bridge,id=n1,br=br2")
+    assert has(config, "netdev") == [helped, "bridge,id=n1,br=br2"]
+    assert "have the bridge br1" in told(draft, Kind.TO_DO) and "br2" in told(draft, Kind.TO_DO)
+
+
+def test_files_that_both_hosts_need_are_named() -> None:
+    args = ("-kernel", "k", "-fw_cfg", "name=opt/a,file=/f", "-smbios", "file=/s", "-cdrom", "/c")
+    draft, _ = made(*args, folder="/here")
+    assert "the same: /c, /here/k, /f, /s" in told(draft, Kind.TO_DO)
 
 
 def test_what_is_relative_is_relative_to_the_folder_that_qemu_is_in() -> None:

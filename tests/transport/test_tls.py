@@ -399,3 +399,12 @@ def test_a_certificate_that_was_renewed_is_used(authority: Authority) -> None:
     authority.issue("e", "renewed")
     named = Tls(replace(authority.files("a"), name="renewed"))
     assert refused(made, named)[1] == "nothing"
+
+
+def test_files_are_tried_with_themselves(tmp_path: Path) -> None:
+    ours, stranger = (Authority.make(tmp_path / name).issue("a") for name in ("one", "two"))
+    Tls(ours).check()
+    with pytest.raises(UsageError, match=r"\[tls\] certificate = .*not accepted"):
+        Tls(TlsFiles(stranger.ca, ours.certificate, ours.key)).check()
+    with pytest.raises(UsageError, match=r"\[tls\] name: its certificate is issued for"):
+        Tls(TlsFiles(ours.ca, ours.certificate, ours.key, "nobody.example")).check()

@@ -28,6 +28,7 @@ from colo.node.state_folder import StateFolder, check_length
 from colo.qemu.argument_obstacles import argument_obstacles
 from colo.qemu.colo_mode import never_enters
 from colo.qemu.command_line import largest_first
+from colo.qemu.drives import users
 from colo.qemu.options import is_off, options
 from colo.qemu.preload import CLOCK_LIBRARY, TCG_LIBRARY, needs_preload
 from colo.qemu.process import NOT_LARGEST_FIRST, version_of, working_accelerator
@@ -76,8 +77,10 @@ def check_host(config: VmConfig, part: Part, state_dir: Path | None) -> Iterator
     yield from argument_obstacles(part.args(config), [disk.id for disk in config.disks])
     yield from _files(part.args(config))
     yield from _taps(part.args(config))
+    used = users(options(part.args(config)))
     for disk in config.disks:
-        yield from _disk(disk.id, part.at(disk), part)
+        is_flash = used.get(disk.id, "").startswith("pflash")
+        yield from _disk(disk.id, part.at(disk), part, is_flash)
     yield from _addresses(config, part)
     yield from _fence(config)
     if part.follows:
@@ -165,21 +168,22 @@ def _taps(args: tuple[str, ...]) -> Iterator[Finding]:
     for each in options(args):
         keys = each.keys if each.name in ("netdev", "nic", "net") else {}
         name = str(keys.get("ifname", keys.get("br", "")))
-        if not name or (keys.get("type") not in ("tap", "bridge") and "br" not in keys):
+        if not name or keys.get("type") not in ("tap", "bridge"):
             continue
+        is_tap = keys.get("type") == "tap" and "ifname" in keys
         where = f"netdev {keys.get('id', keys.get('type'))}: {name}"
         if len(os.fsencode(name)) > _INTERFACE_MAX or "/" in name:
             text = f"{where} can be no interface's name: at most {_INTERFACE_MAX} characters"
             yield Finding(Topic.TAP, text)
         elif not (_NETWORK / name).exists():
-            if keys.get("type") == "tap" and is_off(keys.get("script")):
+            if is_tap and is_off(keys.get("script")):
                 text = f"{where} is not there: make it and put it on the bridge (`ip tuntap add dev"
                 yield note(
                     Topic.TAP, f"{text} {name} mode tap`), or QEMU makes one that leads nowhere"
                 )
-            elif keys.get("type") != "tap":
+            elif not is_tap:
                 yield Finding(Topic.TAP, f"{where} is not there: make the bridge")
-        elif keys.get("type") == "tap" and not (_NETWORK / name / "tun_flags").exists():
+        elif is_tap and not (_NETWORK / name / "tun_flags").exists():
             yield Finding(
                 Topic.TAP, f"{where} is no tap: `ip tuntap add dev NAME mode tap` makes one"
             )
@@ -197,7 +201,7 @@ def is_qcow2(path: Path) -> bool | None:
         return None
 
 
-def _disk(name: str, path: Path, part: Part) -> Iterator[Finding]:
+def _disk(name: str, path: Path, part: Part, is_flash: bool) -> Iterator[Finding]:
     where = f"[[disks]] {name}: {path}"
     called_qcow2 = path.suffix == ".qcow2"
     if called_qcow2 and not part.first:
@@ -212,6 +216,9 @@ def _disk(name: str, path: Path, part: Part) -> Iterator[Finding]:
         if part.first:
             text = f"{where} is not there: make it (`qemu-img create`), or put the path right"
             yield Finding(Topic.DISK_FILE, text)
+        elif is_flash:
+            text = f"{where} is firmware's memory, as long as the first host's from the start: copy"
+            yield Finding(Topic.DISK_FILE, f"{text} that file here once")
         elif not os.access(path.parent, os.W_OK):
             text = (
                 f"{where}: its folder is not there, or may not be written: the replica is made in"

@@ -36,9 +36,12 @@ def netdev(option: Option, draft: Draft, known: Known) -> Line:
         changes["queues"] = None
         text = f"netdev {name}: one queue instead of {queues}"
         comments.append(draft.say(Kind.CHANGED, text, Topic.QUEUES))
-    if keys.get("type") == "tap":
+    if keys.get("type") == "bridge" or "helper" in keys or "br" in keys:
+        text = f"have the bridge {keys.get('br', 'br0')} of netdev {name} on both hosts"
+        draft.say(Kind.TO_DO, text, Topic.TAP)
+    elif keys.get("type") == "tap":
         changes |= {key: None for key in _TAP_FDS if key in keys}
-        if not isinstance(keys.get("ifname"), str) and not keys.get("br"):
+        if not isinstance(keys.get("ifname"), str):
             changes["ifname"] = _tap(name, keys, draft, known, comments)
         for key in ("script", "downscript"):
             if not is_off(keys.get(key)):
@@ -59,8 +62,12 @@ def _tap(name: str, keys: dict[str, Any], draft: Draft, known: Known, comments: 
     """The tap behind a descriptor, or a name to be put right."""
     number = str(keys.get("fd", str(keys.get("fds", "")).split(":")[0]))
     found = known.taps.get(number, "")
+    if not ("fd" in keys or "fds" in keys):  # QEMU opened one itself: which, is clear of one alone
+        others = {line.option.keys.get("ifname") for line in draft.local}
+        left = [each for each in known.taps.values() if each not in others]
+        found = left[0] if len(left) == 1 else ""
     if _INTERFACE.fullmatch(found):
-        text = f"netdev {name}: its tap was opened by whoever started QEMU: it is {found}"
+        text = f"netdev {name}: its tap has no name in the arguments: it is {found}"
         comments.append(draft.say(Kind.CHANGED, text, Topic.TAP))
         return found
     taken = sum(line.option.name == "netdev" for line in draft.local)

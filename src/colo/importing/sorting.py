@@ -23,7 +23,7 @@ from colo.importing.draft import DiskFound, Draft, Kind, Line
 from colo.importing.joints import chardev, memory, netdev
 from colo.importing.known import Known
 from colo.qemu.argument_obstacles import argument_obstacles, brings_memory, is_of_this_host
-from colo.qemu.drives import Drive, drives
+from colo.qemu.drives import Drive, drives, users
 from colo.qemu.options import Option, is_on, machine_keys, options, words_of
 
 __all__ = ["sort"]
@@ -40,6 +40,7 @@ _LOCAL: Final = (
 )  # fmt: skip
 #: Options that name a file which both hosts need.
 _FILES: Final = ("kernel", "initrd", "bios", "dtb", "readconfig", "option-rom")
+_FILES_WITHIN: Final = ("fw_cfg", "smbios", "acpitable")
 _FDSET: Final = re.compile(r"/dev/fdset/(\d+)")
 _LIBVIRTS: Final = "/libvirt/"
 
@@ -99,9 +100,11 @@ class _Sorting:
     flash: dict[str, str | bool | None] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     needed: list[str] = field(default_factory=list)
+    uses: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
         """Sort all of it."""
+        self.uses = users(self.found)
         for drive in drives(self.found):
             self._drive(drive)
         self._monitors()
@@ -188,6 +191,11 @@ class _Sorting:
     def _of_disk(self, drive: Drive, path: str, kind: str) -> list[str]:
         say = self.draft.say
         comments = []
+        if self.uses.get(drive.id, drive.bus).startswith("pflash"):
+            text = (
+                f"copy {path} of disk {drive.id} to the second host once: it is firmware's memory,"
+            )
+            comments.append(say(Kind.TO_DO, f"{text} whose length counts", Topic.DISK_FILE))
         if drive.lost:
             lost = ", ".join(dict.fromkeys(drive.lost))
             text = f"disk {drive.id}: colo opens it by itself, without {lost}"
@@ -285,6 +293,9 @@ class _Sorting:
         line = Line(option) if rule is None else rule(option, self.draft, self.known)
         if name in _FILES and option.text:
             self.needed.append(paths.normpath(paths.join(self.known.folder, option.text)))
+        if name in _FILES_WITHIN and "file" in option.keys:
+            at = str(option.keys["file"])
+            self.needed.append(paths.normpath(paths.join(self.known.folder, at)))
         if name == "readconfig":
             text = f"-readconfig {option.text}: what is in that file was not looked at"
             line = Line(option, (self.draft.say(Kind.NOTE, text),))
