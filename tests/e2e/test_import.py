@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 from pathlib import Path
 
@@ -82,16 +83,22 @@ def test_what_is_imported_protects_the_vm_and_takes_it_over(scene: Scene) -> Non
     scene.check_goes_on(primary, host, number)
 
 
-@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)
-def test_disks_and_firmware_are_those_of_the_running_vm(scene: Scene) -> None:
+@pytest.fixture
+def firmware(scene: Scene) -> PrimaryVm:
+    """A VM with firmware of its own, a disk of each kind and a CD-ROM."""
     here = scene.folder
-    Path(here / "vars").write_bytes(Path("/usr/share/OVMF/OVMF_VARS_4M.fd").read_bytes())
-    for name in ("root.raw", "cd"):
-        (here / name).write_bytes(bytes(1 << 20))
+    (here / "vars").write_bytes(Path("/usr/share/OVMF/OVMF_VARS_4M.fd").read_bytes())
+    (here / "root.raw").write_bytes(random.Random(7).randbytes(1 << 20))
+    (here / "cd").write_bytes(bytes(1 << 20))
     make = ["qemu-img", "create", "-q", "-f", "qcow2", str(here / "data.qcow2"), "1M"]
     subprocess.run(make, check=True, timeout=60)
     args = tuple(DISKS.replace("HERE", str(here)).split())
-    primary = scene.primary(VmFile(machine="q35", guest=False, args=args))
+    return scene.primary(VmFile(machine="q35", guest=False, args=args))
+
+
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)
+def test_disks_and_firmware_are_those_of_the_running_vm(scene: Scene, firmware: PrimaryVm) -> None:
+    here, primary = scene.folder, firmware
     file = imported(scene, primary, {})
 
     config = load(file)
@@ -108,16 +115,55 @@ def test_disks_and_firmware_are_those_of_the_running_vm(scene: Scene) -> None:
     done = run("check", file, "--qmp", f"unix:{primary.qmp_socket}")
     assert done.returncode == 1
     assert done.stdout.count("docs/refused.md#disk-not-named") == 3, done.stdout
+
     # What colo would start from the file is a QEMU that starts, with the same disks.
     file.write_text(named)
     primary.kill()
     done = run("check", file, "--start")
     assert done.returncode == 0, done.stdout
+    file.write_text(
+        named.replace("virtio-balloon-pci", "no-such-device").replace("ide-cd", "ide-dc")
+    )
+    done = run("check", file, "--start")
+    assert done.returncode == 1 and "docs/refused.md#qemu-arguments" in done.stdout
+    file.write_text(named)
     again = PrimaryVm(load(file), here / "again", primary.console)
     scene.primaries.append(again)
     again.start()
     assert again.is_running()
-    names = {
-        each["inserted"]["node-name"] for each in again.execute("query-block") if "inserted" in each
-    }
-    assert names >= {"pflash1", "virtio0", "data"}
+    drives = [each["inserted"] for each in again.execute("query-block") if "inserted" in each]
+    assert {each["node-name"] for each in drives} >= {"pflash1", "virtio0", "data"}
+
+
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)
+def test_the_vm_is_protected_with_its_disks_and_taken_over(
+    scene: Scene, firmware: PrimaryVm
+) -> None:
+    here, console = scene.folder, Console(scene.folder, "b0")
+    changes = {str(firmware.console.path): str(console.path)}
+    changes[str(firmware.console.log)] = str(console.log)
+    changes[f'secondary = "{here}/'] = f'secondary = "{here}/b-'  # this machine is both hosts
+    file = imported(scene, firmware, changes)
+    done = run("check", file, "--role", "secondary", "--state-dir", here / "b0")
+    assert done.returncode == 1 and "docs/refused.md#disk-file" in done.stdout
+    (here / "b-vars").write_bytes((here / "vars").read_bytes())
+    done = run("check", file, "--role", "secondary", "--state-dir", here / "b0")
+    assert done.returncode == 0, done.stdout
+
+    host = Host(here, "b0", file, console)
+    scene.hosts.append(host)
+    host.start()
+    command = [colo(), "primary", str(file), "--qmp", f"unix:{firmware.qmp_socket}"]
+    command += ["--to", host.listen, "--state-dir", str(here / "p")]
+    with (here / "p.log").open("wb") as log:
+        protecting = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        host.wait_said("PROTECTED")
+        host.wait_checkpoint(3)
+        firmware.kill()
+        host.wait_state("RUNNING")
+        assert protecting.wait(60) == 1
+    finally:
+        protecting.kill()
+        protecting.wait(60)
+    assert (here / "b-root.raw").read_bytes() == (here / "root.raw").read_bytes()
