@@ -23,6 +23,8 @@ WRONG = [
     ("", "there is no command"),
     ("A=b", "there is no command"),
     ("ls -l", "it begins with 'ls', which is no QEMU"),
+    ("/usr/sbin/virtqemud --timeout 120", "no QEMU"),
+    ("qemu-nbd -c /dev/nbd0 a", "no QEMU"),
     ("<domain type='kvm'>", "domxml-to-native"),
     ('{"a": 1}', "it is JSON"),
     ("qemu-system-x86_64 'x", "cannot be taken apart"),

@@ -70,6 +70,12 @@ def test_a_drive_without_a_device_is_not_attached() -> None:
     assert drive.attached
 
 
+def test_what_is_thrown_away_at_the_end_has_no_place_in_a_vm_file() -> None:
+    for args in (["-snapshot", "-hda", "/a"], ["-drive", "file=/a,snapshot=on"]):
+        (drive,) = drives(options(args))
+        assert drive.twisted == ("snapshot",)
+
+
 def node(**content: object) -> list[str]:
     return [
         "-blockdev",

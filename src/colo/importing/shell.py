@@ -18,6 +18,10 @@ _BYTES_MAX: Final = 1 << 20
 _GOES_ON: Final = re.compile(r"\\\r?\n")
 _ENVIRONMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=", re.ASCII)
 _QEMU: Final = re.compile(r"(.*/)?[^/]*(qemu|kvm)[^/]*")
+#: What has QEMU's name in its own, and is none: libvirt's daemon, QEMU's tools.
+_NO_QEMU: Final = re.compile(
+    r"(.*/)?(virt[a-z]*d|qemu-(img|nbd|io|ga|edid|pr-helper|storage-daemon|bridge-helper).*)"
+)
 _HINTS: Final = {
     "<": "it is XML: `virsh domxml-to-native qemu-argv FILE` makes the command of it",
     "{": "it is JSON: give the command that starts QEMU",
@@ -48,4 +52,5 @@ def command_words(text: str) -> list[str]:
 
 def has_program(words: list[str]) -> bool:
     """Whether the first word may be a QEMU's name."""
-    return bool(words) and _QEMU.fullmatch(words[0]) is not None
+    name = words[0] if words else ""
+    return _QEMU.fullmatch(name) is not None and _NO_QEMU.fullmatch(name) is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from colo.qemu.options import Option, is_on, machine_keys, words_of
@@ -78,10 +78,12 @@ def drives(found: Sequence[Option]) -> list[Drive]:
     used = users(found)
     one_a_bus = "q35" in str(machine_keys(words_of(found)).get("type", ""))
     taken: dict[str, set[int]] = {}
+    throwaway = ("snapshot",) if any(each.name == "snapshot" for each in found) else ()
     plain = []
     for at, each in enumerate(found):
         if (keys := _plain(each)) is not None:
-            plain.append(_drive(at, keys, taken, one_a_bus, used))
+            drive = _drive(at, keys, taken, one_a_bus, used)
+            plain.append(replace(drive, twisted=(*drive.twisted, *throwaway)))
     return sorted([*plain, *_trees(found, used)], key=lambda drive: drive.at[0])
 
 
