@@ -28,6 +28,9 @@ from colo.errors import LocalProtocolError
 __all__ = ["Gate", "GateState", "GateStats"]
 
 _LENGTH: Final = struct.Struct(">I")
+#: What QEMU puts before a frame: its length; where it tells of them, that of its virtio-net header.
+_HEAD: Final = 4
+_HEAD_WITH_VNET: Final = 8
 _SAMPLES: Final = 1024
 
 
@@ -51,10 +54,14 @@ class GateStats:
 
 
 class Gate:
-    """Holds frames; ``limit`` is the most that it holds, in bytes."""
+    """Holds frames; ``limit`` is the most that it holds, in bytes.
 
-    def __init__(self, limit: int) -> None:
+    ``vnet``: QEMU tells of virtio-net headers.
+    """
+
+    def __init__(self, limit: int, vnet: bool = False) -> None:
         self._limit = limit
+        self._head = _HEAD_WITH_VNET if vnet else _HEAD
         self._state = GateState.OPEN
         self._held: list[tuple[float, bytes]] = []
         self._covered = 0  # so many of them, from the first on
@@ -102,6 +109,25 @@ class Gate:
         self.held_bytes -= len(data)
         return data
 
+    def release_first(self, count: int, now: float) -> bytes:
+        """So many bytes of what is held may leave, by the output rule: return them.
+
+        They are whole frames, and of no checkpoint that is on its way.
+        """
+        if self._covered or count > self.held_bytes:
+            raise LocalProtocolError("gate: what a checkpoint covers leaves with it")
+        out, left = [], count
+        while left:
+            came, chunk = self._held.pop(0)
+            if len(chunk) > left:
+                self._held.insert(0, (came, chunk[left:]))
+                chunk = chunk[:left]
+            out.append(chunk)
+            left -= len(chunk)
+            self.stats.held_s.append(now - came)
+        self.held_bytes -= count
+        return b"".join(out)
+
     def hold(self) -> None:
         """From now on packets are held; a shut gate stays shut."""
         if self._state is not GateState.SHUT:
@@ -129,8 +155,8 @@ class Gate:
         if self._partial:
             data = self._partial + data
         end, frames, size = 0, 0, len(data)
-        while end + _LENGTH.size <= size:
-            after = end + _LENGTH.size + _LENGTH.unpack_from(data, end)[0]
+        while end + self._head <= size:
+            after = end + self._head + _LENGTH.unpack_from(data, end)[0]
             if after > size:
                 break
             end, frames = after, frames + 1
