@@ -88,6 +88,7 @@ class _Stream:
     def __init__(self, covered: _Reach | None) -> None:
         self.clear_to = covered.end if covered is not None else None  # alike, or covered
         self.acked = covered.ack if covered is not None else None
+        self.left = self.acked  # the highest acknowledgement that has left
         self._syn = covered.syn if covered is not None else None
         self.fin_at: int | None = None
         self.resets: set[int] = set()
@@ -144,8 +145,15 @@ class _Stream:
             return None
         return True
 
+    def is_heard(self, end: int, ack: int | None) -> bool:
+        """Whether so much has left."""
+        has_data = self.clear_to is not None and _after(end, self.clear_to) <= 0
+        return has_data and (ack is None or (self.left is not None and _after(ack, self.left) <= 0))
+
     def passed(self, segment: Segment) -> int:
         """It leaves; return how many bytes are kept no more."""
+        if segment.flags & ACK and (self.left is None or _after(segment.ack, self.left) > 0):
+            self.left = segment.ack
         if not segment.data or self.clear_to is None:
             return 0
         end = (segment.seq + len(segment.data)) % _MODULUS
@@ -155,6 +163,25 @@ class _Stream:
         del self._said[:ahead]
         self.clear_to = self._start = end
         return ahead
+
+
+@dataclass(eq=False, slots=True)
+class _Spoken:
+    """A frame of the secondary's, of which the primary has not said as much yet."""
+
+    size: int
+    at: float
+    stream: _Stream | None = None
+    end: int = 0
+    ack: int | None = None
+    content: bytes = b""
+    is_heard: bool = False
+
+    def may_be_forgotten(self, now: float) -> bool:
+        """Whether clients know it already, or would be told again by the guest itself."""
+        if self.stream is not None:
+            self.is_heard = self.stream.is_heard(self.end, self.ack)
+        return self.is_heard or now - self.at > _STALE_S
 
 
 class Comparing:
@@ -171,7 +198,8 @@ class Comparing:
         self._is_safe = False  # that one
         self._waiting: deque[tuple[Segment | Datagram, int, float]] = deque()
         self._streams: dict[Flow, _Stream] = {}
-        self._datagrams: dict[Flow, deque[tuple[bytes, float]]] = {}
+        self._datagrams: dict[Flow, deque[_Spoken]] = {}
+        self._spoken: deque[_Spoken] = deque()
         self._kept = 0
         self.differs: str | None = None
 
@@ -192,13 +220,19 @@ class Comparing:
 
     def secondary(self, data: bytes, now: float) -> int:
         """The secondary VM says these whole frames.  Returns what ``release`` does."""
-        for frame, _ in frames(data):
+        for frame, size in frames(data):
             said = look_into(frame)
+            spoken = _Spoken(size, now)
             if isinstance(said, Segment):
-                self._kept += self._stream(said.flow).say(said)
+                spoken.stream = stream = self._stream(said.flow)
+                self._kept += stream.say(said)
+                spoken.end = (said.seq + len(said.data)) % _MODULUS
+                spoken.ack = said.ack if said.flags & ACK else None
             else:
+                spoken.content = said.content
                 there = self._datagrams.setdefault(said.flow, deque(maxlen=_DATAGRAMS_MOST))
-                there.append((said.content, now))
+                there.append(spoken)
+            self._spoken.append(spoken)
         if self._kept > self._limit or len(self._datagrams) > _FLOWS_MOST:
             self.differs = self.differs or "too far ahead"
         return self.release(now)
@@ -218,6 +252,16 @@ class Comparing:
             self.counts.alike += 1
             if isinstance(said, Segment):
                 self._kept -= self._stream(said.flow).passed(said)
+        return size
+
+    def heard(self, now: float) -> int:
+        """Return how many bytes of what the secondary has said need not be repeated any more.
+
+        Since the last call; they are the oldest.
+        """
+        size = 0
+        while self._spoken and self._spoken[0].may_be_forgotten(now):
+            size += self._spoken.popleft().size
         return size
 
     def cover(self) -> None:
@@ -244,6 +288,7 @@ class Comparing:
         """Nothing that a secondary VM has said counts; what waits, waits."""
         self._streams.clear()
         self._datagrams.clear()
+        self._spoken.clear()
         self._kept = 0
         self.differs = None
 
@@ -270,11 +315,12 @@ class Comparing:
         there = self._datagrams.get(said.flow)
         if not there:
             return None
-        for place, (content, _) in enumerate(there):
-            if content == said.content:
-                del there[place]
+        for spoken in there:
+            if spoken.content == said.content:
+                spoken.is_heard = True
+                there.remove(spoken)
                 return True
-        return None if there[-1][1] < now - _STALE_S else False
+        return None if there[-1].at < now - _STALE_S else False
 
     def _differ(self, said: Segment | Datagram) -> None:
         self.differs = name = said.flow[0]

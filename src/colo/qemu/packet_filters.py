@@ -102,15 +102,23 @@ class NetGate:
             raise
 
     def set_rules(self, rules: Sequence[Rule]) -> None:
-        """Each card's output rule, by which packets may leave before their checkpoint is safe."""
-        for door, rule in zip(self._doors, rules, strict=True):
-            door.gate.rule = rule
+        """Each card's output rule, by which packets may leave before their checkpoint is safe.
+
+        None at all: no packet may.
+        """
+        for number, door in enumerate(self._doors):
+            door.gate.rule = rules[number] if rules else None
 
     def release_first(self, card: int, count: int) -> None:
         """So many bytes of what the card's gate holds may go at once."""
         door = self._doors[card]
         door.queue(door.gate.release_first(count, time.monotonic()))
         door.flush()
+
+    def drop_first(self, card: int, count: int) -> None:
+        """So many bytes of what the card's gate holds are of no use any more."""
+        gate = self._doors[card].gate
+        gate.release_first(min(count, gate.held_bytes), time.monotonic())
 
     async def remove(self) -> None:
         """Take the gates out of QEMU again, as far as there is a QEMU."""
