@@ -49,7 +49,7 @@ def rule() -> Comparing:
     rule = Comparing(1 << 20)
     rule.primary(tcp(1000, 500, b"before"), 0.0)
     rule.cover()
-    assert rule.safe(0.0) == 0
+    assert rule.live(0.0) == 0
     return rule
 
 
@@ -79,11 +79,11 @@ def test_what_the_checkpoint_covers_may_be_repeated(rule: Comparing) -> None:
     assert rule.primary(again, 1.0) == len(again)
 
 
-def test_nothing_leaves_between_cover_and_safe(rule: Comparing) -> None:
+def test_nothing_leaves_before_a_secondary_vm_runs(rule: Comparing) -> None:
     rule.cover()
     again = tcp(1000, 500, b"before")
     assert rule.primary(again, 1.0) == 0
-    assert rule.safe(1.0) == len(again)
+    assert rule.live(1.0) == len(again)
 
 
 def test_a_new_connection_waits_for_its_checkpoint(rule: Comparing) -> None:
@@ -91,7 +91,7 @@ def test_a_new_connection_waits_for_its_checkpoint(rule: Comparing) -> None:
     assert rule.differs == "tcp"
     assert rule.counts.differed == {"connection": 1}
     rule.cover()
-    rule.safe(2.0)
+    rule.live(2.0)
     again, data = tcp(77, 1, flags=SYN | ACK, port=81), tcp(78, 5, b"hello", port=81)
     assert rule.primary(again, 2.0) == len(again)
     assert rule.primary(data, 2.0) == 0
@@ -144,7 +144,7 @@ def test_sequence_numbers_wrap() -> None:
     start = (1 << 32) - 3
     rule.primary(tcp(start, 5, b""), 0.0)
     rule.cover()
-    rule.safe(0.0)
+    rule.live(0.0)
     said = tcp(start, 5, b"abcdef")
     rule.primary(said, 1.0)
     assert rule.secondary(tcp(start, 5, b"abcd"), 1.0) == 0
@@ -154,7 +154,7 @@ def test_sequence_numbers_wrap() -> None:
 def test_a_secondary_that_is_too_far_ahead_asks_for_a_checkpoint() -> None:
     rule = Comparing(1000)
     rule.cover()
-    rule.safe(0.0)
+    rule.live(0.0)
     for at in range(0, 2000, 500):
         rule.secondary(tcp(at, 1, bytes(500)), 1.0)
     assert rule.differs == "too far ahead"
@@ -212,7 +212,7 @@ def test_what_left_is_never_contradicted(seed: int, is_other: bool) -> None:
                 held.clear()
                 covered_sent, covered_got, is_safe = primary.sent, primary.got, False
             case 7 if not is_safe:
-                left, is_safe = rule.safe(0.0), True
+                left, is_safe = rule.live(0.0), True
                 secondary = _Vm(bytes(other), dice)
                 other[:covered_sent] = stream[:covered_sent]
                 secondary.stream = bytes(other)

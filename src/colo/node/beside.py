@@ -17,7 +17,7 @@ import contextlib
 import logging
 import shutil
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -29,6 +29,7 @@ from colo.membership.grant import Grant
 from colo.packets.gate import Rule
 from colo.packets.hybrid_words import HYBRID_VERSION, Kind, Said
 from colo.qemu.command_line import taps
+from colo.qemu.identity import instance
 from colo.qemu.open_taps import OpenTaps
 from colo.qemu.process import LaunchPlan
 from colo.qemu.secondary_vm import SecondaryVm
@@ -38,7 +39,7 @@ from colo.session.hybrid_link import HybridHello, HybridLink, answer_hybrid
 from colo.store.export import migration_stream
 from colo.store.store import Store
 
-__all__ = ["Beside"]
+__all__ = ["Beside", "taps_of"]
 
 _log = logging.getLogger("colo.beside")
 
@@ -101,7 +102,6 @@ class Beside:
         config: VmConfig,
         plan: LaunchPlan,
         store: Store,
-        images: Mapping[str, Path],
         folder: Path,
         waiting: WaitingQemu,
         open_taps: OpenTaps,
@@ -111,7 +111,10 @@ class Beside:
         self._vm_name = config.name
         self._limit = int(config.network.hold_limit_mib * (1 << 20))
         self._mapped = {each.block.name: each.address for each in config.backends}
-        self._plan, self._store, self._images, self._folder = plan, store, images, folder
+        self._images = {
+            each.block.name: store.images[each.block.name].path for each in config.backends
+        }
+        self._plan, self._store, self._folder = plan, store, folder
         self._waiting, self._taps, self._settled = waiting, open_taps, settled
         self._on_change = on_change
         self._next: WaitingQemu | None = None
@@ -367,11 +370,11 @@ class Beside:
             await self._waiting.replace(vm.qemu)
         await self.close()
 
-    def pid(self) -> int:
-        """The process that would run the VM, or runs it."""
+    def instance(self, host: str) -> str:
+        """The name of what would run the VM, or runs it, as the holder of a grant."""
         if self._vm is not None and not self._vm.is_ended:
-            return self._vm.qemu.pid
-        return self._waiting.pid
+            return instance(self._vm.qemu.pid, host)
+        return self._waiting.instance(host)
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
@@ -410,6 +413,7 @@ class Beside:
         }
 
 
-def open_taps(config: VmConfig) -> OpenTaps:
-    """The taps of this VM's QEMUs on host B.  Raises UsageError, GuestError."""
-    return OpenTaps(taps([*config.qemu.args, *config.qemu.secondary.args]))
+def taps_of(config: VmConfig) -> OpenTaps:
+    """The taps that this VM's QEMUs on host B share, if any.  Raises UsageError, GuestError."""
+    args = [*config.qemu.args, *config.qemu.secondary.args]
+    return OpenTaps(taps(args) if config.has_secondary_vm else ())

@@ -195,7 +195,7 @@ class Comparing:
         self.counts = counts or Counts()
         self._covered: OrderedDict[Flow, _Reach] = OrderedDict()  # by the last checkpoint
         self._reached: dict[Flow, _Reach] = {}  # since then
-        self._is_safe = False  # that one
+        self._is_live = False
         self._waiting: deque[tuple[Segment | Datagram, int, float]] = deque()
         self._streams: dict[Flow, _Stream] = {}
         self._datagrams: dict[Flow, deque[_Spoken]] = {}
@@ -240,7 +240,7 @@ class Comparing:
     def release(self, now: float) -> int:
         """Return how many bytes may leave, of those that wait, the oldest first."""
         size = 0
-        while self._waiting and self._is_safe and self.differs is None:
+        while self._waiting and self._is_live and self.differs is None:
             said, length, _ = self._waiting[0]
             same = self._same(said, now)
             if not same:
@@ -267,9 +267,8 @@ class Comparing:
     def cover(self) -> None:
         """A checkpoint covers all that was said so far: a new epoch begins.
 
-        Nothing leaves before ``safe``.
+        Nothing leaves before ``live``.
         """
-        self._is_safe = False
         self._waiting.clear()
         self.forget()
         for flow, reach in self._reached.items():
@@ -279,13 +278,14 @@ class Comparing:
         while len(self._covered) > _FLOWS_MOST:
             self._covered.popitem(last=False)
 
-    def safe(self, now: float) -> int:
-        """That checkpoint is safe.  Returns what ``release`` does."""
-        self._is_safe = True
+    def live(self, now: float) -> int:
+        """That checkpoint is safe, and a secondary VM runs from it.  Returns as ``release``."""
+        self._is_live = True
         return self.release(now)
 
     def forget(self) -> None:
         """Nothing that a secondary VM has said counts; what waits, waits."""
+        self._is_live = False
         self._streams.clear()
         self._datagrams.clear()
         self._spoken.clear()
