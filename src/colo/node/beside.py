@@ -125,6 +125,7 @@ class Beside:
         self._has_spoken = False
         self._is_forced = False
         self._beginning: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._work: set[asyncio.Task[Any]] = set()
         self._link: HybridLink | None = None
         self._inputs = _Inputs(self._limit)
@@ -290,7 +291,7 @@ class Beside:
         self.begun += 1
         self._why = None
         self._say(Kind.RUNS, number)
-        self._spawn(self._watch(vm))
+        self._watching = self._spawn(self._watch(vm))
         self._on_change()
 
     async def _watch(self, vm: SecondaryVm) -> None:
@@ -367,6 +368,8 @@ class Beside:
         else:
             await vm.unleash()
             self._vm = None
+            assert self._watching is not None
+            self._watching.cancel()
             await self._waiting.replace(vm.qemu)
         await self.close()
 

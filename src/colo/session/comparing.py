@@ -37,8 +37,8 @@ from colo.transport.address import Address
 __all__ = ["Comparing", "Other"]
 
 _AGAIN_S: Final = 1.0
-#: A secondary VM that is to begin is waited for, by what is held, no longer.
-_BEGIN_S: Final = 0.5
+#: Output waits no longer for a secondary VM that has yet to begin, or that lags and catches up.
+_LONGEST_S: Final = 0.5
 _HEARD_S: Final = 0.05
 
 
@@ -85,6 +85,7 @@ class Comparing:
         self._is_cut = False  # the other host knows what came after the last checkpoint
         self.other = Other.NONE
         self._since = 0.0
+        self._agreed_at: float | None = None  # when something last left because both said it
         self._heard_at = 0.0
         self._worth = Worth(config.mode == "hybrid")
         self._spells = 0
@@ -177,6 +178,7 @@ class Comparing:
         if self.other is Other.READY and is_between and self._worth.is_due(time.monotonic()):
             assert self._link is not None
             self.other, self._since = Other.BEGINS, time.monotonic()
+            self._agreed_at = None
             self._worth.begins(self._since, self._counts.alike)
             self._link.say(Said(Kind.START, number=self._safe))
 
@@ -209,13 +211,13 @@ class Comparing:
         count = each.primary(data, now)
         if each.differs is not None and self.other is Other.RUNS:
             self.schedule()
-        return count if count and self._may_release() else 0
+        return count if count and self._may_release(now) else 0
 
     def _compare(self, card: int, data: bytes) -> None:
         """The secondary VM says this."""
         now = time.monotonic()
         each = self._cards[card]
-        self._release(card, each.secondary(data, now))
+        self._release(card, each.secondary(data, now), now)
         if each.differs is not None:
             self.schedule()
         if now - self._heard_at > _HEARD_S:
@@ -229,12 +231,13 @@ class Comparing:
             if count and self._link is not None:
                 self._link.say(Said(Kind.HEARD, card, count))
 
-    def _release(self, card: int, count: int) -> None:
-        if count and self._may_release():
+    def _release(self, card: int, count: int, now: float) -> None:
+        if count and self._may_release(now):
             self._gate.release_first(card, count)
 
-    def _may_release(self) -> bool:
+    def _may_release(self, now: float) -> bool:
         """Whether the other host still takes us for the primary; else the session ends."""
+        self._agreed_at = now
         try:
             self._check_heard(None)
         except ColoError as error:
@@ -245,7 +248,8 @@ class Comparing:
     def waits_until(self, pace: Pace, held_since: float | None, held_bytes: int) -> float | None:
         """Until when what is held waits for the secondary VM; None where it does not.
 
-        Then it is as in periodic mode: none runs or is about to, or something has differed.
+        Then it is as in periodic mode: none runs or is about to, or something has differed.  One
+        that agrees again and again is waited for: patience is for one that falls silent.
         """
         if any(each.differs is not None for each in self._cards) or held_bytes >= pace.high_water:
             return None
@@ -253,8 +257,10 @@ class Comparing:
             return None
         if held_since is None:
             return math.inf
-        begun = self.other is Other.RUNS
-        return held_since + self._patience_s if begun else self._since + _BEGIN_S
+        longest = max(self._since, held_since) + _LONGEST_S
+        if self._agreed_at is None:
+            return longest
+        return min(longest, max(self._agreed_at, held_since) + self._patience_s)
 
     def relaxed(self, pace: Pace) -> Pace:
         """The pace while a secondary VM runs: a checkpoint may get older."""
@@ -272,7 +278,7 @@ class Comparing:
                 now = time.monotonic()
                 self._worth.runs(now)
                 for card, each in enumerate(self._cards):
-                    self._release(card, each.live(now))
+                    self._release(card, each.live(now), now)
                 self.schedule()
             case Kind.SAID if self.other in (Other.RUNS, Other.BEGINS):
                 if said.number == self._covered == self._safe:
