@@ -47,7 +47,7 @@
                                              # that take longer to wake are kept awake
     aside_mib = 512                          # so much of one is held here while the VM runs on
     [hybrid]                                 # where a secondary VM runs:
-    patience_ms = 50                         # so long output waits for it to say the same
+    patience_ms = 100                        # so long output waits for it to say the same
     age_max_ms = 10000                       # an idle VM is checkpointed so often
     [wire]                                   # between two colos, where a slow link makes it pay:
     compress = true                          # zstd, and
@@ -213,7 +213,7 @@ class Checkpoints:
 class Hybrid:
     """``[hybrid]``: when to checkpoint while a secondary VM runs."""
 
-    patience_ms: float = 50.0
+    patience_ms: float = 100.0
     age_max_ms: float = 10000.0
 
 

@@ -53,11 +53,13 @@ def _after(a: int, b: int) -> int:
 class Counts:
     """Frames since the start: of the primary, those released as the other VM said the same.
 
-    ``differed``: how often a difference was found, by protocol.
+    ``waited_s``: how long these have waited, together; ``differed``: how often a difference was
+    found, by protocol.
     """
 
     compared: int = 0
     alike: int = 0
+    waited_s: float = 0.0
     differed: dict[str, int] = field(default_factory=dict)
 
 
@@ -241,7 +243,7 @@ class Comparing:
         """Return how many bytes may leave, of those that wait, the oldest first."""
         size = 0
         while self._waiting and self._is_live and self.differs is None:
-            said, length, _ = self._waiting[0]
+            said, length, came = self._waiting[0]
             same = self._same(said, now)
             if not same:
                 if same is False:
@@ -250,6 +252,7 @@ class Comparing:
             self._waiting.popleft()
             size += length
             self.counts.alike += 1
+            self.counts.waited_s += now - came
             if isinstance(said, Segment):
                 self._kept -= self._stream(said.flow).passed(said)
         return size

@@ -1,9 +1,10 @@
 """Whether a secondary VM pays: a model of what the last ones have brought.
 
-What one brings is each packet that left because both VMs said it, times how long a packet is held
-in periodic mode.  What it costs is that packets wait for it to begin; and at the end, where it was
-found to differ, for the checkpoint that covers the difference.  Where it brought less than it
-cost, the next one is put off, ever longer, up to a minute; one that pays is followed at once.
+In periodic mode each packet is held for a checkpoint, for some milliseconds.  What a secondary VM
+brings is that time for each packet that left because both VMs said it, less what these had to wait
+for it to say so; also while it began.  At its end, where it was found to differ, packets wait for
+the checkpoint that covers the difference.  Where all that comes to a loss, the next one is put off,
+ever longer, up to a minute; one that pays is followed at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ __all__ = ["Worth"]
 _FIRST_REST_S: Final = 0.5
 _REST_MOST_S: Final = 60.0
 _SMOOTH: Final = 0.1
+#: One that lags by so many times what a checkpoint holds a packet, and by so much, is a bad deal.
+_LAG: Final = 2.0
+_LAG_LEAST_S: Final = 0.01
 
 
 class Worth:
@@ -23,8 +27,8 @@ class Worth:
     def __init__(self, always: bool) -> None:
         self._always = always
         self._held_s = 0.0
-        self._begins_at = self._runs_at = 0.0
         self._alike = 0
+        self._waited_s = 0.0
         self._misses = 0
         self.rests_until = 0.0
 
@@ -36,23 +40,23 @@ class Worth:
         """Whether one may begin."""
         return self._always or now >= self.rests_until
 
-    def begins(self, now: float, alike: int) -> None:
-        """One begins; ``alike``: how many packets have ever left because both VMs said them."""
-        self._begins_at = now
-        self._runs_at = 0.0
-        self._alike = alike
+    def patience(self, most_s: float) -> float:
+        """How long it pays to wait for one that lags."""
+        return min(most_s, max(_LAG_LEAST_S, _LAG * self._held_s))
 
-    def runs(self, now: float) -> None:
-        """It runs."""
-        self._runs_at = now
+    def begins(self, alike: int, waited_s: float) -> None:
+        """One begins.
 
-    def ended(self, now: float, alike: int, has_failed: bool) -> None:
-        """It has ended; ``has_failed``: by a difference, or because it died."""
-        gain_s = (alike - self._alike) * self._held_s
-        cost_s = (self._runs_at or now) - self._begins_at
-        if has_failed:
-            cost_s += self._held_s
-        if gain_s >= cost_s or not has_failed:
+        ``alike``: how many packets have ever left because both VMs said them; ``waited_s``: how
+        long these have waited, together.
+        """
+        self._alike, self._waited_s = alike, waited_s
+
+    def ended(self, now: float, alike: int, waited_s: float, waits_s: float) -> None:
+        """It has ended; ``waits_s``: how long what is held now has waited for it in vain."""
+        count = alike - self._alike
+        gain_s = count * self._held_s - (waited_s - self._waited_s) - waits_s
+        if gain_s >= 0:
             self._misses = 0
             return
         rest_s = min(_REST_MOST_S, _FIRST_REST_S * 2**self._misses)

@@ -37,8 +37,8 @@ from colo.transport.address import Address
 __all__ = ["Comparing", "Other"]
 
 _AGAIN_S: Final = 1.0
-#: Output waits no longer for a secondary VM that has yet to begin, or that lags and catches up.
-_LONGEST_S: Final = 0.5
+#: Output waits no longer for a secondary VM that has yet to begin, and to catch up.
+_CATCH_UP_S: Final = 0.5
 _HEARD_S: Final = 0.05
 
 
@@ -85,7 +85,7 @@ class Comparing:
         self._is_cut = False  # the other host knows what came after the last checkpoint
         self.other = Other.NONE
         self._since = 0.0
-        self._agreed_at: float | None = None  # when something last left because both said it
+        self._has_caught_up = False
         self._heard_at = 0.0
         self._worth = Worth(config.mode == "hybrid")
         self._spells = 0
@@ -158,8 +158,9 @@ class Comparing:
         self._covered = number
         cause = next((each.differs for each in self._cards if each.differs is not None), None)
         if self.other in (Other.BEGINS, Other.RUNS):
-            self._causes[cause or "pace"] = self._causes.get(cause or "pace", 0) + 1
-            self._ended(cause)
+            cause = cause or ("pace" if self._is_patient(time.monotonic()) else "lag")
+            self._causes[cause] = self._causes.get(cause, 0) + 1
+            self._ended()
         for each in self._cards:
             each.cover()
         if self._link is not None:
@@ -178,12 +179,14 @@ class Comparing:
         if self.other is Other.READY and is_between and self._worth.is_due(time.monotonic()):
             assert self._link is not None
             self.other, self._since = Other.BEGINS, time.monotonic()
-            self._agreed_at = None
-            self._worth.begins(self._since, self._counts.alike)
+            self._has_caught_up = False
+            self._worth.begins(self._counts.alike, self._counts.waited_s)
             self._link.say(Said(Kind.START, number=self._safe))
 
-    def _ended(self, cause: str | None) -> None:
-        self._worth.ended(time.monotonic(), self._counts.alike, cause is not None)
+    def _ended(self) -> None:
+        now, counts = time.monotonic(), self._counts
+        since = [each.waits_since for each in self._cards if each.waits_since is not None]
+        self._worth.ended(now, counts.alike, counts.waited_s, now - min(since, default=now))
         self.other = Other.NONE
 
     def _gone(self, cause: str) -> None:
@@ -192,7 +195,7 @@ class Comparing:
         self._is_cut = self._is_cut and self._link is not None
         if was in (Other.BEGINS, Other.RUNS):
             self._causes[cause] = self._causes.get(cause, 0) + 1
-            self._ended(cause)
+            self._ended()
             for each in self._cards:
                 each.forget()
             self.urge()
@@ -211,13 +214,17 @@ class Comparing:
         count = each.primary(data, now)
         if each.differs is not None and self.other is Other.RUNS:
             self.schedule()
-        return count if count and self._may_release(now) else 0
+        return count if count and self._may_release() else 0
 
     def _compare(self, card: int, data: bytes) -> None:
         """The secondary VM says this."""
         now = time.monotonic()
         each = self._cards[card]
-        self._release(card, each.secondary(data, now), now)
+        self._release(card, each.secondary(data, now))
+        if self.other is Other.RUNS and not self._has_caught_up:
+            since = [each.waits_since for each in self._cards if each.waits_since is not None]
+            patience_s = self._worth.patience(self._patience_s)
+            self._has_caught_up = min(since, default=now) > now - patience_s / 2
         if each.differs is not None:
             self.schedule()
         if now - self._heard_at > _HEARD_S:
@@ -231,13 +238,12 @@ class Comparing:
             if count and self._link is not None:
                 self._link.say(Said(Kind.HEARD, card, count))
 
-    def _release(self, card: int, count: int, now: float) -> None:
-        if count and self._may_release(now):
+    def _release(self, card: int, count: int) -> None:
+        if count and self._may_release():
             self._gate.release_first(card, count)
 
-    def _may_release(self, now: float) -> bool:
+    def _may_release(self) -> bool:
         """Whether the other host still takes us for the primary; else the session ends."""
-        self._agreed_at = now
         try:
             self._check_heard(None)
         except ColoError as error:
@@ -249,7 +255,7 @@ class Comparing:
         """Until when what is held waits for the secondary VM; None where it does not.
 
         Then it is as in periodic mode: none runs or is about to, or something has differed.  One
-        that agrees again and again is waited for: patience is for one that falls silent.
+        that begins has to catch up first; one that has, and lags again, is behind for good.
         """
         if any(each.differs is not None for each in self._cards) or held_bytes >= pace.high_water:
             return None
@@ -257,10 +263,14 @@ class Comparing:
             return None
         if held_since is None:
             return math.inf
-        longest = max(self._since, held_since) + _LONGEST_S
-        if self._agreed_at is None:
-            return longest
-        return min(longest, max(self._agreed_at, held_since) + self._patience_s)
+        if self._has_caught_up:
+            return held_since + self._worth.patience(self._patience_s)
+        return max(self._since, held_since) + _CATCH_UP_S
+
+    def _is_patient(self, now: float) -> bool:
+        """Whether what waits has not waited for too long."""
+        since = min((each.waits_since or now for each in self._cards), default=now)
+        return now - since < self._worth.patience(self._patience_s)
 
     def relaxed(self, pace: Pace) -> Pace:
         """The pace while a secondary VM runs: a checkpoint may get older."""
@@ -276,9 +286,8 @@ class Comparing:
                 self.other = Other.RUNS
                 self._spells += 1
                 now = time.monotonic()
-                self._worth.runs(now)
                 for card, each in enumerate(self._cards):
-                    self._release(card, each.live(now), now)
+                    self._release(card, each.live(now))
                 self.schedule()
             case Kind.SAID if self.other in (Other.RUNS, Other.BEGINS):
                 if said.number == self._covered == self._safe:
