@@ -126,11 +126,11 @@ class Beside:
         self._is_forced = False
         self._beginning: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._preparing: asyncio.Task[None] | None = None
         self._work: set[asyncio.Task[Any]] = set()
         self._link: HybridLink | None = None
         self._inputs = _Inputs(self._limit)
         self._is_heard = False  # the primary has said something: it can be told something
-        self._is_over = False
         self._why: str | None = None
         self.begun = 0
 
@@ -160,9 +160,6 @@ class Beside:
             self._why = f"no secondary VM: {error}"
             _log.error("%s", self._why)
             self._on_change()
-            return
-        if self._is_over:
-            await self._next.stop()
             return
         self._say_ready()
 
@@ -257,10 +254,9 @@ class Beside:
         folder = self._next.folder
         qemu, self._next = self._next.give(), None
         self._vm = vm = SecondaryVm(
-            qemu, folder, self._images, self._limit, partial(self._rule, number)
+            qemu, folder, self._images, self._taps, self._limit, partial(self._rule, number)
         )
         self._number, self._has_spoken = number, False
-        self._spawn(self._prepare_next())
         self._beginning = self._spawn(self._begin(vm, number))
 
     def _rule(self, number: int, card: int) -> Rule:
@@ -284,6 +280,9 @@ class Beside:
                 self._why = str(error)
                 self._end(str(error))
             return
+        finally:
+            # Only now: a QEMU that starts sets the taps anew.
+            self._preparing = self._spawn(self._prepare_next())
         if vm.is_ended:
             return
         for card, data in self._inputs.since(number) or ():
@@ -362,6 +361,7 @@ class Beside:
 
     async def run(self) -> None:
         """Have it run.  Raises GuestError."""
+        await self._end_next()
         vm = self._vm
         if vm is None:
             await self._waiting.run()
@@ -372,6 +372,15 @@ class Beside:
             self._watching.cancel()
             await self._waiting.replace(vm.qemu)
         await self.close()
+
+    async def _end_next(self) -> None:
+        """No other QEMU waits to be a secondary VM, or starts to."""
+        if self._preparing is not None and not self._preparing.done():
+            self._preparing.cancel()
+            await asyncio.wait({self._preparing})
+        if self._next is not None:
+            await self._next.stop()
+            self._next = None
 
     def instance(self, host: str) -> str:
         """The name of what would run the VM, or runs it, as the holder of a grant."""
@@ -387,7 +396,6 @@ class Beside:
 
     async def close(self) -> None:
         """End what is beside the VM that runs, or was to."""
-        self._is_over = True
         if self._vm is not None:
             self._drop_vm(self._vm)
         self._drop_link()
@@ -395,9 +403,7 @@ class Beside:
         work = {each for each in self._work if each is not mine}
         if work:
             await asyncio.wait(work, timeout=_HELLO_S)
-        if self._next is not None:
-            await self._next.stop()
-            self._next = None
+        await self._end_next()
         self._taps.close()
         for number in range(_FOLDERS):
             with contextlib.suppress(OSError):

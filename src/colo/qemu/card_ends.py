@@ -58,9 +58,13 @@ class CardEnds:
         return sock
 
     async def nowhere(self, which: str) -> None:
-        """A character device that throws away what it gets."""
+        """A character device that throws away what it gets.
+
+        One of type ``null`` does not count as connected, and a filter would lead nothing there.
+        """
         name = f"{self.id}-{which}"
-        await self.qemu.execute("chardev-add", id=name, backend={"type": "null", "data": {}})
+        backend = {"type": "file", "data": {"out": "/dev/null"}}
+        await self.qemu.execute("chardev-add", id=name, backend=backend)
         self._made.append(("chardev-remove", name))
 
     async def filter(

@@ -46,8 +46,8 @@ class Monitor:
     async def execute(self, command: str, *, oob: bool = False, **arguments: Any) -> Any:
         """Execute a QMP command and return what it returns.
 
-        Underscores in names stand for dashes, but for the few that QEMU has itself.  ``oob``: out of band, also while QEMU's main
-        loop is blocked.  Raises GuestError.
+        Underscores in names stand for dashes, but for the few that QEMU has itself.  ``oob``: out
+        of band, also while QEMU's main loop is blocked.  Raises GuestError.
         """
         names = {
             key if key in _WITH_UNDERSCORES else key.replace("_", "-"): value

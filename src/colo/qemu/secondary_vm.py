@@ -13,13 +13,14 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from colo.errors import GuestError
 from colo.packets.gate import Rule
 from colo.qemu.guest_clock import tell_since
 from colo.qemu.incoming import load_stream
 from colo.qemu.mirrored_input import Feeds
+from colo.qemu.open_taps import OpenTaps, offloads_of
 from colo.qemu.packet_filters import NetGate, cards
 from colo.qemu.process import Qemu
 from colo.store.store import Since
@@ -27,6 +28,7 @@ from colo.store.store import Since
 __all__ = ["SecondaryVm"]
 
 _BEGIN_S: Final = 10.0
+_ANNOUNCED: Final[dict[str, Any]] = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
 _PRIVATE: Final = ("Private_Dirty:", "Anonymous:", "Swap:")
 
 
@@ -42,13 +44,16 @@ class SecondaryVm:
         qemu: Qemu,
         folder: Path,
         images: Mapping[str, Path],
+        taps: OpenTaps,
         limit: int,
         rule: Callable[[int], Rule],
     ) -> None:
         self.qemu = qemu
         self._folder = folder
         self._images = images
-        self._rule = rule
+        self._taps, self._rule = taps, rule
+        self._sizes: dict[str, int] = {}
+        self._offloads: dict[str, int] = {}
         self._gate = NetGate(qemu, folder, limit, vnet=True)
         self._feeds = Feeds(qemu, folder)
         self.is_running = False
@@ -64,10 +69,14 @@ class SecondaryVm:
                 self._gate.set_rules([self._rule(number) for number in range(len(netdevs))])
                 self._gate.hold()
                 self._see_untouched()
+                # It announces itself when it becomes the VM, and not before.
+                await self.qemu.execute("migrate-set-parameters", announce_rounds=0)
                 if since is not None:
                     tell_since(self.qemu.pid, since.stood, since.saved)
                 await load_stream(self.qemu, self._folder / "incoming.sock", stream)
                 await self.qemu.execute("cont")
+                self._sizes = self._taps.sizes()
+                self._offloads = await offloads_of(self.qemu)
         except TimeoutError:
             raise GuestError("the secondary VM did not start in time") from None
         except OSError as error:
@@ -120,11 +129,14 @@ class SecondaryVm:
     async def unleash(self) -> None:
         """It is the VM from now on: the network hears it, and what nobody may have heard yet.
 
-        Raises GuestError.
+        No other QEMU that has the taps may start any more.  Raises GuestError.
         """
         if self.is_ended or self.qemu.exited:
             raise GuestError("the secondary VM has died")
+        self._taps.restore(self._sizes, self._offloads)
         self._gate.set_rules([])
         self._gate.open()
         await self._feeds.remove()
         await self._gate.remove()
+        # The network has to learn where the VM is: it may have nothing to say by itself.
+        await self.qemu.execute("announce-self", **_ANNOUNCED)

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.e2e
 
 HYBRID = 'mode = "hybrid"'
 #: A secondary VM that lags is waited for, however long, and an idle VM is not checkpointed.
-PATIENT = "[hybrid]\npatience_ms = 60000\nage_max_ms = 600000\n[checkpoints]\nstop_goal_ms = 600000\n"
+PATIENT = (
+    "[hybrid]\npatience_ms = 60000\nage_max_ms = 600000\n[checkpoints]\nstop_goal_ms = 600000\n"
+)
 USUAL = Vm(top=HYBRID)
 ENTRIES = {"whole": ("-m", "colo"), "broken": (str(HERE / "broken_gate.py"), "unruly")}
 VMS = {
