@@ -38,9 +38,9 @@ def qemu(monkeypatch: pytest.MonkeyPatch) -> None:
 def config(tmp_path: Path) -> VmConfig:
     return VmConfig(
         "web1",
-        QemuArgs(args=ARGS),
-        StoreRoom(folder=tmp_path),
-        Failover(arbiter=f"file:{tmp_path}/grant"),
+        qemu=QemuArgs(args=ARGS),
+        store=StoreRoom(folder=tmp_path),
+        failover=Failover(arbiter=f"file:{tmp_path}/grant"),
     )
 
 
@@ -151,6 +151,12 @@ def test_taps_and_bridges(
         "user,id=n": [],
     }.items():
         assert topics(found(with_args(config, "-netdev", netdev))) == expected, netdev
+
+
+def test_a_secondary_vm_shares_a_tap_that_has_a_name(config: VmConfig) -> None:
+    queues = replace(with_args(config, "-netdev", "tap,id=n"), mode="hybrid")
+    assert topics(found(queues, SECOND)) == [("tap", True)]
+    assert found(queues, FIRST) == []
 
 
 # -- disks ---------------------------------------------------------------------------------------

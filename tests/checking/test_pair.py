@@ -14,7 +14,7 @@ from colo.findings import Topic
 
 A = VmConfig(
     "web1",
-    QemuArgs(args=("-m", "512", "-device", "virtio-rng-pci")),
+    qemu=QemuArgs(args=("-m", "512", "-device", "virtio-rng-pci")),
     failover=Failover(arbiter="file:/g"),
     hosts={"a": "tcp:a:1", "b": "tcp:b:1"},
     disks=(Disk("root", Path("/a"), Path("/b")),),
@@ -28,6 +28,7 @@ OTHER = [
     (replace(A, failover=replace(A.failover, heartbeat_limit_s=0.15, heartbeat_s=0.01)), "twice"),
     (replace(A, disks=()), "[[disks]] are none, this one's root"),
     (replace(A, hosts={"b": "tcp:b:1", "a": "tcp:a:1"}), "in the same order"),
+    (replace(A, mode="auto"), "its mode is auto, this one's periodic"),
     (replace(A, tls=TLS), "only one of them has [tls]"),
 ]
 

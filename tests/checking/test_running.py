@@ -18,7 +18,7 @@ from colo.findings import Finding, Topic
 from colo.qemu.monitor import Monitor
 from colo.qemu.process import LaunchPlan
 
-CONFIG = VmConfig("web1", QemuArgs(args=("-machine", "pc-q35-7.2")))
+CONFIG = VmConfig("web1", qemu=QemuArgs(args=("-machine", "pc-q35-7.2")))
 ANSWERS: dict[str, Any] = {
     "query-version": {"qemu": {"major": 7, "minor": 2}},
     "query-migrate": {},

@@ -27,7 +27,7 @@ from colo.membership.grant import Record
 from colo.node.state_folder import StateFolder, check_length
 from colo.qemu.argument_obstacles import argument_obstacles
 from colo.qemu.colo_mode import never_enters
-from colo.qemu.command_line import largest_first
+from colo.qemu.command_line import largest_first, taps
 from colo.qemu.drives import users
 from colo.qemu.options import is_off, options
 from colo.qemu.preload import CLOCK_LIBRARY, TCG_LIBRARY, needs_preload
@@ -77,6 +77,8 @@ def check_host(config: VmConfig, part: Part, state_dir: Path | None) -> Iterator
     yield from argument_obstacles(part.args(config), [disk.id for disk in config.disks])
     yield from _files(part.args(config))
     yield from _taps(part.args(config))
+    if config.has_secondary_vm and part.follows:
+        yield from _said(Topic.TAP, lambda: taps(part.args(config)))
     used = users(options(part.args(config)))
     for disk in config.disks:
         is_flash = used.get(disk.id, "").startswith("pflash")

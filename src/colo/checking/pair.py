@@ -43,6 +43,8 @@ def _texts(ours: VmConfig, other: VmConfig) -> Iterator[str]:
         one = replace(hello, **{name: getattr(theirs, name) for name in names})
         if (said := one.refusal(hello)) is not None:
             yield said + (_args(ours, other) if names == ("machine",) else "")
+    if ours.mode != other.mode:
+        yield f"its mode is {other.mode}, this one's {ours.mode}"
     disks = [tuple(OneDisk(disk.id, 0) for disk in each.disks) for each in (ours, other)]
     said = DiskHello(ours.name, 0, "", disks[1]).refusal(ours.name, disks[0])
     if said is not None:

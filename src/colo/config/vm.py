@@ -3,6 +3,7 @@
 ::
 
     name = "web1"
+    mode = "periodic"                        # or hybrid, or auto: a secondary VM runs on host B
     [qemu]
     binary = "qemu-system-x86_64"            # also a path
     args = ["-machine", "pc", "-m", "512"]   # what defines the machine
@@ -45,6 +46,9 @@
     cpu_latency_us = 0                       # not needed: while clients are answered, processors
                                              # that take longer to wake are kept awake
     aside_mib = 512                          # so much of one is held here while the VM runs on
+    [hybrid]                                 # where a secondary VM runs:
+    patience_ms = 100                        # so long output waits for it to say the same
+    age_max_ms = 10000                       # an idle VM is checkpointed so often
     [wire]                                   # between two colos, where a slow link makes it pay:
     compress = true                          # zstd, and
     compare_mib = 64                         # only what differs of pages: memory on host A for it
@@ -84,6 +88,7 @@ __all__ = [
     "Disk",
     "EtcdAccess",
     "Failover",
+    "Hybrid",
     "Network",
     "OneHost",
     "QemuArgs",
@@ -96,10 +101,13 @@ __all__ = [
 ]
 
 _ACCELERATORS: Final = ("auto", "kvm", "tcg")
+_PERIODIC: Final = "periodic"
+_MODES: Final = (_PERIODIC, "hybrid", "auto")
 _POSITIVE: Final = {
     "store": ("other_memory_mib", "device_state_mib", "disk_journal_mib"),
     "failover": ("silence_s", "heartbeat_s", "heartbeat_limit_s"),
     "checkpoints": ("age_max_ms", "stop_goal_ms"),
+    "hybrid": ("patience_ms", "age_max_ms"),
     "network": ("high_water_mib", "hold_limit_mib"),
 }
 _HOSTS: Final = 2
@@ -206,6 +214,14 @@ class Checkpoints:
 
 
 @dataclass(frozen=True)
+class Hybrid:
+    """``[hybrid]``: when to checkpoint while a secondary VM runs."""
+
+    patience_ms: float = 100.0
+    age_max_ms: float = 10000.0
+
+
+@dataclass(frozen=True)
 class Wire:
     """``[wire]``: what may be done to send less, where the link's rate makes that pay."""
 
@@ -241,10 +257,12 @@ class VmConfig:
     """A VM file that was read and checked: a field for each of its tables."""
 
     name: str
+    mode: str = "periodic"
     qemu: QemuArgs = QemuArgs()
     store: StoreRoom = StoreRoom()
     failover: Failover = Failover()
     checkpoints: Checkpoints = Checkpoints()
+    hybrid: Hybrid = Hybrid()
     wire: Wire = Wire()
     network: Network = Network()
     tls: TlsFiles | None = None
@@ -275,6 +293,11 @@ class VmConfig:
         here = [each.secondary if is_second else each.primary for each in self.disks]
         disks = tuple(Disk(each.id, at, at) for each, at in zip(self.disks, here, strict=True))
         return replace(self, qemu=replace(self.qemu, primary=own, secondary=own), disks=disks)
+
+    @property
+    def has_secondary_vm(self) -> bool:
+        """Whether a secondary VM runs on host B, where it pays."""
+        return self.mode != _PERIODIC
 
     @property
     def pace(self) -> Pace:
@@ -341,6 +364,13 @@ def parse(text: str) -> VmConfig:
 def _check(config: VmConfig) -> None:
     if not re.fullmatch(NAME, config.name):
         raise UsageError(f"name = {config.name!r}: {_NAME_RULE}")
+    if config.mode not in _MODES:
+        raise UsageError(f"mode = {config.mode!r}: one of {', '.join(_MODES)}")
+    if config.has_secondary_vm and config.disks:
+        raise UsageError(
+            f"mode = {config.mode!r}: a secondary VM has no disks to write to: take "
+            'mode = "periodic" for a VM with [[disks]]'
+        )
     if config.qemu.accel not in _ACCELERATORS:
         raise UsageError(f"[qemu] accel = {config.qemu.accel!r}: one of {', '.join(_ACCELERATORS)}")
     for table, keys in _POSITIVE.items():

@@ -111,6 +111,8 @@ class Copying:
             await self._disks.begin()
             self._channel = await self._connect()
             await self._gate.install(self.netdevs)
+            if self._session.comparing is not None:
+                await self._session.comparing.begin(self.netdevs)
             with listening(self._path) as server:
                 starting = asyncio.ensure_future(self._colo.start(f"unix:{self._path}"))
                 qemu = await accept_one(server, {starting})
@@ -152,6 +154,8 @@ class Copying:
     def close(self) -> None:
         """The session is over: nothing more goes to the secondary, and no checkpoint begins."""
         self._session.end()
+        if self._session.comparing is not None:
+            self._session.comparing.close()
         if self._copying is not None and self._copying is not asyncio.current_task():
             self._copying.cancel()
         self._copying = None
@@ -172,7 +176,13 @@ class Copying:
             for effect in machine.handle(event):
                 if effect.do is Do.RELEASE:
                     self._gate.open()
-        self._removing = asyncio.get_running_loop().create_task(self._gate.remove())
+        self._removing = asyncio.get_running_loop().create_task(self._take_out())
+
+    async def _take_out(self) -> None:
+        """Take out of QEMU what stands before its cards."""
+        if self._session.comparing is not None:
+            await self._session.comparing.remove()
+        await self._gate.remove()
 
     async def gate_is_out(self) -> None:
         """Wait until nothing of gate and mirrors is left in QEMU, if there was something."""

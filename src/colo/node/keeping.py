@@ -23,6 +23,7 @@ from colo.membership.member import Means, Member, OnLoss
 from colo.membership.states import Do, Event, State
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.admission import Greeting
+from colo.node.beside import taps_of
 from colo.node.exporting import exported
 from colo.node.kept import Kept
 from colo.node.leaving import to_its_end
@@ -86,8 +87,11 @@ class SecondaryNode(Performer):
         main = tuple(backend.block for backend in config.backends)
         store = Store(folder.store(config.store.folder, config.name), main, config.limits)
         files = {block.name: store.images[block.name].path for block in main}
-        self.waiting = WaitingQemu(plan, files, folder.path, self.write_status)
+        open_taps = taps_of(config)
+        self.waiting = WaitingQemu(plan, files, folder.path, self.write_status, open_taps.files)
         self._kept = Kept(config, store, self.waiting, self._fresh, self._lost, folder.path)
+        if config.has_secondary_vm:
+            self._kept.have_beside(plan, open_taps, self.write_status)
         self._link: Link | None = None
         self._greetings: list[Greeting] = []
         self._link_was = False
@@ -97,9 +101,10 @@ class SecondaryNode(Performer):
             self._forwarding = Forwarding(
                 who, store, self._kept.settled, forward, silence_s, self.say
             )
-        holder = partial(self.waiting.instance, host)
+        guest = self._kept.beside or self.waiting
+        holder = partial(guest.instance, host)
         self._takeover = Takeover(
-            self.member, arbiter, fence, store, self._kept.disks, self.waiting, holder, self.say
+            self.member, arbiter, fence, store, self._kept.disks, guest, holder, self.say
         )
         self._loading: asyncio.Task[None] | None = None
         self._runs_here = False
@@ -125,13 +130,14 @@ class SecondaryNode(Performer):
                 self._kept.disks.prepare()
                 server = stack.enter_context(self._listen.listen())
                 await self.waiting.start()
+                await self._kept.prepare()
                 stack.callback((await serve_orders(self._folder.control, self._obey)).close)
                 self.say(
                     f"waiting for a primary on {self._listen} "
                     f"(QEMU {self.waiting.pid} is ready to take over)"
                 )
                 self.write_status()
-                takers = self._begin, self._greet, self._take_disks
+                takers = self._begin, self._greet, self._take_disks, self._take_hybrid
                 door = Reception(server, *takers, self._strange, self._listen.tls)
                 self.spawn(door.serve())
                 self.spawn(self._watch())
@@ -294,6 +300,16 @@ class SecondaryNode(Performer):
         if why is not None:
             self._strange(peer, why)
 
+    async def _take_hybrid(self, sock: socket.socket, peer: str) -> None:
+        """A hybrid link has connected: take it in, or close it."""
+
+        def primary() -> Grant | None:
+            return self.member.facts.known if self._link is not None else None
+
+        why = await self._kept.greet_hybrid(sock, primary)
+        if why is not None:
+            self._strange(peer, why)
+
     def _welcome(self, link: Link, hello: Hello) -> str | None:
         """Take a primary in by its control link, or return why not."""
         if Do.REFUSE in self.tell(Event.LINK_UP, grant=Grant(hello.grant, hello.holder)):
@@ -411,7 +427,7 @@ class SecondaryNode(Performer):
         if self._loading is not None:
             await to_its_end(self._loading)
         await self.close()
-        await self._kept.disks.close()
+        await self._kept.end()
         qemu = self.waiting.qemu
         if self._runs_here and qemu is not None:
             if self.member.means.node and self.state is State.RUNNING:
@@ -440,6 +456,8 @@ class SecondaryNode(Performer):
             return Answer(False, f"there is no order {order.name!r}")
         if self.state is State.RUNNING:
             return Answer(True, "the VM runs here already")
+        if order.force and self._kept.beside is not None:
+            self._kept.beside.force()
         return await self.pending.answered(lambda: self.tell(Event.ORDER, force=order.force))
 
     def _answer(self, ok: bool) -> None:

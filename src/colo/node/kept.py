@@ -10,9 +10,13 @@ from typing import Any
 
 from colo.config import VmConfig
 from colo.errors import ColoError
+from colo.membership.grant import Grant
 from colo.membership.words import Word
+from colo.node.beside import Beside
 from colo.node.replicas import Replicas
 from colo.protocol.tables import SecondaryEvent
+from colo.qemu.open_taps import OpenTaps
+from colo.qemu.process import LaunchPlan
 from colo.qemu.standby import WaitingQemu
 from colo.session.intake import Receiving
 from colo.status.figures import Figures
@@ -45,8 +49,11 @@ class Kept:
         self.number = -1
         #: Of the session that this copy is of: where from, where it was lost.
         self.facts: dict[str, Any] = {}
+        self._config, self._folder = config, folder
         self._vm_name, self._silence_s = config.name, config.failover.silence_s
         self._waiting, self._fresh, self._on_lost = waiting, fresh, lost
+        #: The secondary VM, where the VM file wants one.
+        self.beside: Beside | None = None
         self._committed_at: float | None = None
 
     def receive(self, sock: socket.socket, peer: str, is_coded: bool) -> None:
@@ -87,6 +94,8 @@ class Kept:
         """The store holds a new checkpoint."""
         assert self.store.checkpoint is not None
         self.number, self._committed_at = self.store.checkpoint.number, time.time()
+        if self.beside is not None:
+            self.beside.committed(self.number)
         self._fresh(self.number)
 
     def _lost(self, error: ColoError) -> None:
@@ -108,8 +117,35 @@ class Kept:
     def forget(self) -> None:
         """Nothing of it counts any more."""
         self.close()
+        if self.beside is not None:
+            self.beside.forget()
         self.disks.forget()
         self.number, self._committed_at, self.facts = -1, None, {}
+
+    def have_beside(self, plan: LaunchPlan, taps: OpenTaps, on_change: Callable[[], None]) -> None:
+        """A secondary VM is to run beside its primary."""
+        of = self._config, plan, self.store, self._folder
+        self.beside = Beside(*of, self._waiting, taps, self.settled, on_change)
+
+    async def prepare(self) -> None:
+        """Have a QEMU wait for a secondary VM too, where there is to be one.  Raises GuestError."""
+        if self.beside is not None:
+            await self.beside.prepare()
+
+    async def greet_hybrid(
+        self, sock: socket.socket, primary: Callable[[], Grant | None]
+    ) -> str | None:
+        """Take in a hybrid link, or close it and return why.  See Beside."""
+        if self.beside is None:
+            sock.close()
+            return "no secondary VM runs here: mode is periodic in this host's VM file"
+        return await self.beside.greet(sock, primary)
+
+    async def end(self) -> None:
+        """Nothing is kept any more, and nothing runs beside."""
+        if self.beside is not None:
+            await self.beside.close()
+        await self.disks.close()
 
     async def settled(self) -> None:
         """Wait until the store's images equal its last whole checkpoint.  Raises StoreError."""
@@ -131,4 +167,5 @@ class Kept:
             **self.figures.status(),
             **self.store.status(),
             "disks": self.disks.status(),
+            "secondary_vm": self.beside.status() if self.beside is not None else None,
         }

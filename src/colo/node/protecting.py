@@ -44,6 +44,7 @@ from colo.qemu.identity import instance, only_one
 from colo.qemu.monitor import Monitor
 from colo.qemu.packet_filters import NetGate
 from colo.session.awake import Awake
+from colo.session.comparing import Comparing
 from colo.session.qemu_primary import Checkpointing
 from colo.session.standstill import StandStill
 from colo.transport.address import Address
@@ -101,7 +102,9 @@ class PrimaryNode(Performer):
         self._allow_disks = allow_disks
         self._start = start
         self._colo = ColoPrimary(qemu, allow_broken)
-        self._gate = NetGate(qemu, folder.path, int(config.network.hold_limit_mib * (1 << 20)))
+        hold = int(config.network.hold_limit_mib * (1 << 20))
+        beside = config.has_secondary_vm and not stock
+        self._gate = NetGate(qemu, folder.path, hold, vnet=beside)
         self._awake = awake = Awake(config, self.say)
         still = StandStill(config, qemu, self.say)
         self._peer = Peer(config, to, stock, self._figures, self._hear, self._link_lost)
@@ -122,17 +125,13 @@ class PrimaryNode(Performer):
         self._guest = GuestHere(config, qemu, self._colo)
         self._rejected = asyncio.Event()
         self._planned = Planned(qemu, self._session, self._gate, self._guest.gone, self.say)
-        self._disks = Replicating(
-            config,
-            qemu,
-            to,
-            folder.path,
-            stock,
-            lambda: (self.member.facts.grant.number, self._right.holder),
-            self._session.urge,
-            self._lost,
-            self.say,
-        )
+        if beside:
+            heard = self._peer.check_heard, self._lost, self.say
+            where = qemu, self._gate, config, to, folder.path
+            self._session.have_comparing(Comparing(*where, self._who, *heard))
+        at = config, qemu, to, folder.path, stock
+        told = self._session.urge, self._lost, self.say
+        self._disks = Replicating(*at, self._who, *told)
         self._copying = Copying(
             config,
             self._colo,
@@ -155,6 +154,10 @@ class PrimaryNode(Performer):
         self._fatal: ColoError | None = None  # what this part ends with
         self._last: list[Do] = []  # what is done once nothing else is
         self._retry = Retry()
+
+    def _who(self) -> tuple[int, str]:
+        """The number of our grant, and the name that it is held under."""
+        return self.member.facts.grant.number, self._right.holder
 
     def stop(self) -> None:
         """Ask to end the protection: the VM goes on, and nothing is left behind in QEMU.

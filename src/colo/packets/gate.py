@@ -19,16 +19,45 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Final, TypeAlias
 
 from colo.errors import LocalProtocolError
 
-__all__ = ["Gate", "GateState", "GateStats"]
+__all__ = ["Gate", "GateState", "GateStats", "Rule", "WholeFrames"]
 
 _LENGTH: Final = struct.Struct(">I")
+#: What QEMU puts before a frame: its length; where it tells of them, that of its virtio-net header.
+_HEAD: Final = 4
+_HEAD_WITH_VNET: Final = 8
 _SAMPLES: Final = 1024
+
+#: An output rule: it gets whole frames that are held from now on, and when they came, and returns
+#: how many bytes of all that is held may leave at once, the oldest first.
+Rule: TypeAlias = Callable[[bytes, float], int]
+
+
+class WholeFrames:
+    """Cuts what comes from QEMU at the ends of frames.  ``vnet``: see Gate."""
+
+    def __init__(self, vnet: bool) -> None:
+        self._head = _HEAD_WITH_VNET if vnet else _HEAD
+        self._partial = b""
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """Keep an incomplete frame at the end for later; return the whole ones and their count."""
+        if self._partial:
+            data = self._partial + data
+        end, frames, size = 0, 0, len(data)
+        while end + self._head <= size:
+            after = end + self._head + _LENGTH.unpack_from(data, end)[0]
+            if after > size:
+                break
+            end, frames = after, frames + 1
+        self._partial = data[end:]
+        return (data[:end] if self._partial else data), frames
 
 
 class GateState(Enum):
@@ -51,14 +80,18 @@ class GateStats:
 
 
 class Gate:
-    """Holds frames; ``limit`` is the most that it holds, in bytes."""
+    """Holds frames; ``limit`` is the most that it holds, in bytes.
 
-    def __init__(self, limit: int) -> None:
+    ``vnet``: QEMU tells of virtio-net headers.
+    """
+
+    def __init__(self, limit: int, vnet: bool = False) -> None:
         self._limit = limit
+        self._frames = WholeFrames(vnet)
+        self.rule: Rule | None = None
         self._state = GateState.OPEN
         self._held: list[tuple[float, bytes]] = []
         self._covered = 0  # so many of them, from the first on
-        self._partial = b""
         self.held_bytes = 0
         self.stats = GateStats()
 
@@ -74,7 +107,7 @@ class Gate:
 
     def take(self, data: bytes, now: float) -> bytes:
         """Take bytes from QEMU; return those that may go out at once."""
-        whole, frames = self._whole_frames(data)
+        whole, frames = self._frames.feed(data)
         if not frames:
             return b""
         if self._state is GateState.SHUT or self.held_bytes + len(whole) > self._limit:
@@ -87,7 +120,9 @@ class Gate:
         self._held.append((now, whole))
         self.held_bytes += len(whole)
         self.stats.held_max_bytes = max(self.stats.held_max_bytes, self.held_bytes)
-        return b""
+        if self.rule is None:
+            return b""
+        return self.release_first(self.rule(whole, now), now)
 
     def cover(self) -> None:
         """The VM is stopped: its checkpoint covers what is held, and not what comes from now on."""
@@ -101,6 +136,27 @@ class Gate:
         self.stats.held_s.extend(now - came for came, _ in out)
         self.held_bytes -= len(data)
         return data
+
+    def release_first(self, count: int, now: float) -> bytes:
+        """So many bytes of what is held may leave, by the output rule: return them.
+
+        They are whole frames, and of no checkpoint that is on its way.
+        """
+        if not count:
+            return b""
+        if self._covered or count > self.held_bytes:
+            raise LocalProtocolError("gate: what a checkpoint covers leaves with it")
+        out, left = [], count
+        while left:
+            came, chunk = self._held.pop(0)
+            if len(chunk) > left:
+                self._held.insert(0, (came, chunk[left:]))
+                chunk = chunk[:left]
+            out.append(chunk)
+            left -= len(chunk)
+            self.stats.held_s.append(now - came)
+        self.held_bytes -= count
+        return b"".join(out)
 
     def hold(self) -> None:
         """From now on packets are held; a shut gate stays shut."""
@@ -123,16 +179,3 @@ class Gate:
         self._state = GateState.SHUT
         self._held.clear()
         self._covered = self.held_bytes = 0
-
-    def _whole_frames(self, data: bytes) -> tuple[bytes, int]:
-        """Keep an incomplete frame at the end for later; return the whole ones and their count."""
-        if self._partial:
-            data = self._partial + data
-        end, frames, size = 0, 0, len(data)
-        while end + _LENGTH.size <= size:
-            after = end + _LENGTH.size + _LENGTH.unpack_from(data, end)[0]
-            if after > size:
-                break
-            end, frames = after, frames + 1
-        self._partial = data[end:]
-        return (data[:end] if self._partial else data), frames

@@ -27,15 +27,20 @@ from colo.qemu.options import escape, is_on, machine_keys, option_name, pairs, r
 
 __all__ = [
     "Backend",
+    "Tap",
     "largest_first",
     "main_memory",
     "named_accelerators",
     "parse_size",
+    "taps",
     "with_files",
+    "with_open_taps",
 ]
 
 _DEFAULT_MEMORY: Final = 128 << 20
 _MEMORY_UNIT: Final = 8192
+#: What a tap has only where QEMU opens it.
+_OF_OPENING: Final = frozenset({"ifname", "script", "downscript", "vnet_hdr", "helper", "br"})
 #: What QEMU calls the memory that it makes by itself, by the first word of the machine's name.
 _DEFAULT_IDS: Final = {"microvm": "microvm.ram"}
 _PC_ID: Final = "pc.ram"
@@ -118,9 +123,10 @@ def largest_first(args: Sequence[str]) -> str | None:
     return largest.id
 
 
-def with_files(args: Sequence[str], files: Mapping[str, str]) -> list[str]:
+def with_files(args: Sequence[str], files: Mapping[str, str], is_shared: bool = True) -> list[str]:
     """The arguments with the main memory in ``files``, by the names of the blocks.
 
+    What is written to memory that is not ``is_shared`` is seen by that QEMU alone.
     Raises UsageError, as ``main_memory``.
     """
     ours = {each.id: each for each in main_memory(args)}
@@ -130,11 +136,50 @@ def with_files(args: Sequence[str], files: Mapping[str, str]) -> list[str]:
         if option_name(option) == "object":
             backend = ours.get(str(read_keys(value, "qom-type").get("id", "")))
             if backend is not None:
-                changed[at + 1] = _file_backend(backend, files)
+                changed[at + 1] = _file_backend(backend, files, is_shared)
     for backend in ours.values():
         if backend.id not in given:
-            changed += ["-object", _file_backend(backend, files)]
+            changed += ["-object", _file_backend(backend, files, is_shared)]
             changed += ["-machine", f"memory-backend={backend.id}"]
+    return changed
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A tap device that a network backend opens; ``vnet``: with virtio-net headers."""
+
+    netdev: str
+    interface: str
+    vnet: bool
+
+
+def taps(args: Sequence[str]) -> tuple[Tap, ...]:
+    """The tap devices of ``-netdev tap``.  Raises UsageError where one has no ``ifname=``."""
+    found = []
+    for option, value in pairs(args):
+        keys = read_keys(value, "type") if option in ("netdev", "nic") else {}
+        if keys.get("type") != "tap":
+            continue
+        name, on = str(keys.get("ifname", "")), keys.get("vnet_hdr", "on")
+        if option == "nic" or not name or "queues" in keys:
+            raise UsageError(
+                f"-{option} {value}: for a secondary VM beside it, it has to be a -netdev tap with "
+                "id= and ifname=, and without queues="
+            )
+        found.append(Tap(str(keys.get("id", "")), name, is_on(on)))
+    return tuple(found)
+
+
+def with_open_taps(args: Sequence[str], files: Mapping[str, int]) -> list[str]:
+    """The arguments with taps that are open already, by their netdevs' ids: descriptors."""
+    changed = list(args)
+    for at, (option, value) in enumerate(itertools.pairwise(args)):
+        keys = read_keys(value, "type") if option_name(option) == "netdev" else {}
+        number = files.get(str(keys.get("id", "")))
+        if keys.get("type") == "tap" and number is not None:
+            kept = {key: text for key, text in keys.items() if key not in _OF_OPENING}
+            parts = [f"{key}={escape(text)}" for key, text in kept.items() if key != "type"]
+            changed[at + 1] = ",".join(["tap", *parts, f"fd={number}"])
     return changed
 
 
@@ -225,8 +270,8 @@ def _placed(backends: Iterator[Backend]) -> Iterator[Backend]:
         address += each.block.length
 
 
-def _file_backend(backend: Backend, files: Mapping[str, str]) -> str:
-    block = backend.block
-    text = f"{_BACKEND}file,id={escape(backend.id)},share=on,size={block.length}"
+def _file_backend(backend: Backend, files: Mapping[str, str], is_shared: bool) -> str:
+    block, share = backend.block, "on" if is_shared else "off"
+    text = f"{_BACKEND}file,id={escape(backend.id)},share={share},size={block.length}"
     text += f",mem-path={escape(files[block.name])}"
     return f"{text},{_WHOLE_PATH}=on" if backend.whole_path else text

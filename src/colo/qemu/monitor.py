@@ -23,6 +23,7 @@ __all__ = ["MIGRATION_OVER", "AttachedQemu", "Monitor"]
 #: What query-migrate says where no migration is under way.
 MIGRATION_OVER: Final = (None, "none", "failed", "cancelled", "completed")
 
+_WITH_UNDERSCORES: Final = frozenset({"vnet_hdr_support"})
 _COMMAND_S: Final = 10.0
 _ATTACH_S: Final = 5.0
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -45,10 +46,13 @@ class Monitor:
     async def execute(self, command: str, *, oob: bool = False, **arguments: Any) -> Any:
         """Execute a QMP command and return what it returns.
 
-        Underscores in names stand for dashes.  ``oob``: out of band, also while QEMU's main
-        loop is blocked.  Raises GuestError.
+        Underscores in names stand for dashes, but for the few that QEMU has itself.  ``oob``: out
+        of band, also while QEMU's main loop is blocked.  Raises GuestError.
         """
-        names = {key.replace("_", "-"): value for key, value in arguments.items()}
+        names = {
+            key if key in _WITH_UNDERSCORES else key.replace("_", "-"): value
+            for key, value in arguments.items()
+        }
         try:
             async with asyncio.timeout(_COMMAND_S):
                 return await self.qmp.execute(command, names or None, oob=oob)

@@ -7,28 +7,26 @@ comes in by the other goes on to the network.  Packets for the guest are not tou
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from colo.errors import GuestError
-from colo.packets.gate import Gate, GateState
+from colo.packets.gate import Gate, GateState, Rule
+from colo.qemu.card_ends import PREFIX, CardEnds
 from colo.qemu.monitor import Monitor
 from colo.status.figures import summarise, summary
-from colo.transport.sockets import listening, unacknowledged
+from colo.transport.sockets import unacknowledged
 
 __all__ = ["NetGate", "cards"]
 
 _CHUNK: Final = 1 << 20
 _LITTLE_BYTES: Final = 64 << 10  # fewer than 4,000 frames, however small they are
-_CONNECT_S: Final = 5.0
 _SETTLE_S: Final = 2.0
 _SETTLE_STEP_S: Final = 0.001
-_PREFIX: Final = "colo-"
 #: «n0: index=0,type=tap,…», indented by a backslash below the card that it serves.
 _NETDEV: Final = re.compile(r"^ \\ ([^:]+): index=\d+,type=(\w[\w-]*)", re.MULTILINE)
 
@@ -43,12 +41,14 @@ class NetGate:
     """All gates of one VM: one state, one release.
 
     ``limit``: the most that each holds, in bytes.  ``on_held`` is called when bytes were held.
+    ``vnet``: see Gate.
     """
 
-    def __init__(self, qemu: Monitor, folder: Path, limit: int) -> None:
+    def __init__(self, qemu: Monitor, folder: Path, limit: int, vnet: bool = False) -> None:
         self._qemu = qemu
         self._folder = folder
         self._limit = limit
+        self._vnet = vnet
         self._doors: list[_Door] = []
         self.on_held: Callable[[], None] = lambda: None
 
@@ -92,13 +92,33 @@ class NetGate:
         """Put a gate, open, before each netdev.  Raises GuestError and leaves nothing behind."""
         try:
             for number, netdev in enumerate(netdevs):
-                gate = Gate(self._limit)
-                door = _Door(self._qemu, self._folder, netdev, number, gate, self.on_held)
+                gate = Gate(self._limit, self._vnet)
+                ends = CardEnds(self._qemu, self._folder, netdev, number, self._vnet)
+                door = _Door(ends, gate, self.on_held)
                 self._doors.append(door)
                 await door.install()
         except GuestError:
             await self.remove()
             raise
+
+    def set_rules(self, rules: Sequence[Rule]) -> None:
+        """Each card's output rule, by which packets may leave before their checkpoint is safe.
+
+        None at all: no packet may.
+        """
+        for number, door in enumerate(self._doors):
+            door.gate.rule = rules[number] if rules else None
+
+    def release_first(self, card: int, count: int) -> None:
+        """So many bytes of what the card's gate holds may go at once."""
+        door = self._doors[card]
+        door.queue(door.gate.release_first(count, time.monotonic()))
+        door.flush()
+
+    def drop_first(self, card: int, count: int) -> None:
+        """So many bytes of what the card's gate holds are of no use any more."""
+        gate = self._doors[card].gate
+        gate.release_first(min(count, gate.held_bytes), time.monotonic())
 
     async def remove(self) -> None:
         """Take the gates out of QEMU again, as far as there is a QEMU."""
@@ -157,60 +177,43 @@ class NetGate:
         """Remove what a colo left in QEMU that was killed."""
         objects = await qemu.execute("qom-list", path="/objects")
         for item in objects:
-            if str(item["name"]).startswith(_PREFIX):
+            if str(item["name"]).startswith(PREFIX):
                 await qemu.execute("object-del", id=item["name"])
         for item in await qemu.execute("query-chardev"):
-            if str(item["label"]).startswith(_PREFIX):
+            if str(item["label"]).startswith(PREFIX):
                 await qemu.execute("chardev-remove", id=item["label"])
 
 
 class _Door:
     """One gate's two sockets and its filters in QEMU."""
 
-    def __init__(
-        self,
-        qemu: Monitor,
-        folder: Path,
-        netdev: str,
-        number: int,
-        gate: Gate,
-        on_held: Callable[[], None],
-    ) -> None:
-        self.netdev = netdev
-        # Not of the netdev's name: one that QEMU gave itself, such as #net042, can be no id.
-        self._id = f"{_PREFIX}net{number}"
+    def __init__(self, ends: CardEnds, gate: Gate, on_held: Callable[[], None]) -> None:
+        self._ends = ends
+        self.netdev = ends.netdev
         self.gate = gate
-        self._qemu = qemu
-        self._folder = folder
         self._on_held = on_held
         self._loop = asyncio.get_running_loop()
         self._out: socket.socket | None = None  # what the guest sent
         self._back: socket.socket | None = None  # what may go on to the network
         self._unsent = memoryview(b"")
         self._waits = False  # for room to write
-        self._made: list[tuple[str, str]] = []
 
     async def install(self) -> None:
-        self._back = await self._chardev("back")
-        self._out = await self._chardev("out")
+        ends = self._ends
+        self._back = await ends.chardev("back")
+        self._out = await ends.chardev("out")
         # The filter that takes packets back in has to stand behind the one that leads them out.
-        await self._filter("back", indev=f"{self._id}-back")
-        await self._filter("out", outdev=f"{self._id}-out")
+        await ends.filter("back", indev=f"{ends.id}-back")
+        await ends.filter("out", outdev=f"{ends.id}-out")
         self._loop.add_reader(self._out, self._readable)
 
     async def remove(self) -> None:
         """Lead packets past us again: first the way out goes, then what is on its way, then us."""
-        with contextlib.suppress(GuestError):
-            for kind, name in reversed([item for item in self._made if item[0] == "object-del"]):
-                await self.settle()
-                await self._qemu.execute(kind, id=name)
+        await self._ends.take_out("object-del", self.settle)
         if self._out is not None:
             self.drain()
             self._loop.remove_reader(self._out)
-        with contextlib.suppress(GuestError):
-            for kind, name in [item for item in self._made if item[0] == "chardev-remove"]:
-                await self._qemu.execute(kind, id=name)
-        self._made = []
+        await self._ends.take_out("chardev-remove")
         for sock in (self._out, self._back):
             if sock is not None:
                 self._loop.remove_writer(sock)
@@ -287,38 +290,3 @@ class _Door:
         self._take()
         if self.gate.held_bytes:
             self._on_held()
-
-    async def _chardev(self, which: str) -> socket.socket:
-        """Have QEMU connect a character device to us; return our end."""
-        name = f"{self._id}-{which}"
-        path = self._folder / f"gate-{which}.sock"  # one after another
-        with listening(path) as server:
-            try:
-                accepted = asyncio.ensure_future(self._loop.sock_accept(server))
-                backend: dict[str, Any] = {
-                    "addr": {"type": "unix", "data": {"path": str(path)}},
-                    "server": False,
-                }
-                await self._qemu.execute(
-                    "chardev-add", id=name, backend={"type": "socket", "data": backend}
-                )
-                self._made.append(("chardev-remove", name))
-                sock, _ = await asyncio.wait_for(accepted, _CONNECT_S)
-            except TimeoutError:
-                raise GuestError(f"QEMU did not connect to {path}") from None
-            finally:
-                accepted.cancel()
-        sock.setblocking(False)
-        return sock
-
-    async def _filter(self, which: str, **ends: Any) -> None:
-        name = f"{self._id}-{which}-filter"
-        await self._qemu.execute(
-            "object-add",
-            qom_type="filter-redirector",
-            id=name,
-            netdev=self.netdev,
-            queue="rx",
-            **ends,
-        )
-        self._made.append(("object-del", name))

@@ -17,6 +17,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from qemu.qmp import QMPError
@@ -25,7 +26,12 @@ from colo.config import VmConfig
 from colo.config.vm import QemuArgs
 from colo.errors import GuestError
 from colo.qemu.accelerator import Outcome, try_kvm
-from colo.qemu.command_line import largest_first, named_accelerators, with_files
+from colo.qemu.command_line import (
+    largest_first,
+    named_accelerators,
+    with_files,
+    with_open_taps,
+)
 from colo.qemu.monitor import Monitor
 from colo.qemu.options import escape
 from colo.qemu.preload import CLOCK_LIBRARY, TCG_LIBRARY, needs_preload
@@ -47,6 +53,7 @@ NOT_LARGEST_FIRST: Final = (
 
 _log = logging.getLogger("colo.qemu")
 
+_NONE_OPEN: Final[Mapping[str, int]] = MappingProxyType({})
 _START_S: Final = 20.0
 _LAST_WORDS: Final = 600  # bytes
 
@@ -80,15 +87,22 @@ class LaunchPlan:
     accelerator_args: tuple[str, ...]
     environment: dict[str, str]
 
-    def waiting(self, images: Mapping[str, Path]) -> list[str]:
+    def waiting(
+        self,
+        images: Mapping[str, Path],
+        is_shared: bool = True,
+        taps: Mapping[str, int] = _NONE_OPEN,
+    ) -> list[str]:
         """The command line of a QEMU that waits for a VM.
 
-        ``images``: the files that are its memory, by the names of their blocks.
+        ``images``: the files that are its memory, by the names of their blocks; where it is not
+        ``is_shared``, they do not get what it writes.  ``taps``: those that are open already.
         """
         paths = [disk.secondary for disk in self.config.disks]
         command = self._machine(self.config.qemu.secondary.args, paths)
         files = {name: str(path) for name, path in images.items()}
-        return [*with_files(command, files), "-incoming", "defer"]
+        command = with_open_taps(command, taps)
+        return [*with_files(command, files, is_shared), "-incoming", "defer"]
 
     def primary(self) -> list[str]:
         """The command line of a QEMU that runs the VM."""
@@ -174,11 +188,19 @@ def working_accelerator(qemu: QemuArgs) -> str:
 class Qemu(Monitor):
     """A QEMU that colo starts, and its QMP connection.
 
-    ``folder`` gets ``qmp.sock``, ``colo-qmp.sock``, ``qemu.pid`` and ``qemu.log``.
+    ``folder`` gets ``qmp.sock``, ``colo-qmp.sock``, ``qemu.pid`` and ``qemu.log``.  ``files``: open
+    ones that it inherits.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        environment: dict[str, str],
+        files: Sequence[int] = (),
+    ) -> None:
         super().__init__()
+        self._files = files
         self._pid_file = folder / "qemu.pid"
         self._log = folder / "qemu.log"
         self._log_start = 0
@@ -223,6 +245,7 @@ class Qemu(Monitor):
                     stderr=subprocess.STDOUT,
                     env=self._environment,
                     start_new_session=True,
+                    pass_fds=tuple(self._files),
                 )
         except OSError as error:
             raise GuestError(
@@ -262,6 +285,13 @@ class Qemu(Monitor):
         if self._process is not None:
             self._clear()
         await self.detach()
+
+    def move_to(self, folder: Path) -> None:
+        """Have its sockets, its log and its pid in another folder.  Raises OSError."""
+        for name in ("_own_socket", "qmp_socket", "_log", "_pid_file"):
+            path: Path = getattr(self, name)
+            path.replace(folder / path.name)
+            setattr(self, name, folder / path.name)
 
     def last_words(self) -> str:
         """The end of what the process wrote, as one line; empty where it wrote nothing."""

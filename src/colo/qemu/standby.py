@@ -1,4 +1,4 @@
-"""The QEMU that waits to take over: started early, listening, its RAM the store's images."""
+"""A QEMU that waits to run the VM: started early, listening, its RAM the store's images."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, cast
-
-from qemu.qmp import EventListener
+from typing import Any, Final
 
 from colo.errors import GuestError, Misfit
 from colo.migration.fitting import Machine, check_blocks, check_devices
-from colo.migration.format import IGNORE_SHARED
 from colo.migration.ram import RamBlock
 from colo.migration.reader import Header, Migration
 from colo.qemu.guest_clock import given_back, tell_since
 from colo.qemu.hardware import ask_machine
 from colo.qemu.identity import instance
+from colo.qemu.incoming import await_stream, load_stream
 from colo.qemu.process import LaunchPlan, Qemu
 from colo.qemu.read_only import read_only_drives
 from colo.store.export import migration_stream
@@ -35,7 +32,6 @@ _log = logging.getLogger("colo.waiting")
 
 _READY_S: Final = 10.0
 _RESUME_S: Final = 10.0
-_LAST_WORDS_S: Final = 1.0
 #: A waiting QEMU that dies is started again, at first at once and then ever more slowly.
 _RESTART_FIRST_S: Final = 0.1
 _RESTART_MOST_S: Final = 10.0
@@ -45,7 +41,8 @@ _MACHINE_SUFFIX: Final = "-machine"
 class WaitingQemu:
     """Keeps one QEMU ready, whatever happens to it, until it is told to run the VM.
 
-    ``trouble`` says why there is none just now, or is None.
+    ``trouble`` says why there is none just now, or is None.  ``taps``: those that are open for all
+    of this VM's QEMUs.  ``is_shared``: what it writes to its memory is in the images.
     """
 
     def __init__(
@@ -54,10 +51,14 @@ class WaitingQemu:
         images: Mapping[str, Path],
         folder: Path,
         on_change: Callable[[], None],
+        taps: Mapping[str, int] | None = None,
+        is_shared: bool = True,
     ) -> None:
         self._plan = plan
+        self._taps = taps or {}
+        self._is_shared = is_shared
         self._images = images
-        self._folder = folder
+        self.folder = folder
         self._incoming = folder / "incoming.sock"
         self._on_change = on_change
         self._machine = ""
@@ -116,7 +117,8 @@ class WaitingQemu:
             since = store.checkpoint.since
             if since is not None:
                 tell_since(qemu.pid, since.stood, since.saved)
-            await self._load(qemu, migration_stream(store, mapped))
+            stream = migration_stream(store, mapped, is_shared=self._is_shared)
+            await load_stream(qemu, self._incoming, stream)
 
     async def run(self) -> None:
         """Have the VM run, and keep no other QEMU ready any more.  Raises GuestError, as above.
@@ -156,6 +158,25 @@ class WaitingQemu:
         given = given_back(self.qemu.pid)
         return {"qemu": qemu, "clock": None if given is None else asdict(given)}
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether one waits just now."""
+        return self._ready.is_set()
+
+    def give(self) -> Qemu:
+        """Give the one that waits away, to run whatever; keep no other.  One has to wait."""
+        assert self.qemu is not None and self.is_ready
+        self._release()
+        self._ready.clear()
+        qemu, self.qemu = self.qemu, None
+        return qemu
+
+    async def replace(self, qemu: Qemu) -> None:
+        """The VM runs in another one: that is this one from now on."""
+        await self.stop()
+        qemu.move_to(self.folder)
+        self.qemu = qemu
+
     def renew(self) -> None:
         """Have another QEMU wait: what it is to run on is not what this one has found."""
         if self.qemu is not None and self._ready.is_set():
@@ -174,46 +195,13 @@ class WaitingQemu:
             self._keeper.cancel()
             self._keeper = None
 
-    async def _load(self, qemu: Qemu, stream: Iterable[bytes]) -> None:
-        """Send the stream and see it loaded."""
-        progress = EventListener("MIGRATION")
-        qemu.qmp.register_listener(progress)
-        loaded = asyncio.ensure_future(_completed(progress))
-        death = asyncio.ensure_future(qemu.wait())
-        try:
-            with contextlib.suppress(ConnectionError):  # it has refused: its last words say why
-                await self._send(stream)
-            await asyncio.wait({loaded, death}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            loaded.cancel()
-            death.cancel()
-        if qemu.exited or not loaded.result():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(qemu.wait(), _LAST_WORDS_S)
-            raise GuestError("it refused the state", qemu.last_words())
-
-    async def _send(self, stream: Iterable[bytes]) -> None:
-        loop = asyncio.get_running_loop()
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.setblocking(False)
-            await loop.sock_connect(sock, str(self._incoming))
-            for piece in stream:
-                await loop.sock_sendall(sock, piece)
-
     async def _launch(self) -> Qemu:
-        qemu = Qemu(self._plan.waiting(self._images), self._folder, self._plan.environment)
+        command = self._plan.waiting(self._images, self._is_shared, self._taps)
+        files = tuple(self._taps.values())
+        qemu = Qemu(command, self.folder, self._plan.environment, files)
         await qemu.start()
         try:
-            self._incoming.unlink(missing_ok=True)
-            await qemu.execute(
-                "migrate-set-capabilities",
-                capabilities=[
-                    {"capability": name, "state": True} for name in (IGNORE_SHARED, "events")
-                ],
-            )
-            await qemu.execute("migrate-incoming", uri=f"unix:{self._incoming}")
-            with contextlib.suppress(OSError):  # the folder keeps others out too
-                self._incoming.chmod(0o600)
+            await await_stream(qemu, self._incoming, self._is_shared)
             machine = await qemu.execute("qom-get", path="/machine", property="type")
             drives = await read_only_drives(qemu)
         except GuestError:
@@ -258,12 +246,3 @@ class WaitingQemu:
             assert self.qemu is not None
             _log.info("a QEMU waits again, pid %d", self.qemu.pid)
         self._on_change()
-
-
-async def _completed(progress: EventListener) -> bool:
-    """Follow a migration's events to its end; return whether it was a good one."""
-    async for event in progress:
-        status = cast(dict[str, Any], event["data"])["status"]
-        if status in ("completed", "failed"):
-            return bool(status == "completed")
-    return False

@@ -33,6 +33,7 @@ from colo.protocol.tables import CourierEvent, CourierState, Do, Effect
 from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.packet_filters import NetGate
 from colo.session.awake import Awake
+from colo.session.comparing import Comparing
 from colo.session.primary_stream import Came
 from colo.session.standstill import StandStill
 from colo.status.figures import summarise, summary
@@ -111,6 +112,8 @@ class Checkpointing:
         self.cut: Callable[[int], None] = lambda number: None
         self.say_saved: Callable[[int, float], None] = lambda number, seconds: None
         self.carrier: Carrier | None = None
+        #: What compares with a secondary VM, where one may run.
+        self.comparing: Comparing | None = None
         self.machine = Courier(config.name)
         self._over = False
         self._wanted: asyncio.Future[None] | None = None
@@ -120,6 +123,11 @@ class Checkpointing:
         self._moved_at = 0.0
         self.count = 0
         self.safe_at: float | None = None
+
+    def have_comparing(self, comparing: Comparing) -> None:
+        """A secondary VM may run, and what it says as well leaves before a checkpoint."""
+        self.comparing = comparing
+        comparing.urge, comparing.schedule = self.urge, self.schedule
 
     def begin(self) -> None:
         """A new session: nothing is protected yet."""
@@ -195,8 +203,12 @@ class Checkpointing:
                 case Do.HOLD:
                     self._gate.hold()  # the VM is still stopped: what it sent before is covered
                     self._safe_since = now
+                    if self.comparing is not None:
+                        self.comparing.safe(self.machine.number, 0.0)
                 case Do.COVER:
                     self._gate.cover()
+                    if self.comparing is not None:
+                        self.comparing.cover(self.machine.number)
                     self.cut(self.machine.number)
                 case Do.RELEASE:
                     self._released(now)
@@ -213,6 +225,8 @@ class Checkpointing:
             self._costs.covered(self.carrier.whole_bytes, covered_s)
         self._safe_since, self.safe_at = self._stopped_at, time.time()
         self.count += 1
+        if self.comparing is not None:
+            self.comparing.safe(self.machine.number, covered_s)
 
     def _resumed(self, after: COLOMessage | CourierEvent, now: float) -> None:
         if after is COLOMessage.CHECKPOINT_READY:
@@ -234,19 +248,23 @@ class Checkpointing:
         if self._over or self.machine.state is not CourierState.REPLIED:
             return
         self._cancel()
-        due = due_at(
-            self._pace,
-            self._costs,
-            self._gate.held_since,
-            self._gate.held_bytes,
-            self._resumed_at,
-            self._stopped_s,
-        )
+        due = self._due_at()
         now = time.monotonic()
         if due <= now or self._wanted is not None or self._urged:
             self._begin()
         else:
             self._timer = asyncio.get_running_loop().call_at(due, self.schedule)
+
+    def _due_at(self) -> float:
+        """When the next checkpoint is."""
+        since, held = self._gate.held_since, self._gate.held_bytes
+        pace, last = self._pace, (self._resumed_at, self._stopped_s)
+        until = None
+        if self.comparing is not None:
+            until = self.comparing.waits_until(pace, since, held)
+        if self.comparing is None or until is None:
+            return due_at(pace, self._costs, since, held, *last)
+        return min(until, due_at(self.comparing.relaxed(pace), self._costs, None, 0, *last))
 
     def _begin(self) -> None:
         """It is time, and the secondary has replied: QEMU stops the VM when it hears of that."""
@@ -290,6 +308,7 @@ class Checkpointing:
             "checkpoint": self.count or None,
             "checkpoint_at": self.safe_at,
             "clock": self._still.status(),
+            "hybrid": self.comparing.status() if self.comparing is not None else None,
             "phases_ms": {
                 "covered": summary(summarise(self._covered), 1e3),
                 "stopped": summary(summarise(self._stopped), 1e3),

@@ -25,17 +25,21 @@ _NONE_MAPPED: Final[Mapping[str, int]] = MappingProxyType({})
 _UNDESCRIBED: Final[dict[str, Any]] = {"page_size": PAGE_SIZE, "devices": []}
 
 
-def migration_stream(store: Store, mapped: Mapping[str, int] = _NONE_MAPPED) -> Iterator[bytes]:
+def migration_stream(
+    store: Store, mapped: Mapping[str, int] = _NONE_MAPPED, *, is_shared: bool = True
+) -> Iterator[bytes]:
     """Yield the last whole checkpoint as an ordinary migration stream, from magic to description.
 
     The pages of the blocks named in ``mapped``, each with its address in the machine's memory,
     are left out: the QEMU that loads this has the capability x-ignore-shared on and the images
-    of those blocks as its shared memory.  The store must be applied.
+    of those blocks as its shared memory; where it is not ``is_shared``, it has the capability off.
+    The store must be applied.
     """
     checkpoint = store.checkpoint
     assert checkpoint is not None and store.is_applied
     pages = _pages(store, checkpoint, mapped)
-    return _stream(checkpoint, pages, _UNDESCRIBED, mapped)
+    told = mapped if is_shared else _NONE_MAPPED
+    return _stream(checkpoint, pages, _UNDESCRIBED, told)
 
 
 def export_stream(view: View) -> Iterator[bytes]:

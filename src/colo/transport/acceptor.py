@@ -1,9 +1,9 @@
 """Who is at the door: one address takes checkpoint channels, control links and disk links.
 
 They are told apart by their first four bytes, which are looked at and left where they are: «QEVM»
-begins a migration, «CWIR» one in frames, «COLO» a control link, «CDSK» a disk link.  Whoever says
-nothing is shown the door.  Where the VM file has [tls], nobody gets so far who has not proved who
-they are.
+begins a migration, «CWIR» one in frames, «COLO» a control link, «CDSK» a disk link, «CHYB» a hybrid
+link.  Whoever says nothing is shown the door.  Where the VM file has [tls], nobody gets so far who
+has not proved who they are.
 
 However many come, they cost nobody else anything: only so many are let in who have not said what
 they want, and who has been silent for longest leaves for the next one.
@@ -21,6 +21,7 @@ from colo.disks.words import DISK_MAGIC
 from colo.errors import ChannelLost
 from colo.membership.words import LINK_MAGIC
 from colo.migration.format import FILE_MAGIC, MULTIFD_MAGIC
+from colo.packets.hybrid_words import HYBRID_MAGIC
 from colo.transport.sockets import accepted, readable
 from colo.transport.tls import Tls
 from colo.wire.frames import WIRE_MAGIC
@@ -38,9 +39,9 @@ _TLS_MAGIC: Final = b"\x16\x03"
 class Reception:
     """Accepts connections on ``server``.
 
-    ``on_channel``, ``on_link`` and ``on_disks`` get a connection and the peer's name, and own it
-    once they have returned; the first also whether it carries frames.  ``on_stranger`` gets the
-    peer's name and what it is.
+    ``on_channel``, ``on_link``, ``on_disks`` and ``on_hybrid`` get a connection and the peer's
+    name, and own it once they have returned; the first also whether it carries frames.
+    ``on_stranger`` gets the peer's name and what it is.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Reception:
         on_channel: Callable[[socket.socket, str, bool], Awaitable[None]],
         on_link: Callable[[socket.socket, str], None],
         on_disks: Callable[[socket.socket, str], Awaitable[None]],
+        on_hybrid: Callable[[socket.socket, str], Awaitable[None]],
         on_stranger: Callable[[str, str], None],
         tls: Tls | None = None,
     ) -> None:
@@ -56,6 +58,7 @@ class Reception:
         self._on_channel = on_channel
         self._on_link = on_link
         self._on_disks = on_disks
+        self._on_hybrid = on_hybrid
         self._on_stranger = on_stranger
         self._tls = tls
         self._visits: dict[asyncio.Task[None], None] = {}  # in the order in which they came
@@ -104,6 +107,10 @@ class Reception:
             elif magic == DISK_MAGIC:
                 sock.recv(_MAGIC_BYTES)
                 await self._on_disks(sock, peer)
+                stack.pop_all()
+            elif magic == HYBRID_MAGIC:
+                sock.recv(_MAGIC_BYTES)
+                await self._on_hybrid(sock, peer)
                 stack.pop_all()
             elif magic == MULTIFD_MAGIC.to_bytes(4, "big"):
                 why = "it is a multifd channel: switch the capability multifd off"

@@ -4,6 +4,8 @@
 checkpoint.  ``early``: what is held passes when the VM is about to be stopped, at CHECKPOINT_REPLY
 and not at VMSTATE_RECEIVED, some milliseconds too soon.  ``whole``: as it is.  ``local``: it passes
 when the checkpoint is taken aside, and the other host has not all of it.  ``aside``: as it is.
+``unruly``: hybrid mode's output rule; from SIGUSR1 on the secondary VM gets nothing that the
+network brings, and all that the primary says leaves at once.
 
 At SIGUSR1 the host dies where a broken one and a whole one differ, at the next checkpoint for which
 an answer to a request is held that came after the last one.  ``early`` and ``whole`` die at
@@ -21,7 +23,9 @@ import time
 from typing import Final, cast
 
 from colo.cli import main
+from colo.packets.comparing import Comparing
 from colo.packets.gate import Gate
+from colo.session.comparing import Comparing as BothVms
 from colo.session.primary_stream import Came
 from colo.session.qemu_primary import Checkpointing
 from colo.session.relay import Relay
@@ -34,6 +38,7 @@ DELIVERY_S: Final = 0.5
 
 _take = Gate.take
 _begin, _came = Checkpointing._begin, Checkpointing.came
+_release, _input = Comparing.release, BothVms._input
 _orders: list[int] = []
 
 
@@ -85,6 +90,21 @@ def _answer_and_die(session: Checkpointing, what: Came, releases: bool) -> None:
     _die(session)
 
 
+def unruly_release(self: Comparing, now: float) -> int:
+    """Let all go that waits."""
+    if not _orders:
+        return _release(self, now)
+    size = sum(length for _, length, _ in self._waiting)
+    self._waiting.clear()
+    return size
+
+
+def unruly_input(self: BothVms, card: int, data: bytes) -> None:
+    """Keep from the secondary VM what the network brings."""
+    if not _orders:
+        _input(self, card, data)
+
+
 def _is_last(session: Checkpointing) -> bool:
     since = session._gate.held_since
     return (
@@ -112,6 +132,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, lambda number, _: _orders.append(number))
     if variant == "leaky":
         Gate.take = leaky_take  # type: ignore[method-assign]
+    elif variant == "unruly":
+        Comparing.release = unruly_release  # type: ignore[method-assign]
+        BothVms._input = unruly_input  # type: ignore[method-assign]
     elif variant in ("local", "aside"):
         came = {"local": local_came, "aside": aside_came}[variant]
         Checkpointing.came = came  # type: ignore[method-assign]

@@ -47,7 +47,7 @@ _numbers = itertools.count(10)
 class Vm:
     """What goes into a stage's VM files; ``options`` is TOML behind its ``[qemu]`` tables.
 
-    ``words``: more for the guest's kernel.
+    ``words``: more for the guest's kernel.  ``top``: TOML before all tables.
     """
 
     mode: str = "serve"
@@ -58,6 +58,7 @@ class Vm:
     arbiter: str = ""
     options: str = ""
     words: str = ""
+    top: str = ""
 
 
 class Colo:
@@ -273,7 +274,7 @@ class Stage:
         made = Colo(name, place, self)
         vm = vm or self.vm
         made.file.write_text(
-            f"name = {json.dumps(vm_name or self.folder.name)}\n"
+            f"name = {json.dumps(vm_name or self.folder.name)}\n{vm.top}\n"
             f'[qemu]\nbinary = {json.dumps(self._binary)}\naccel = "{ACCEL}"\n'
             f"args = {json.dumps(self.args(vm))}\n"
             f"[qemu.primary]\nargs = {json.dumps(made.console.args)}\n"

@@ -1,0 +1,428 @@
+"""Hybrid mode on host B: a secondary VM runs beside the primary, from the last whole checkpoint on.
+
+The primary's host says when one is to begin, and sends what the network brings for the primary VM;
+what the secondary VM says goes back there, to be compared.  A checkpoint ends it: a new one begins
+from that, if the primary's host wants it, once a QEMU waits for that.
+
+*Once it has said anything, it alone has all that clients may have heard.*  So until the next
+checkpoint is whole a takeover goes on with it, and with nothing else.  Where it has died by then,
+the VM does not run here unless an operator says so: the checkpoint may be older than what a client
+was told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+from colo.config import VmConfig
+from colo.errors import ChannelLost, ColoError, GuestError, PeerError
+from colo.membership.grant import Grant
+from colo.packets.gate import Rule
+from colo.packets.hybrid_words import HYBRID_VERSION, Kind, Said
+from colo.qemu.command_line import taps
+from colo.qemu.identity import instance
+from colo.qemu.open_taps import OpenTaps
+from colo.qemu.process import LaunchPlan
+from colo.qemu.secondary_vm import SecondaryVm
+from colo.qemu.standby import WaitingQemu
+from colo.session.first_line import first_line
+from colo.session.hybrid_link import HybridHello, HybridLink, answer_hybrid
+from colo.store.export import migration_stream
+from colo.store.store import Store
+
+__all__ = ["Beside", "taps_of"]
+
+_log = logging.getLogger("colo.beside")
+
+_HELLO_S: Final = 2.0
+_FOLDERS: Final = 4
+
+
+class _Inputs:
+    """What the network has brought since the last checkpoints, by the checkpoint it came after."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._after: dict[int, list[tuple[int, bytes]]] = {}
+        self._last: int | None = None
+        self.size = 0
+
+    def cut(self, number: int) -> None:
+        """The VM stood still for this checkpoint."""
+        self._after[number], self._last = [], number
+
+    def add(self, card: int, data: bytes) -> bool:
+        """This has come.  Returns False where it is too much to be kept."""
+        if self._last is None:
+            return True
+        self._after[self._last].append((card, data))
+        self.size += len(data)
+        if self.size > self._limit:
+            self.clear()
+            return False
+        return True
+
+    def forget_before(self, number: int) -> None:
+        """A secondary VM begins from this checkpoint or a later one."""
+        for each in [each for each in self._after if each < number]:
+            self.size -= sum(len(data) for _, data in self._after.pop(each))
+        if self._last is not None and self._last < number:
+            self._last = None
+
+    def since(self, number: int) -> list[tuple[int, bytes]] | None:
+        """What has come after this checkpoint; None where that is not known."""
+        if number not in self._after:
+            return None
+        return [each for key in sorted(self._after) if key >= number for each in self._after[key]]
+
+    def clear(self) -> None:
+        """Nothing is known any more."""
+        self._after.clear()
+        self._last, self.size = None, 0
+
+
+class Beside:
+    """The secondary VM of ``store``, and the QEMU that waits to be the next one.
+
+    ``waiting``: the QEMU that takes over from the store, and becomes what runs here.  ``settled``
+    waits until the store's images equal its last whole checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: VmConfig,
+        plan: LaunchPlan,
+        store: Store,
+        folder: Path,
+        waiting: WaitingQemu,
+        open_taps: OpenTaps,
+        settled: Callable[[], Awaitable[None]],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._vm_name = config.name
+        self._limit = int(config.network.hold_limit_mib * (1 << 20))
+        self._mapped = {each.block.name: each.address for each in config.backends}
+        self._images = {
+            each.block.name: store.images[each.block.name].path for each in config.backends
+        }
+        self._plan, self._store, self._folder = plan, store, folder
+        self._waiting, self._taps, self._settled = waiting, open_taps, settled
+        self._on_change = on_change
+        self._next: WaitingQemu | None = None
+        self._numbers = count()
+        self._vm: SecondaryVm | None = None
+        self._number = -1  # the checkpoint that it runs from
+        self._committed = -1
+        self._has_spoken = False
+        self._is_forced = False
+        self._beginning: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._preparing: asyncio.Task[None] | None = None
+        self._work: set[asyncio.Task[Any]] = set()
+        self._link: HybridLink | None = None
+        self._inputs = _Inputs(self._limit)
+        self._is_heard = False  # the primary has said something: it can be told something
+        self._why: str | None = None
+        self.begun = 0
+
+    # -- the QEMU that waits --------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Have the first one wait.  Raises GuestError."""
+        self._next = await self._launch()
+
+    async def _launch(self) -> WaitingQemu:
+        folder = self._folder / f"secondary-vm-{next(self._numbers) % _FOLDERS}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        made = WaitingQemu(
+            self._plan, self._images, folder, self._say_ready, self._taps.files, is_shared=False
+        )
+        try:
+            await made.start()
+        except BaseException:
+            await made.stop()
+            raise
+        return made
+
+    async def _prepare_next(self) -> None:
+        try:
+            self._next = await self._launch()
+        except GuestError as error:
+            self._why = f"no secondary VM: {error}"
+            _log.error("%s", self._why)
+            self._on_change()
+            return
+        self._say_ready()
+
+    def _say_ready(self) -> None:
+        if self._next is not None and self._next.is_ready and self._is_heard:
+            self._say(Kind.READY)
+        self._on_change()
+
+    # -- the link -------------------------------------------------------------------------
+
+    async def greet(self, sock: socket.socket, primary: Callable[[], Grant | None]) -> str | None:
+        """Take in the hybrid link over ``sock``, or return why not; it is closed then.
+
+        ``primary`` gives the grant of the one that can be taken in, or None.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_HELLO_S):
+                hello = HybridHello.decode(await first_line(sock, "it closed the hybrid link"))
+            why = self._refusal(hello, primary())
+            await loop.sock_sendall(sock, answer_hybrid(why))
+        except TimeoutError:
+            why = "it said nothing on the hybrid link"
+        except (PeerError, ChannelLost, OSError) as error:
+            why = str(error)
+        if why is not None:
+            sock.close()
+            return why
+        self._drop_link()
+        self._link = HybridLink(sock, hello.cards, self._limit, self._hear, self._lost)
+        return None
+
+    def _refusal(self, hello: HybridHello, primary: Grant | None) -> str | None:
+        if hello.version != HYBRID_VERSION:
+            return f"it speaks version {hello.version} of the hybrid link, not {HYBRID_VERSION}"
+        if hello.vm != self._vm_name:
+            return f"its VM is {hello.vm}, this one is {self._vm_name}"
+        if primary != Grant(hello.grant, hello.holder):
+            return "it is not of the primary that has said hello"
+        return None
+
+    def _drop_link(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._inputs.clear()
+        self._is_heard = False
+
+    def _lost(self, error: ColoError) -> None:
+        """What runs goes on, unfed: until the next checkpoint it may be all that is left."""
+        self._why = str(error)
+        self._drop_link()
+        self._on_change()
+
+    def _say(self, kind: Kind, number: int = 0, card: int = 0, payload: bytes = b"") -> None:
+        if self._link is not None:
+            self._link.say(Said(kind, card, number, payload))
+
+    def _hear(self, said: Said) -> None:
+        match said.kind:
+            case Kind.INPUT:
+                self._input(said.card, said.payload)
+            case Kind.CUT:
+                self._inputs.cut(said.number)
+                self._inputs.forget_before(self._committed)
+            case Kind.START:
+                self._start(said.number)
+            case Kind.HEARD:
+                if self._vm is not None:
+                    self._vm.drop(said.card, said.number)
+            case _:
+                raise PeerError(f"the hybrid link says {said.kind.name} out of place")
+        if not self._is_heard:
+            self._is_heard = True
+            self._say_ready()
+
+    def _input(self, card: int, data: bytes) -> None:
+        if not self._inputs.add(card, data):
+            self._end("the network brought more than [network] hold_limit_mib since its checkpoint")
+        elif self._vm is not None and self._vm.is_running:
+            self._vm.feed(card, data)
+
+    # -- the secondary VM -----------------------------------------------------------------
+
+    def _start(self, number: int) -> None:
+        if self._next is None or not self._next.is_ready or self._vm is not None:
+            self._say(Kind.GONE, number, payload=b"no QEMU waits")
+            return
+        if number != self._committed or self._inputs.since(number) is None:
+            self._say(Kind.GONE, number, payload=b"another checkpoint is the last one")
+            return
+        folder = self._next.folder
+        qemu, self._next = self._next.give(), None
+        self._vm = vm = SecondaryVm(
+            qemu, folder, self._images, self._taps, self._limit, partial(self._rule, number)
+        )
+        self._number, self._has_spoken = number, False
+        self._beginning = self._spawn(self._begin(vm, number))
+
+    def _rule(self, number: int, card: int) -> Rule:
+        def said(data: bytes, now: float) -> int:
+            self._has_spoken = self._has_spoken or self._link is not None
+            self._say(Kind.SAID, number, card, data)
+            return 0
+
+        return said
+
+    async def _begin(self, vm: SecondaryVm, number: int) -> None:
+        try:
+            await self._settled()
+            checkpoint = self._store.checkpoint
+            if vm.is_ended or checkpoint is None or checkpoint.number != number:
+                raise GuestError("another checkpoint has come")
+            stream = migration_stream(self._store, self._mapped, is_shared=False)
+            await vm.begin(stream, checkpoint.since)
+        except ColoError as error:
+            if not vm.is_ended:
+                self._why = str(error)
+                self._end(str(error))
+            return
+        finally:
+            # Only now: a QEMU that starts sets the taps anew.
+            self._preparing = self._spawn(self._prepare_next())
+        if vm.is_ended:
+            return
+        for card, data in self._inputs.since(number) or ():
+            vm.feed(card, data)
+        self.begun += 1
+        self._why = None
+        self._say(Kind.RUNS, number)
+        self._watching = self._spawn(self._watch(vm))
+        self._on_change()
+
+    async def _watch(self, vm: SecondaryVm) -> None:
+        how = await vm.qemu.wait()
+        if not vm.is_ended and vm is self._vm:
+            self._why = f"the secondary VM has died: {how}: {vm.qemu.last_words()}"
+            _log.error("%s", self._why)
+            vm.kill()
+            self._say(Kind.GONE, self._number, payload=self._why.encode()[:1000])
+            self._on_change()
+
+    def _end(self, why: str) -> None:
+        """It is of no use for comparing; where it has spoken, it is still what a takeover needs."""
+        vm = self._vm
+        self._say(Kind.GONE, self._number, payload=why.encode()[:1000])
+        if vm is not None and not self._has_spoken:
+            self._drop_vm(vm)
+
+    def _drop_vm(self, vm: SecondaryVm) -> None:
+        vm.kill()
+        self._vm, self._has_spoken = None, False
+        self._spawn(self._clear(vm))
+
+    async def _clear(self, vm: SecondaryVm) -> None:
+        if self._beginning is not None:
+            await asyncio.wait({self._beginning})
+        await vm.clear()
+
+    def committed(self, number: int) -> None:
+        """A checkpoint is whole: it holds all that anyone has heard, and the VM before it ends.
+
+        Nothing of it is in the images yet.
+        """
+        self._committed, self._is_forced = number, False
+        if self._vm is not None:
+            self._drop_vm(self._vm)
+        self._inputs.forget_before(number)
+        self._say_ready()
+
+    def forget(self) -> None:
+        """The primary's session is over, and nothing of it counts."""
+        self._committed = -1
+        if self._vm is not None:
+            self._drop_vm(self._vm)
+        self._drop_link()
+
+    def force(self) -> None:
+        """An operator has the VM run, also from a checkpoint that may be too old."""
+        self._is_forced = True
+
+    # -- a takeover -----------------------------------------------------------------------
+
+    async def load(self, store: Store) -> None:
+        """Have what is to run ready.  Raises GuestError."""
+        if self._vm is not None and self._beginning is not None:
+            await asyncio.wait({self._beginning})
+        vm = self._vm
+        if vm is not None and vm.is_running and not vm.is_ended:
+            return
+        if vm is not None and self._has_spoken and not self._is_forced:
+            raise GuestError(
+                "the secondary VM has died, and clients may have heard of more than "
+                f"checkpoint {self._committed} has; `colo failover --force` runs that one"
+            )
+        if vm is not None:
+            self._drop_vm(vm)
+        await self._waiting.load(store)
+
+    async def run(self) -> None:
+        """Have it run.  Raises GuestError."""
+        await self._end_next()
+        vm = self._vm
+        if vm is None:
+            await self._waiting.run()
+        else:
+            await vm.unleash()
+            self._vm = None
+            assert self._watching is not None
+            self._watching.cancel()
+            await self._waiting.replace(vm.qemu)
+        await self.close()
+
+    async def _end_next(self) -> None:
+        """No other QEMU waits to be a secondary VM, or starts to."""
+        if self._preparing is not None and not self._preparing.done():
+            self._preparing.cancel()
+            await asyncio.wait({self._preparing})
+        if self._next is not None:
+            await self._next.stop()
+            self._next = None
+
+    def instance(self, host: str) -> str:
+        """The name of what would run the VM, or runs it, as the holder of a grant."""
+        if self._vm is not None and not self._vm.is_ended:
+            return instance(self._vm.qemu.pid, host)
+        return self._waiting.instance(host)
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return task
+
+    async def close(self) -> None:
+        """End what is beside the VM that runs, or was to."""
+        if self._vm is not None:
+            self._drop_vm(self._vm)
+        self._drop_link()
+        mine = asyncio.current_task()
+        work = {each for each in self._work if each is not mine}
+        if work:
+            await asyncio.wait(work, timeout=_HELLO_S)
+        await self._end_next()
+        self._taps.close()
+        for number in range(_FOLDERS):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(self._folder / f"secondary-vm-{number}")
+
+    def status(self) -> dict[str, Any]:
+        """What the status file has of it."""
+        vm = self._vm
+        return {
+            "runs": vm is not None and vm.is_running and not vm.is_ended,
+            "from_checkpoint": self._number if vm is not None else None,
+            "begun": self.begun,
+            "input_bytes": self._inputs.size,
+            "unfed_bytes": vm.unfed_bytes if vm is not None and not vm.is_ended else 0,
+            "trouble": self._why,
+        }
+
+
+def taps_of(config: VmConfig) -> OpenTaps:
+    """The taps that this VM's QEMUs on host B share, if any.  Raises UsageError, GuestError."""
+    args = [*config.qemu.args, *config.qemu.secondary.args]
+    return OpenTaps(taps(args) if config.has_secondary_vm else ())

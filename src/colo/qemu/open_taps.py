@@ -1,0 +1,131 @@
+"""Tap devices that colo opens, so that more than one QEMU of a VM can have them.
+
+A tap that is not multiqueue can be opened once.  A QEMU that waits to take over and a secondary VM
+beside it need the same one: so colo opens it, and each QEMU inherits it.  Of a stopped VM QEMU does
+not read its tap, and a secondary VM's cards are led past it; so only who runs the VM uses it.
+
+What a QEMU sets is set for all of them: the size of the virtio-net header, and what may be left to
+the reader (checksums, segments).  A QEMU that starts sets both to what a new machine has.  So they
+are noted when a secondary VM has loaded its state, and set again when that becomes the VM.
+
+Source: ``Documentation/networking/tuntap.rst`` in Linux.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from colo.errors import GuestError
+from colo.qemu.command_line import Tap
+from colo.qemu.monitor import Monitor
+
+__all__ = ["OpenTaps", "offloads_of"]
+
+_DEVICE: Final = "/dev/net/tun"
+_TUNSETIFF: Final = 0x400454CA
+_TUNSETOFFLOAD: Final = 0x400454D0
+_TUNGETVNETHDRSZ: Final = 0x800454D7
+_TUNSETVNETHDRSZ: Final = 0x400454D8
+_INT: Final = struct.Struct("=i")
+#: What a guest may leave to its card, by the beginning of how QEMU calls it, and the tap's flag.
+_OFFLOADS: Final = {
+    "VIRTIO_NET_F_GUEST_CSUM": 0x01,
+    "VIRTIO_NET_F_GUEST_TSO4": 0x02,
+    "VIRTIO_NET_F_GUEST_TSO6": 0x04,
+    "VIRTIO_NET_F_GUEST_ECN": 0x08,
+    "VIRTIO_NET_F_GUEST_UFO": 0x10,
+}
+_BACKEND: Final = "/virtio-backend"
+_TAP: Final = 0x0002
+_NO_PROTOCOL: Final = 0x1000
+_WITH_VNET: Final = 0x4000
+_REQUEST: Final = struct.Struct("16sH22x")
+_NAME_MOST: Final = 15
+
+
+class OpenTaps:
+    """The taps, open; ``files`` has a descriptor for each netdev."""
+
+    def __init__(self, taps: Sequence[Tap]) -> None:
+        """Open them.  Raises GuestError."""
+        self.files: dict[str, int] = {}
+        try:
+            for tap in taps:
+                self.files[tap.netdev] = _opened(tap)
+        except GuestError:
+            self.close()
+            raise
+
+    def sizes(self) -> dict[str, int]:
+        """The size of each tap's virtio-net header, as it is now, in bytes."""
+        found = {}
+        for netdev, file in self.files.items():
+            try:
+                size = fcntl.ioctl(file, _TUNGETVNETHDRSZ, _INT.pack(0))
+            except OSError:  # it has none
+                continue
+            found[netdev] = _INT.unpack(size)[0]
+        return found
+
+    def restore(self, sizes: Mapping[str, int], offloads: Mapping[str, int]) -> None:
+        """Have them as they were.  Raises GuestError."""
+        try:
+            for netdev, size in sizes.items():
+                fcntl.ioctl(self.files[netdev], _TUNSETVNETHDRSZ, _INT.pack(size))
+            for netdev, flags in offloads.items():
+                if netdev in self.files:
+                    fcntl.ioctl(self.files[netdev], _TUNSETOFFLOAD, flags)
+        except OSError as error:
+            raise GuestError(f"a tap cannot be set: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Close ours; a QEMU keeps its own."""
+        for file in self.files.values():
+            os.close(file)
+        self.files.clear()
+
+
+async def offloads_of(qemu: Monitor) -> dict[str, int]:
+    """What each virtio-net card's guest takes from its tap, as flags, by netdev.
+
+    Nothing of a card whose guest uses none, or where QEMU does not tell.
+    """
+    found: dict[str, int] = {}
+    try:
+        for each in await qemu.execute("x-query-virtio"):
+            if each.get("name") != "virtio-net":
+                continue
+            path = str(each["path"])
+            card = path.removesuffix(_BACKEND)
+            netdev = str(await qemu.execute("qom-get", path=card, property="netdev"))
+            status = await qemu.execute("x-query-virtio-status", path=path)
+            names = status["guest-features"].get("dev-features", [])
+            flags = [
+                flag
+                for start, flag in _OFFLOADS.items()
+                if any(str(name).startswith(start) for name in names)
+            ]
+            found[netdev] = sum(flags)
+    except (GuestError, KeyError, AttributeError, TypeError):
+        return found
+    return found
+
+
+def _opened(tap: Tap) -> int:
+    name = tap.interface.encode()
+    if len(name) > _NAME_MOST:
+        raise GuestError(f"no network interface can be called {tap.interface}")
+    file = -1
+    try:
+        file = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK)
+        flags = _TAP | _NO_PROTOCOL | (_WITH_VNET if tap.vnet else 0)
+        fcntl.ioctl(file, _TUNSETIFF, _REQUEST.pack(name, flags))
+    except OSError as error:
+        if file >= 0:
+            os.close(file)
+        raise GuestError(f"the tap {tap.interface} cannot be opened: {error.strerror}") from error
+    return file

@@ -1,0 +1,177 @@
+"""The hybrid link over a socket: words out, words in, nobody held up, memory bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Final
+
+from colo.errors import ChannelLost, ColoError, LimitExceeded, PeerError
+from colo.packets.hybrid_words import HYBRID_MAGIC, HYBRID_VERSION, Said, WordReader, encode
+from colo.session.first_line import first_line
+from colo.transport.address import Address
+from colo.transport.sockets import take_off, tune
+
+__all__ = ["HybridHello", "HybridLink", "answer_hybrid", "call_hybrid"]
+
+_CALL_S: Final = 5.0
+_READ_BYTES: Final = 1 << 20
+_TOGETHER: Final = 64
+
+
+@dataclass(frozen=True)
+class HybridHello:
+    """How a primary begins the link: its VM, its grant, how many cards the VM has."""
+
+    vm: str
+    grant: int
+    holder: str
+    cards: int
+    version: int = HYBRID_VERSION
+
+    def encode(self) -> bytes:
+        """The line that says it."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, line: bytes) -> HybridHello:
+        """Read that line.  Raises PeerError."""
+        try:
+            hello = cls(**json.loads(line))
+            texts, numbers = (hello.vm, hello.holder), (hello.grant, hello.cards, hello.version)
+            if {type(each) for each in texts} != {str} or {type(each) for each in numbers} != {int}:
+                raise TypeError
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            raise PeerError("the hybrid link does not begin with a hello") from None
+        return hello
+
+
+def answer_hybrid(why: str | None) -> bytes:
+    """The secondary's line: taken in, or why not."""
+    return json.dumps({} if why is None else {"why": why}).encode() + b"\n"
+
+
+async def call_hybrid(to: Address, hello: HybridHello) -> socket.socket:
+    """Open a hybrid link.  Raises ChannelLost."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(_CALL_S):
+            sock = await to.connect()
+            try:
+                await loop.sock_sendall(sock, HYBRID_MAGIC + hello.encode())
+                said = json.loads(await first_line(sock, f"{to} closed the hybrid link"))
+                if not isinstance(said, dict) or "why" in said:
+                    why = said.get("why") if isinstance(said, dict) else said
+                    raise ChannelLost(f"the secondary refused the hybrid link: {why}")
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+    except TimeoutError:
+        raise ChannelLost(f"{to} does not answer on the hybrid link") from None
+    except (OSError, ValueError) as error:
+        raise ChannelLost(f"the hybrid link to {to}: {error}") from error
+
+
+class HybridLink:
+    """The link over ``sock``, which it owns, whose hellos have been said.
+
+    ``limit``: the most bytes that wait to be sent; ``on_lost`` is called once, with why, when it is
+    of no more use, also where that is exceeded.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        cards: int,
+        limit: int,
+        on_word: Callable[[Said], None],
+        on_lost: Callable[[ColoError], None],
+    ) -> None:
+        self._sock = sock
+        self._limit = limit
+        self._on_word, self._on_lost = on_word, on_lost
+        self._reader = WordReader(cards)
+        self._queue: deque[bytes | memoryview] = deque()
+        self._queued = 0
+        self._sending = False
+        self.is_open = True
+        self._loop = asyncio.get_running_loop()
+        tune(sock)
+        self._loop.add_reader(sock, self._readable)
+
+    @property
+    def queued_bytes(self) -> int:
+        """How much waits to be sent."""
+        return self._queued
+
+    def say(self, said: Said) -> None:
+        """Have a word sent."""
+        if not self.is_open:
+            return
+        word = encode(said)
+        self._queue.append(word)
+        self._queued += len(word)
+        if self._queued > self._limit:
+            self._lose(LimitExceeded("the hybrid link's queue", self._queued, self._limit))
+        elif not self._sending:
+            self._send()
+
+    def _send(self) -> None:
+        while self._queue:
+            some = list(islice(self._queue, _TOGETHER))
+            try:
+                sent = self._sock.sendmsg(some)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._lose(ChannelLost(f"the hybrid link broke: {error.strerror}"))
+                return
+            self._queued -= sent
+            take_off(self._queue, sent)
+            if sent < sum(map(len, some)):
+                if not self._sending:
+                    self._sending = True
+                    self._loop.add_writer(self._sock, self._send)
+                return
+        if self._sending:
+            self._sending = False
+            self._loop.remove_writer(self._sock)
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(ChannelLost(f"the hybrid link broke: {error.strerror}"))
+            return
+        if not data:
+            self._lose(ChannelLost("the other host closed the hybrid link"))
+            return
+        try:
+            for said in self._reader.feed(data):
+                if self.is_open:
+                    self._on_word(said)
+        except ColoError as error:
+            self._lose(error)
+
+    def close(self) -> None:
+        """Close it; nothing is called any more."""
+        if self.is_open:
+            self.is_open = False
+            self._loop.remove_reader(self._sock)
+            if self._sending:
+                self._loop.remove_writer(self._sock)
+            self._sock.close()
+            self._queue.clear()
+
+    def _lose(self, error: ColoError) -> None:
+        if self.is_open:
+            self.close()
+            self._on_lost(error)

@@ -1,0 +1,166 @@
+"""Hybrid mode: a secondary VM runs, what both say leaves at once, and a takeover goes on with it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from tests.e2e.basics import wait
+from tests.e2e.net.stage import HERE, WAIT_S, Client, Colo, Stage, Vm, left_in_qemu
+
+pytestmark = pytest.mark.e2e
+
+HYBRID = 'mode = "hybrid"'
+#: A secondary VM that lags is waited for, however long, and an idle VM is not checkpointed.
+PATIENT = (
+    "[hybrid]\npatience_ms = 60000\nage_max_ms = 600000\n[checkpoints]\nstop_goal_ms = 600000\n"
+)
+USUAL = Vm(top=HYBRID)
+ENTRIES = {"whole": ("-m", "colo"), "broken": (str(HERE / "broken_gate.py"), "unruly")}
+VMS = {
+    "usual": USUAL,
+    "two cards": Vm(top=HYBRID, nics=("virtio-net-pci", "virtio-net-pci")),
+    "e1000": Vm(top=HYBRID, nics=("e1000",)),
+    "two processors": Vm(top=HYBRID, args=("-no-reboot", "-smp", "2")),
+}
+
+
+def compared(primary: Colo) -> dict[str, Any]:
+    """What host A says of the comparing."""
+    return dict(primary.status().get("hybrid") or {})
+
+
+def wait_agrees(primary: Colo, times: int = 1) -> None:
+    """Wait until a secondary VM runs, and so many packets more have left as both said them."""
+    goal = int(compared(primary).get("alike", 0)) + times
+
+    def agrees() -> bool:
+        now = compared(primary)
+        return now.get("other") == "RUNS" and int(now["alike"]) >= goal
+
+    wait(agrees, f"a secondary VM that agrees; {compared(primary)}", WAIT_S)
+
+
+def take_over(stage: Stage, primary: Colo, secondary: Colo) -> dict[str, Any]:
+    """Host A dies; return what the takeover was."""
+    stage.kill(primary)
+    status = secondary.wait_state("RUNNING")
+    assert status["takeover"]["total_ms"] > 0
+    return dict(status["secondary_vm"])
+
+
+def go_on(*clients: Client) -> None:
+    """See that each has lost nothing and got nothing twice."""
+    for client in clients:
+        client.wait_heard()
+    for client in clients:
+        client.check()
+
+
+@pytest.mark.parametrize("vm", VMS.values(), ids=VMS)
+def test_a_takeover_goes_on_with_the_secondary_vm(
+    stage: Stage, vm: Vm, draw: random.Random
+) -> None:
+    primary, secondary = stage.protected()
+    echo = stage.client("echo")
+    wait_agrees(primary, 20)
+    time.sleep(draw.random())
+    take_over(stage, primary, secondary)
+    go_on(echo)
+    assert secondary.run("status").returncode == 0
+
+
+@pytest.mark.parametrize("vm", [USUAL], ids=["hybrid"])
+@pytest.mark.parametrize("kind", ["stream", "bulk", "sink", "clock"])
+def test_nothing_is_missing_after_a_takeover(
+    stage: Stage, vm: Vm, kind: str, draw: random.Random
+) -> None:
+    """Bytes out, bytes in, and answers that two VMs never give alike."""
+    options = {"clock": ["--count", "100000"], "sink": ["--mib", "24"]}.get(kind, [])
+    primary, secondary = stage.protected()
+    client = stage.client(kind, *options)
+    time.sleep(0.3 + 2 * draw.random())
+    take_over(stage, primary, secondary)
+    if kind == "sink":
+        wait(client.ended, "the upload to end", WAIT_S)
+        client.check()
+    else:
+        go_on(client)
+
+
+@pytest.mark.parametrize("vm", [USUAL], ids=["hybrid"])
+def test_connections_of_any_age_survive(stage: Stage, vm: Vm, draw: random.Random) -> None:
+    primary, secondary = stage.protected()
+    clients = [stage.client("echo", heard=1) for _ in range(4)]
+    time.sleep(draw.random() / 4)
+    clients.append(stage.client("echo", heard=1))
+    take_over(stage, primary, secondary)
+    go_on(*clients)
+
+
+@pytest.mark.parametrize("vm", [USUAL], ids=["hybrid"])
+def test_datagrams_come_in_their_order(stage: Stage, vm: Vm) -> None:
+    primary, _ = stage.protected()
+    echo = stage.client("echo")
+    wait_agrees(primary, 5)
+    flood = stage.client("flood", "--packets", "2000", heard=1)
+    wait(flood.ended, "the flood to end", WAIT_S)
+    flood.check()
+    echo.check()
+
+
+@pytest.mark.parametrize("vm", [Vm(top=HYBRID, options=PATIENT)], ids=["patient"])
+def test_a_secondary_vm_that_dies_is_replaced(stage: Stage, vm: Vm) -> None:
+    """What it has said is covered by a checkpoint at once, and a takeover loses nothing."""
+    primary, secondary = stage.protected()
+    echo = stage.client("echo")
+    wait_agrees(primary, 5)
+    number = primary.checkpoint()
+    for folder in secondary.state.glob("secondary-vm-*"):
+        if (pid := folder / "qemu.pid").exists():
+            os.kill(int(pid.read_text()), signal.SIGKILL)
+    wait(lambda: primary.checkpoint() > number, "a checkpoint in its place", WAIT_S)
+    assert primary.state_name() == "PROTECTED"
+    wait_agrees(primary, 5)
+    take_over(stage, primary, secondary)
+    go_on(echo)
+
+
+@pytest.mark.parametrize("vm", [Vm(top=HYBRID, options=PATIENT)], ids=["patient"])
+@pytest.mark.parametrize("rule", ENTRIES)
+def test_a_rule_that_lets_all_out_is_noticed(stage: Stage, vm: Vm, rule: str) -> None:
+    """The clients are the judges: here the secondary VM gets nothing, and all leaves."""
+    primary, secondary = stage.protected(entry=ENTRIES[rule])
+    clients = [stage.client("echo", "--silence", "8")]
+    wait_agrees(primary, 3)
+    if rule == "broken":
+        primary.signal(signal.SIGUSR1)
+    for client in clients:
+        client.wait_heard(50)
+    stage.kill(primary)
+    secondary.wait_state("RUNNING")
+    if rule == "whole":
+        go_on(*clients)
+        return
+    for client in clients:
+        wait(client.ended, f"the client {client.kind} to notice", WAIT_S)
+    assert not any(client.verdict()["ok"] for client in clients)
+
+
+@pytest.mark.parametrize("vm", [USUAL], ids=["hybrid"])
+def test_an_end_leaves_nothing_behind(stage: Stage, vm: Vm) -> None:
+    primary, secondary = stage.protected()
+    echo = stage.client("echo")
+    wait_agrees(primary, 5)
+    secondary.signal(signal.SIGTERM)
+    assert secondary.wait_exit() == 0
+    primary.wait_said("UNPROTECTED: the VM runs here alone")
+    echo.wait_heard()
+    wait(lambda: not left_in_qemu(primary.state / "qmp.sock"), "an empty QEMU", WAIT_S)
+    assert not list(secondary.state.glob("secondary-vm-*"))
+    echo.check()
