@@ -33,6 +33,7 @@ from bench import (
     wire,
 )
 from bench.errors import BenchError
+from bench.merge import merge
 from bench.plots import draw
 from bench.render import render
 from bench.ways import WAYS
@@ -85,9 +86,18 @@ def main() -> int:
         help="measure nothing: write the tables of JSON into MD, between its markers, and draw its "
         "plots into the folder «figures» beside it",
     )
+    parser.add_argument(
+        "--merge",
+        type=Path,
+        nargs=2,
+        metavar=("NEW", "JSON"),
+        help="measure nothing: put the parts of NEW into JSON, with their machine and day",
+    )
     options = parser.parse_args()
     if options.render:
         return _render(*options.render)
+    if options.merge:
+        return _merge(*options.merge)
     text = ""
     try:
         rounds = 1 if options.quick else options.rounds
@@ -111,6 +121,16 @@ def _render(source: Path, target: Path) -> int:
     except BenchError as error:
         _say(f"bench: {error}")
         return 1
+    return 0
+
+
+def _merge(new: Path, target: Path) -> int:
+    try:
+        figures = merge(json.loads(new.read_text()), json.loads(target.read_text()))
+    except BenchError as error:
+        _say(f"bench: {error}")
+        return 1
+    target.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 

@@ -32,16 +32,28 @@ def render(figures: _Row, text: str) -> str:
 
 
 def _machine(machine: _Row) -> str:
+    lines = [
+        _hardware(machine),
+        _software(machine),
+        f"colo {machine['colo']}, QEMU {' and '.join(machine['qemu'])}, "
+        f"accelerator {machine['accelerator']}",
+    ]
+    for run in machine.get("also", ()):
+        other = run["machine"]
+        differs = "" if _software(other) == _software(machine) else f", {_software(other)}"
+        parts = ", ".join(f"`{name}`" for name in run["parts"])
+        rounds = f"{run['rounds']} round{'s' if run['rounds'] > 1 else ''}"
+        lines.append(f"{parts}: {run['date']}, {rounds}, {_hardware(other)}{differs}")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _hardware(machine: _Row) -> str:
     virtual = ", itself a virtual machine" if machine["virtual"] else ""
-    return "\n".join(
-        f"- {line}"
-        for line in (
-            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB{virtual}",
-            f"Linux {machine['kernel']}, Python {machine['python']}, numpy {machine['numpy']}",
-            f"colo {machine['colo']}, QEMU {' and '.join(machine['qemu'])}, "
-            f"accelerator {machine['accelerator']}",
-        )
-    )
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB{virtual}"
+
+
+def _software(machine: _Row) -> str:
+    return f"Linux {machine['kernel']}, Python {machine['python']}, numpy {machine['numpy']}"
 
 
 def _pauses(rows: Sequence[_Row]) -> str:
