@@ -1,8 +1,8 @@
 """``python -m bench``: measure on this machine, and write the figures down.
 
-It takes some 50 minutes; ``--quick`` takes nine and proves little.  What ``floor``, ``links`` and
-``many`` measure takes hours more, and has to be asked for by ``--only``.  Let the machine do
-nothing else meanwhile.
+It takes some 50 minutes; ``--quick`` takes nine and proves little.  What ``floor``, ``links``,
+``many`` and ``pace`` measure takes hours more, and has to be asked for by ``--only``.  Let the
+machine do nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from bench import (
     many,
     memory,
     network,
+    pace,
     pauses,
     receive,
     replicas,
@@ -62,7 +63,7 @@ _ALONE: Final[dict[str, tuple[str, Callable[[], Any]]]] = {
     "receive": ("receive path", receive.measure),
     "wire": ("coding pages for a slow link", wire.measure),
 }
-_ONLY_BY_NAME: Final = ("floor", "links", "many")
+_ONLY_BY_NAME: Final = ("floor", "links", "many", "pace")
 _TRANSPORTS: Final = ("unix", "tcp")
 
 
@@ -227,6 +228,9 @@ def _measure_qemu(
                 for way in WAYS
             ],
         }
+    elif name == "pace":
+        _say(f"when a checkpoint is taken, QEMU {version}")
+        yield from pace.measure(binary, rounds, 2.5 * seconds, _say)
     elif name == "relay":
         _say(f"relay, QEMU {version}, tcp, idle")
         case = pauses.CASES[0]

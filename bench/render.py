@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from bench.cells import ms, spread, table
 from bench.errors import BenchError
-from bench.render_reach import floor, links, many, wire
+from bench.render_reach import floor, links, many, pace, wire
 
 __all__ = ["render"]
 
@@ -350,4 +350,5 @@ _TABLES: Final[dict[str, Callable[[Any], str]]] = {
     "floor": floor,
     "links": links,
     "many": many,
+    "pace": pace,
 }
