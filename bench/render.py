@@ -42,8 +42,8 @@ def _machine(machine: _Row) -> str:
         other = run["machine"]
         differs = "" if _software(other) == _software(machine) else f", {_software(other)}"
         parts = ", ".join(f"`{name}`" for name in run["parts"])
-        rounds = f"{run['rounds']} round{'s' if run['rounds'] > 1 else ''}"
-        lines.append(f"{parts}: {run['date']}, {rounds}, {_hardware(other)}{differs}")
+        when = f"{run['date']}, `--rounds {run['rounds']}`"
+        lines.append(f"{parts}: {when}, {_hardware(other)}{differs}")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -284,12 +284,14 @@ def _memory(rows: Sequence[_Row]) -> str:
         "peak_less_base_mib": "peak less base",
         "allowed_mib": "allowed",
     }
-    head = ["QEMU", *(f"{name}, MiB" for name in keys.values()), "peak less base ÷ guest RAM"]
+    head = ["QEMU", "host A", *(f"{name}, MiB" for name in keys.values())]
+    head.append("peak less base ÷ guest RAM")
     return table(
         head,
         (
             [
                 row["qemu"],
+                row["primary"],
                 *(f"{row[key]:.0f}" for key in keys),
                 f"{row['peak_less_base_by_guest']:.2f}",
             ]
