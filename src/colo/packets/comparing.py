@@ -189,11 +189,13 @@ class _Spoken:
 class Comparing:
     """The packets of one card.  ``limit``: the most bytes kept of what the secondary says ahead.
 
+    ``vnet``: see ``frames``.
+
     ``differs``: a difference was found, by protocol, in what waits; it waits for a checkpoint.
     """
 
-    def __init__(self, limit: int, counts: Counts | None = None) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, counts: Counts | None = None, vnet: bool = True) -> None:
+        self._limit, self._vnet = limit, vnet
         self.counts = counts or Counts()
         self._covered: OrderedDict[Flow, _Reach] = OrderedDict()  # by the last checkpoint
         self._reached: dict[Flow, _Reach] = {}  # since then
@@ -212,7 +214,7 @@ class Comparing:
 
     def primary(self, data: bytes, now: float) -> int:
         """The primary VM says these whole frames.  Returns what ``release`` does."""
-        for frame, size in frames(data):
+        for frame, size in frames(data, self._vnet):
             said = look_into(frame)
             if isinstance(said, Segment):
                 self._note(said)
@@ -222,7 +224,7 @@ class Comparing:
 
     def secondary(self, data: bytes, now: float) -> int:
         """The secondary VM says these whole frames.  Returns what ``release`` does."""
-        for frame, size in frames(data):
+        for frame, size in frames(data, self._vnet):
             said = look_into(frame)
             spoken = _Spoken(size, now)
             if isinstance(said, Segment):

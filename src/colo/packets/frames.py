@@ -4,8 +4,9 @@ Of TCP a stream counts and not how it is cut, so a segment's parts are taken apa
 is compared whole, but for what two VMs may well choose differently: an IPv4 header's
 identification and checksum, an IPv6 header's flow label, a checksum of UDP, which says no more.
 
-QEMU's filters put two big-endian u32 before each frame where ``vnet_hdr_support`` is on: the
-length of all that follows them, and how much of that is a virtio-net header.
+QEMU's filters put a big-endian u32 before each frame, the length of what follows; where
+``vnet_hdr_support`` is on, as it is for virtio cards here, a second one says how much of that is a
+virtio-net header.
 
 Source: RFC 791, RFC 8200, RFC 9293; ``net/filter-mirror.c`` in QEMU for the two numbers.
 """
@@ -31,8 +32,9 @@ __all__ = [
     "look_into",
 ]
 
-#: Before each frame: its length, and that of the virtio-net header in it.
+#: Before each frame: its length, and that of the virtio-net header in it; or just the first.
 HEAD: Final = struct.Struct(">II")
+LENGTH: Final = struct.Struct(">I")
 _MODULUS: Final = 1 << 32
 
 _ETHERNET: Final = 14
@@ -86,17 +88,20 @@ class Datagram(NamedTuple):
 Frame: TypeAlias = Segment | Datagram
 
 
-def frames(data: bytes) -> Iterator[tuple[memoryview, int]]:
+def frames(data: bytes, vnet: bool = True) -> Iterator[tuple[memoryview, int]]:
     """Yield each whole frame in ``data``, and its size with all that QEMU puts before it, bytes.
 
-    What is yielded begins with the Ethernet header.
+    What is yielded begins with the Ethernet header.  ``vnet``: its virtio-net header is told of.
     """
     view = memoryview(data)
     at, size = 0, len(data)
-    while at + HEAD.size <= size:
-        length, vnet = HEAD.unpack_from(data, at)
-        after = at + HEAD.size + length
-        yield view[min(at + HEAD.size + vnet, after) : after], after - at
+    head = HEAD.size if vnet else LENGTH.size
+    while at + head <= size:
+        length, skipped = (
+            HEAD.unpack_from(data, at) if vnet else (LENGTH.unpack_from(data, at)[0], 0)
+        )
+        after = at + head + length
+        yield view[min(at + head + skipped, after) : after], after - at
         at = after
 
 

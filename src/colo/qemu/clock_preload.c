@@ -29,10 +29,14 @@
  *
  * colo reads what was done, and says since when a VM stood still, in memory that is shared by a
  * memfd of this process.
+ *
+ * And, as all ioctls pass here: what a guest takes from its taps (TUNSETOFFLOAD) is noted.  Several
+ * QEMUs of a VM have the same tap, and the last one to set it has set it for all.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <link.h>
+#include <linux/if_tun.h>
 #include <linux/kvm.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -53,6 +57,7 @@
 #define WORDS_MOST 64
 #define VCPUS_MOST 1024
 #define MSR_TSC 0x10
+#define TAPS_MOST 64
 
 enum { KEEPS = 0, NOT_EXPORTED = 1, NOT_FOUND = 2, MOVED = 3, ICOUNT = 4 };
 
@@ -67,6 +72,7 @@ struct shared {
     int64_t stood_since_ns; /* colo: what is loaded stands still since then; 0: no takeover */
     int64_t saved_since_ns; /* colo: and its state is saved since then */
     int64_t stop_is_ours; /* colo: the next stop is for the first copy */
+    int64_t tap_offloads[TAPS_MOST]; /* by descriptor: what it was set to, plus 1; 0: never */
 };
 
 typedef void state_handler(void *opaque, bool running, int state);
@@ -301,6 +307,9 @@ int ioctl(int file, unsigned long request, ...)
     va_end(rest);
     if (!real) {
         real = (int (*)(int, unsigned long, ...))dlsym(RTLD_NEXT, "ioctl");
+    }
+    if (what == TUNSETOFFLOAD && file >= 0 && file < TAPS_MOST) {
+        shared->tap_offloads[file] = 1 + (int64_t)(uintptr_t)argument;
     }
     if (what == KVM_SET_CLOCK) {
         add_to_kvm_clock(argument);

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["GivenBack", "given_back", "tell_own_stop", "tell_since"]
+__all__ = ["GivenBack", "given_back", "tap_offloads", "tell_own_stop", "tell_since"]
 
 #: Both as in clock_preload.c.
 _MEMFD: Final = "/memfd:colo-guest-clock"
@@ -23,6 +23,8 @@ _TOLD: Final = struct.Struct("=q")
 _STOOD_SINCE: Final = _SHARED.size
 _SAVED_SINCE: Final = _STOOD_SINCE + _TOLD.size
 _OWN_STOP: Final = _SAVED_SINCE + _TOLD.size
+_TAP_OFFLOADS: Final = _OWN_STOP + _TOLD.size
+_TAPS_MOST: Final = 64
 
 #: Why the library cannot keep the clock, by its number for that; see clock_preload.c.
 _TROUBLES: Final = {
@@ -74,6 +76,19 @@ def tell_since(pid: int, stood_s: float, saved_s: float) -> None:
 def tell_own_stop(pid: int) -> None:
     """Tell the library that the stop which comes now is colo's, for the VM's first copy."""
     _tell(pid, _OWN_STOP, 1)
+
+
+def tap_offloads(pid: int, file: int) -> int | None:
+    """What this QEMU has last set the tap to that it has as descriptor ``file``, if it is known."""
+    for path in _shared_memory(pid):
+        try:
+            with open(path, "rb", buffering=0) as shared:
+                shared.seek(_TAP_OFFLOADS + file * _TOLD.size)
+                (flags,) = _TOLD.unpack(shared.read(_TOLD.size))
+        except (OSError, struct.error):
+            continue
+        return flags - 1 if flags and 0 <= file < _TAPS_MOST else None
+    return None
 
 
 def _tell(pid: int, offset: int, value: int) -> None:

@@ -16,6 +16,7 @@ from colo.errors import GuestError
 from colo.packets.gate import WholeFrames
 from colo.qemu.card_ends import CardEnds
 from colo.qemu.monitor import Monitor
+from colo.qemu.packet_filters import virtio_cards
 
 __all__ = ["Feeds", "Mirrors"]
 
@@ -25,7 +26,7 @@ _CHUNK: Final = 1 << 20
 class Mirrors:
     """What the network brings for the VM's cards, copied to us while the VM gets it.
 
-    ``on_input`` gets a card's number and whole frames, with virtio-net headers told of.
+    ``on_input`` gets a card's number and whole frames; of virtio cards virtio-net headers are told.
     """
 
     def __init__(self, qemu: Monitor, folder: Path, on_input: Callable[[int, bytes], None]) -> None:
@@ -38,11 +39,13 @@ class Mirrors:
         """Put a mirror before each netdev.  Raises GuestError and leaves nothing behind."""
         loop = asyncio.get_running_loop()
         try:
+            virtio = await virtio_cards(self._qemu)
             for number, netdev in enumerate(netdevs):
-                ends = CardEnds(self._qemu, self._folder, netdev, number, vnet=True)
+                vnet = netdev in virtio
+                ends = CardEnds(self._qemu, self._folder, netdev, number, vnet)
                 self._ends.append(ends)
                 self._socks.append(await ends.chardev("in"))
-                self._frames.append(WholeFrames(vnet=True))
+                self._frames.append(WholeFrames(vnet))
                 name = f"{ends.id}-in"
                 await ends.filter("mirror", queue="tx", kind="filter-mirror", outdev=name)
                 loop.add_reader(self._socks[-1], self._take, number)
@@ -95,8 +98,9 @@ class Feeds:
 
     async def install(self, netdevs: Sequence[str]) -> None:
         """Put them before each netdev.  Raises GuestError: of no use then."""
+        virtio = await virtio_cards(self._qemu)
         for number, netdev in enumerate(netdevs):
-            ends = CardEnds(self._qemu, self._folder, netdev, number, vnet=True)
+            ends = CardEnds(self._qemu, self._folder, netdev, number, netdev in virtio)
             self._ends.append(ends)
             await ends.nowhere("network")
             self._socks.append(await ends.chardev("in"))

@@ -21,9 +21,9 @@ from typing import Final
 
 from colo.errors import GuestError
 from colo.qemu.command_line import Tap
-from colo.qemu.monitor import Monitor
+from colo.qemu.guest_clock import tap_offloads
 
-__all__ = ["OpenTaps", "offloads_of"]
+__all__ = ["OpenTaps"]
 
 _DEVICE: Final = "/dev/net/tun"
 _TUNSETIFF: Final = 0x400454CA
@@ -31,15 +31,6 @@ _TUNSETOFFLOAD: Final = 0x400454D0
 _TUNGETVNETHDRSZ: Final = 0x800454D7
 _TUNSETVNETHDRSZ: Final = 0x400454D8
 _INT: Final = struct.Struct("=i")
-#: What a guest may leave to its card, by the beginning of how QEMU calls it, and the tap's flag.
-_OFFLOADS: Final = {
-    "VIRTIO_NET_F_GUEST_CSUM": 0x01,
-    "VIRTIO_NET_F_GUEST_TSO4": 0x02,
-    "VIRTIO_NET_F_GUEST_TSO6": 0x04,
-    "VIRTIO_NET_F_GUEST_ECN": 0x08,
-    "VIRTIO_NET_F_GUEST_UFO": 0x10,
-}
-_BACKEND: Final = "/virtio-backend"
 _TAP: Final = 0x0002
 _NO_PROTOCOL: Final = 0x1000
 _WITH_VNET: Final = 0x4000
@@ -62,7 +53,7 @@ class OpenTaps:
 
     def sizes(self) -> dict[str, int]:
         """The size of each tap's virtio-net header, as it is now, in bytes."""
-        found = {}
+        found: dict[str, int] = {}
         for netdev, file in self.files.items():
             try:
                 size = fcntl.ioctl(file, _TUNGETVNETHDRSZ, _INT.pack(0))
@@ -71,14 +62,18 @@ class OpenTaps:
             found[netdev] = _INT.unpack(size)[0]
         return found
 
+    def offloads(self, pid: int) -> dict[str, int]:
+        """What this QEMU's guest takes from each tap, as flags, where colo's library has seen it."""
+        found = {netdev: tap_offloads(pid, file) for netdev, file in self.files.items()}
+        return {netdev: flags for netdev, flags in found.items() if flags is not None}
+
     def restore(self, sizes: Mapping[str, int], offloads: Mapping[str, int]) -> None:
         """Have them as they were.  Raises GuestError."""
         try:
             for netdev, size in sizes.items():
                 fcntl.ioctl(self.files[netdev], _TUNSETVNETHDRSZ, _INT.pack(size))
             for netdev, flags in offloads.items():
-                if netdev in self.files:
-                    fcntl.ioctl(self.files[netdev], _TUNSETOFFLOAD, flags)
+                fcntl.ioctl(self.files[netdev], _TUNSETOFFLOAD, flags)
         except OSError as error:
             raise GuestError(f"a tap cannot be set: {error.strerror}") from error
 
@@ -87,32 +82,6 @@ class OpenTaps:
         for file in self.files.values():
             os.close(file)
         self.files.clear()
-
-
-async def offloads_of(qemu: Monitor) -> dict[str, int]:
-    """What each virtio-net card's guest takes from its tap, as flags, by netdev.
-
-    Nothing of a card whose guest uses none, or where QEMU does not tell.
-    """
-    found: dict[str, int] = {}
-    try:
-        for each in await qemu.execute("x-query-virtio"):
-            if each.get("name") != "virtio-net":
-                continue
-            path = str(each["path"])
-            card = path.removesuffix(_BACKEND)
-            netdev = str(await qemu.execute("qom-get", path=card, property="netdev"))
-            status = await qemu.execute("x-query-virtio-status", path=path)
-            names = status["guest-features"].get("dev-features", [])
-            flags = [
-                flag
-                for start, flag in _OFFLOADS.items()
-                if any(str(name).startswith(start) for name in names)
-            ]
-            found[netdev] = sum(flags)
-    except (GuestError, KeyError, AttributeError, TypeError):
-        return found
-    return found
 
 
 def _opened(tap: Tap) -> int:

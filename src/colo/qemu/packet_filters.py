@@ -21,7 +21,7 @@ from colo.qemu.monitor import Monitor
 from colo.status.figures import summarise, summary
 from colo.transport.sockets import unacknowledged
 
-__all__ = ["NetGate", "cards"]
+__all__ = ["NetGate", "cards", "virtio_cards"]
 
 _CHUNK: Final = 1 << 20
 _LITTLE_BYTES: Final = 64 << 10  # fewer than 4,000 frames, however small they are
@@ -29,6 +29,14 @@ _SETTLE_S: Final = 2.0
 _SETTLE_STEP_S: Final = 0.001
 #: «n0: index=0,type=tap,…», indented by a backslash below the card that it serves.
 _NETDEV: Final = re.compile(r"^ \\ ([^:]+): index=\d+,type=(\w[\w-]*)", re.MULTILINE)
+#: The same, with the line of a card of virtio above it.
+_VIRTIO: Final = re.compile(r"model=virtio-net[^\n]*\n \\ ([^:]+): index=\d+", re.MULTILINE)
+
+
+async def virtio_cards(qemu: Monitor) -> frozenset[str]:
+    """Return the ids of those that serve virtio cards: their frames have virtio-net headers."""
+    text = await qemu.execute("human-monitor-command", command_line="info network")
+    return frozenset(_VIRTIO.findall(str(text).replace("\r", "")))
 
 
 async def cards(qemu: Monitor) -> list[str]:
@@ -41,7 +49,7 @@ class NetGate:
     """All gates of one VM: one state, one release.
 
     ``limit``: the most that each holds, in bytes.  ``on_held`` is called when bytes were held.
-    ``vnet``: see Gate.
+    ``vnet``: QEMU tells of virtio-net headers, as comparing needs it.
     """
 
     def __init__(self, qemu: Monitor, folder: Path, limit: int, vnet: bool = False) -> None:
@@ -91,9 +99,10 @@ class NetGate:
     async def install(self, netdevs: list[str]) -> None:
         """Put a gate, open, before each netdev.  Raises GuestError and leaves nothing behind."""
         try:
+            virtio = await virtio_cards(self._qemu) if self._vnet else ()
             for number, netdev in enumerate(netdevs):
-                gate = Gate(self._limit, self._vnet)
-                ends = CardEnds(self._qemu, self._folder, netdev, number, self._vnet)
+                gate = Gate(self._limit, netdev in virtio)
+                ends = CardEnds(self._qemu, self._folder, netdev, number, netdev in virtio)
                 door = _Door(ends, gate, self.on_held)
                 self._doors.append(door)
                 await door.install()

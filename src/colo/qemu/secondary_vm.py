@@ -20,7 +20,7 @@ from colo.packets.gate import Rule
 from colo.qemu.guest_clock import tell_since
 from colo.qemu.incoming import load_stream
 from colo.qemu.mirrored_input import Feeds
-from colo.qemu.open_taps import OpenTaps, offloads_of
+from colo.qemu.open_taps import OpenTaps
 from colo.qemu.packet_filters import NetGate, cards
 from colo.qemu.process import Qemu
 from colo.store.store import Since
@@ -76,7 +76,7 @@ class SecondaryVm:
                 await load_stream(self.qemu, self._folder / "incoming.sock", stream)
                 await self.qemu.execute("cont")
                 self._sizes = self._taps.sizes()
-                self._offloads = await offloads_of(self.qemu)
+                self._offloads = self._taps.offloads(self.qemu.pid)
         except TimeoutError:
             raise GuestError("the secondary VM did not start in time") from None
         except OSError as error:

@@ -30,7 +30,7 @@ from colo.packets.pace import Pace
 from colo.packets.worth import Worth
 from colo.qemu.mirrored_input import Mirrors
 from colo.qemu.monitor import Monitor
-from colo.qemu.packet_filters import NetGate
+from colo.qemu.packet_filters import NetGate, virtio_cards
 from colo.session.hybrid_link import HybridHello, HybridLink, call_hybrid
 from colo.transport.address import Address
 
@@ -71,7 +71,7 @@ class Comparing:
         on_broken: Callable[[ColoError], None],
         say: Callable[[str], None],
     ) -> None:
-        self._gate, self._to, self._vm_name = gate, to, config.name
+        self._qemu, self._gate, self._to, self._vm_name = qemu, gate, to, config.name
         self._limit = int(config.network.hold_limit_mib * (1 << 20))
         self._who, self._check_heard, self._on_broken, self._say = who, check_heard, on_broken, say
         self._patience_s = config.hybrid.patience_ms / 1e3
@@ -100,7 +100,8 @@ class Comparing:
         """Compare from the first copy on.  Raises GuestError."""
         self._covered = self._safe = -1
         self.other, self._is_cut = Other.NONE, False
-        self._cards = [Compared(self._limit, self._counts) for _ in netdevs]
+        virtio = await virtio_cards(self._qemu)
+        self._cards = [Compared(self._limit, self._counts, each in virtio) for each in netdevs]
         await self._mirrors.install(netdevs)
         self._gate.set_rules([partial(self._says, number) for number in range(len(netdevs))])
         self._calling = asyncio.get_running_loop().create_task(self._call(len(netdevs)))

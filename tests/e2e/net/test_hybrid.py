@@ -24,8 +24,7 @@ USUAL = Vm(top=HYBRID)
 ENTRIES = {"whole": ("-m", "colo"), "broken": (str(HERE / "broken_gate.py"), "unruly")}
 VMS = {
     "usual": USUAL,
-    "two cards": Vm(top=HYBRID, nics=("virtio-net-pci", "virtio-net-pci")),
-    "e1000": Vm(top=HYBRID, nics=("e1000",)),
+    "two cards": Vm(top=HYBRID, nics=("virtio-net-pci", "e1000")),
     "two processors": Vm(top=HYBRID, args=("-no-reboot", "-smp", "2")),
 }
 
