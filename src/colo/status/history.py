@@ -1,0 +1,119 @@
+"""What has become of a VM on this host: ``history.jsonl`` in its state folder, a line per state.
+
+It outlives the colos that write it, so takeovers are counted over all of them.  It is for people
+and their graphs, and nothing is decided by it: where it cannot be written, the VM goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["History", "Line", "read_history"]
+
+_NAME: Final = "history.jsonl"
+#: Where it gets longer, only the last half of it is kept.
+_BYTES_MAX: Final = 256 << 10
+#: What others say may be long; so much of it is kept.
+_WHY_MAX: Final = 300
+
+
+@dataclass(frozen=True)
+class Line:
+    """From ``at`` on, in seconds since 1970, the VM stood so here.
+
+    ``why`` is the last error then.  ``takeovers``: how often this host has taken the VM over by
+    then; ``takeover_ms``: how long it took to start it, in the line of one.
+    """
+
+    at: float
+    role: str
+    state: str
+    meaning: str
+    grant: int | None = None
+    checkpoint: int | None = None
+    why: str = ""
+    takeovers: int = 0
+    takeover_at: float | None = None
+    takeover_ms: float | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Line:
+        """Read one.  Raises ValueError, KeyError or TypeError where it is none."""
+        content = json.loads(text)
+        known = {each.name: content[each.name] for each in fields(cls) if each.name in content}
+        line = cls(**known)
+        float(line.at), int(line.takeovers)
+        return line
+
+
+class History:
+    """The history of one state folder, which nobody else writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _NAME
+        self.last = next(iter(read_history(folder, 1)), None)
+
+    def note(self, status: dict[str, Any]) -> None:
+        """Add a line, where this status tells of another state than the one before."""
+        last = self.last
+        now = (status.get("role", ""), status.get("state", ""))
+        if last is not None and now == (last.role, last.state):
+            return
+        took = status.get("takeover") if now[1] == "RUNNING" else None
+        at = time.time()
+        line = Line(
+            at,
+            *now,
+            status.get("meaning", ""),
+            status.get("grant"),
+            status.get("checkpoint"),
+            str(status.get("error") or "")[:_WHY_MAX],
+            (last.takeovers if last is not None else 0) + bool(took),
+            at if took else (last.takeover_at if last is not None else None),
+            took["total_ms"] if took else None,
+        )
+        self.last = line
+        with suppress(OSError):  # it is full, or gone
+            self._append(line)
+
+    def _append(self, line: Line) -> None:
+        content = json.dumps(asdict(line)).encode() + b"\n"
+        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            size = os.fstat(file).st_size
+            if os.write(file, content) < len(content):
+                os.ftruncate(file, size)
+        finally:
+            os.close(file)
+        if size > _BYTES_MAX:
+            kept = self._path.read_bytes()[-_BYTES_MAX // 2 :].partition(b"\n")[2]
+            half = self._path.with_name(f".{_NAME}-12345678")  # as all halves are called
+            half.write_bytes(kept)
+            half.chmod(0o600)
+            os.replace(half, self._path)
+
+
+def read_history(folder: Path, most: int) -> list[Line]:
+    """The last lines of a state folder's history, ``most`` of them, the newest last.
+
+    What is no line is left out; none where there is no history.
+    """
+    try:
+        with (folder / _NAME).open("rb") as file:
+            data = file.read(2 * _BYTES_MAX)
+    except OSError:
+        return []
+    return list(_lines(data.decode(errors="replace").splitlines()))[-most:]
+
+
+def _lines(texts: list[str]) -> Iterator[Line]:
+    for text in texts:
+        with suppress(ValueError, KeyError, TypeError):
+            yield Line.of(text)
