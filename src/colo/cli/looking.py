@@ -11,7 +11,7 @@ import click
 
 from colo.cli.base import FAILED, main, reporting, state_dir_option
 
-__all__ = ["demo", "export", "inspect", "status"]
+__all__ = ["demo", "export", "inspect", "metrics", "status"]
 
 
 @main.command()
@@ -91,6 +91,20 @@ def inspect(source: Path, other: Path | None, patterns: tuple[str, ...], as_json
         click.echo(json.dumps(difference_json(compare(*sources), wanted), indent=1))
     else:
         render_difference(compare(*sources), wanted)
+    return 0
+
+
+@main.command()
+@click.argument("what", type=click.Choice(["rules", "dashboard"]))
+@reporting
+def metrics(what: str) -> int:
+    """Print what goes with colo's figures: Prometheus's alert rules, or a Grafana dashboard.
+
+    The figures themselves are told by a colo that runs: [metrics] listen in the VM file.
+    """
+    from colo.metrics.shared import shared
+
+    click.echo(shared(what), nl=False)
     return 0
 
 

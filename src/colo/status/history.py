@@ -64,7 +64,7 @@ class History:
         """Add a line, where this status tells of another state than the one before."""
         last = self.last
         now = (status.get("role", ""), status.get("state", ""))
-        if last is not None and now == (last.role, last.state):
+        if not now[1] or (last is not None and now == (last.role, last.state)):
             return
         took = status.get("takeover") if now[1] == "RUNNING" else None
         at = time.time()
