@@ -9,25 +9,58 @@ from pathlib import Path
 
 import click
 
-from colo.cli.base import FAILED, main, reporting, state_dir_option
+from colo.cli.base import FAILED, main, reporting, state_dir_option, under_option
+from colo.errors import ColoError, UsageError
 
 __all__ = ["demo", "export", "inspect", "metrics", "status"]
 
 
 @main.command()
-@state_dir_option
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder with this VM's status, sockets and log.",
+)
+@click.option("--all", "of_all", is_flag=True, help="All VMs of this host, a line for each.")
+@under_option
 @click.option("--json", "as_json", is_flag=True, help="The same for scripts.")
 @reporting
-def status(state_dir: Path, as_json: bool) -> int:
-    """Show what a colo does, and its figures.  Exits with 1 where it does not run."""
+def status(state_dir: Path | None, of_all: bool, under: Path | None, as_json: bool) -> int:
+    """Show what a colo does, and its figures.  Exits with 1 where it does not run.
+
+    With --all: where one of them does not run, or its VM is not protected.
+    """
     from colo.status.report import is_alive, read_status, render
 
+    if of_all and state_dir is not None:
+        raise UsageError("--all and --state-dir: one or the other; --under DIR says where they are")
+    if of_all:
+        return _status_of_all(under, as_json)
+    if under is not None:
+        raise UsageError("--under is of --all: `colo status --all --under DIR`")
+    if state_dir is None:
+        context = click.get_current_context()
+        raise click.UsageError("Missing option '--state-dir', or --all", context)
     content = read_status(state_dir)
     if as_json:
         click.echo(json.dumps({**content, "alive": is_alive(content)}, indent=1))
     else:
         render(content)
     return 0 if is_alive(content) else FAILED
+
+
+def _status_of_all(under: Path | None, as_json: bool) -> int:
+    from colo.status.overview import STATE_FOLDERS, Health, find, look, show
+
+    folders = find(under or STATE_FOLDERS)
+    views = [look(folder) for folder in folders]
+    if as_json:
+        click.echo(json.dumps([view.as_json() for view in views], indent=1))
+    elif views:
+        show(views)
+    if not views:
+        raise ColoError(f"no VM has a state folder in {under or STATE_FOLDERS}")
+    return 0 if all(view.health in (Health.WELL, Health.OVER) for view in views) else FAILED
 
 
 @main.command()
