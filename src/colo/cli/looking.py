@@ -12,7 +12,7 @@ import click
 from colo.cli.base import FAILED, main, reporting, state_dir_option, under_option
 from colo.errors import ColoError, UsageError
 
-__all__ = ["demo", "export", "inspect", "metrics", "status"]
+__all__ = ["demo", "export", "inspect", "metrics", "status", "top"]
 
 
 @main.command()
@@ -125,6 +125,26 @@ def inspect(source: Path, other: Path | None, patterns: tuple[str, ...], as_json
     else:
         render_difference(compare(*sources), wanted)
     return 0
+
+
+@main.command()
+@under_option
+@reporting
+def top(under: Path | None) -> int:
+    """Show all VMs of this host in the terminal, as they are now.
+
+    q ends it, arrows select, s has the selected VM go over to the other host, after a question.
+    """
+    from colo.status.overview import STATE_FOLDERS
+    from colo.top.app import Top
+    from colo.top.terminal import Terminal
+
+    terminal = Terminal()
+
+    async def run() -> int:
+        return await Top(under or STATE_FOLDERS, terminal).run()
+
+    return asyncio.run(run())
 
 
 @main.command()
