@@ -46,13 +46,25 @@ def test_it_stays_bounded_and_is_its_owners_alone(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"history.jsonl"}
 
 
-@pytest.mark.parametrize("content", ["", "[]\n", "{", '{"at": "x"}\n', "\0\n", "1\n2\n"])
+LINE = '{"at": 1, "role": "primary", "state": "LOST", "meaning": ""%s}\n'
+BAD = ["", "[]\n", "{", '{"at": "x"}\n', "\0\n", "1\n2\n", '{"at": 1}\n', '{"at": null}\n']
+BAD += [LINE % f', "{key}": {value}' for key in ("at", "takeover_ms") for value in ("NaN", "[]")]
+BAD += [LINE % ', "takeovers": null', LINE % ', "grant": 1e999', LINE % ', "checkpoint": {}']
+
+
+@pytest.mark.parametrize("content", BAD)
 def test_what_is_no_history_is_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").write_text(content)
     assert read_history(tmp_path, 10) == []
     history = History(tmp_path)
     history.note(status("primary", "STARTING"))
     assert history.last is not None and history.last.takeovers == 0
+
+
+def test_of_what_others_have_written_the_kinds_are_right(tmp_path: Path) -> None:
+    (tmp_path / "history.jsonl").write_text(LINE % ', "why": ["x"], "more": 1' + "{\n" + LINE % "")
+    one, two = read_history(tmp_path, 9)
+    assert (one.at, one.why, two.why, two.takeover_ms) == (1.0, "['x']", "", None)
 
 
 def test_where_there_is_no_room_the_status_is_written_all_the_same(

@@ -9,10 +9,18 @@ from pathlib import Path
 
 import click
 
-from colo.cli.base import FAILED, main, reporting, state_dir_option, under_option
+from colo.cli.base import (
+    FAILED,
+    main,
+    on_signal,
+    reporting,
+    say,
+    state_dir_option,
+    under_option,
+)
 from colo.errors import ColoError, UsageError
 
-__all__ = ["demo", "export", "inspect", "metrics", "status", "top"]
+__all__ = ["demo", "export", "inspect", "metrics", "status", "top", "web"]
 
 
 @main.command()
@@ -143,6 +151,41 @@ def top(under: Path | None) -> int:
 
     async def run() -> int:
         return await Top(under or STATE_FOLDERS, terminal).run()
+
+    return asyncio.run(run())
+
+
+@main.command()
+@under_option
+@click.option("--listen", metavar="HOST:PORT", help="Where.  Default: 127.0.0.1:9634")
+@click.option("--allow-orders", is_flag=True, help="A VM may be told to go over; with a token.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What a browser has to know, where it has to.  Default: a new one each time.",
+)
+@reporting
+def web(under: Path | None, listen: str | None, allow_orders: bool, token_file: Path | None) -> int:
+    """Show all VMs of this host as a web page.
+
+    It is for this host alone, and read-only.  Elsewhere, and with orders, it takes a token, which
+    is in the address that is printed.
+    """
+    from colo.status.overview import STATE_FOLDERS, find
+    from colo.web.app import Web
+    from colo.web.guard import Guard, address_of, is_loopback, page_at, read_token
+
+    address = address_of(listen)
+    folder = under or STATE_FOLDERS
+    find(folder)
+    is_open = is_loopback(address) and not allow_orders and token_file is None
+    token = None if is_open else read_token(token_file)
+
+    async def run() -> int:
+        page = Web(folder, Guard(address, token), allow_orders)
+        on_signal(page.stop)
+        return await page.run(address, lambda: say(page_at(address, token, token_file is None)))
 
     return asyncio.run(run())
 

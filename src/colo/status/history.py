@@ -7,11 +7,12 @@ and their graphs, and nothing is decided by it: where it cannot be written, the 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,9 +48,19 @@ class Line:
     def of(cls, text: str) -> Line:
         """Read one.  Raises ValueError, KeyError or TypeError where it is none."""
         content = json.loads(text)
-        known = {each.name: content[each.name] for each in fields(cls) if each.name in content}
-        line = cls(**known)
-        float(line.at), int(line.takeovers)
+        kinds = {"at": float, "takeovers": int, "takeover_at": float, "takeover_ms": float}
+        kinds |= {"grant": int, "checkpoint": int}
+        values: dict[str, Any] = {}
+        for each in fields(cls):
+            value = content.get(each.name, each.default)
+            if value is MISSING:
+                raise KeyError(each.name)
+            kind = kinds.get(each.name, str)
+            values[each.name] = None if value is None and each.default is None else kind(value)
+        line = cls(**values)
+        for number in (line.at, line.takeover_at, line.takeover_ms):
+            if number is not None and not math.isfinite(number):
+                raise ValueError(number)
         return line
 
 
@@ -115,5 +126,5 @@ def read_history(folder: Path, most: int) -> list[Line]:
 
 def _lines(texts: list[str]) -> Iterator[Line]:
     for text in texts:
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError):
             yield Line.of(text)

@@ -28,6 +28,7 @@ __all__ = [
     "View",
     "cells",
     "find",
+    "health_of",
     "look",
     "show",
     "trouble",
@@ -163,7 +164,7 @@ def _unknown(folder: Path, why: str) -> View:
 
 def _view(folder: Path, content: Mapping[str, Any], now: float) -> View:
     alive, state = bool(content["alive"]), str(content["state"])
-    stale = alive and now - float(content["written_at"]) > FRESH_S
+    stale = alive and state not in _OVER and now - float(content["written_at"]) > FRESH_S
     peer = content.get("peer")
     gates = list((content.get("network") or {}).values())
     age = content.get("checkpoint_at")
@@ -195,6 +196,11 @@ def _view(folder: Path, content: Mapping[str, Any], now: float) -> View:
         tuple(str(disk["id"]) for disk in content.get("disks") or ()),
         _sums(content, gates),
     )
+
+
+def health_of(state: str) -> Health:
+    """What a state means where its colo runs."""
+    return _health(state, True, False)
 
 
 def _health(state: str, alive: bool, stale: bool) -> Health:

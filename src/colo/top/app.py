@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 from typing import Final
 
-from colo.errors import ColoError
-from colo.node.orders import Answer, Order, give_order
+from colo.node.orders import Order, ordered
 from colo.status.history import read_history
 from colo.status.overview import View, find, look
 from colo.top.screen import Model, draw
@@ -35,6 +32,7 @@ class Top:
         self._keys = Keys()
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ordered: str | None = None  # the VM of which a switchover is under way
+        self._ordering: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
         """Show them until the user has enough.  Returns the exit code; raises UsageError."""
@@ -108,7 +106,7 @@ class Top:
         if model.asked is not None:
             view, model.asked = model.asked, None
             if key is Key.YES:
-                self._switch_over(view)
+                self._ordering = asyncio.create_task(self._switch_over(view))
             elif key is Key.QUIT:
                 self._end()
             return
@@ -139,25 +137,13 @@ class Top:
             self._model.selected = view.folder
             self._model.asked = view
 
-    def _switch_over(self, view: View) -> None:
+    async def _switch_over(self, view: View) -> None:
         """Give the order; it may take as long as it takes, and nobody waits for it at the end."""
         self._ordered = view.vm
         self._say(f"{view.vm}: it goes over …")
-        loop = asyncio.get_running_loop()
-
-        def order() -> None:
-            try:
-                answer = give_order(view.folder, Order("switchover"))
-            except ColoError as error:
-                answer = Answer(False, str(error))
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._answered, view.vm, answer)
-
-        threading.Thread(target=order, name="order", daemon=True).start()
-
-    def _answered(self, vm: str, answer: Answer) -> None:
+        answer = await ordered(view.folder, Order("switchover"))
         self._ordered = None
-        self._say(f"{vm}: {answer.text}", failed=not answer.ok)
+        self._say(f"{view.vm}: {answer.text}", failed=not answer.ok)
         self._draw()
 
     def _say(self, text: str, failed: bool = False) -> None:
