@@ -36,12 +36,15 @@ def test_a_state_is_a_line_and_a_takeover_is_counted_over_all_colos(tmp_path: Pa
 
 def test_it_stays_bounded_and_is_its_owners_alone(tmp_path: Path) -> None:
     history = History(tmp_path)
+    history.note(status("secondary", "RUNNING", takeover={"total_ms": 12.5}))
     for number in range(4000):
         history.note(status("primary", f"S{number}", error="x" * 1000))
     path = tmp_path / "history.jsonl"
     assert path.stat().st_size < 300_000
     assert path.stat().st_mode & 0o777 == 0o600
-    lines = read_history(tmp_path, 10_000)
+    took, *lines = read_history(tmp_path, 10_000)
+    assert took.takeover_ms == 12.5, "takeovers are kept for longer"
+    assert len(lines) > 100
     assert [line.state for line in lines] == [f"S{n}" for n in range(4000 - len(lines), 4000)]
     assert {path.name for path in tmp_path.iterdir()} == {"history.jsonl"}
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from colo.arbiters.arbiter import Arbiter
 from colo.config import VmConfig
-from colo.errors import UsageError
+from colo.errors import LocalError, UsageError
 from colo.http.server import HttpServer, Request, Response, refusal
 from colo.metrics.arbiter import Reached, watch
 from colo.node.state_folder import StateFolder
@@ -55,13 +55,14 @@ def _address(text: str) -> Address:
 async def _served(
     vm: str, arbiter: Arbiter, address: Address, folder: StateFolder
 ) -> AsyncIterator[None]:
-    """Answer at the address meanwhile.  Raises UsageError where that cannot be."""
+    """Answer at the address meanwhile.  Raises LocalError where that cannot be."""
     reached = Reached() if arbiter.automatic and arbiter.exclusive else None
     server = HttpServer(_handler(vm, folder, reached))
     try:
         sock = address.listen()
     except UsageError as error:
-        raise UsageError(f"[metrics] listen: {error}") from error.__cause__
+        # It may be free in a moment: who starts colo again and again is to try again.
+        raise LocalError(f"[metrics] listen: {error}") from error.__cause__
     async with contextlib.AsyncExitStack() as stack:
         if address.path:
             stack.callback(Path(address.path).unlink, missing_ok=True)

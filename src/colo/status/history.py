@@ -16,11 +16,13 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["History", "Line", "read_history"]
+__all__ = ["HISTORY", "History", "Line", "read_history"]
 
-_NAME: Final = "history.jsonl"
-#: Where it gets longer, only the last half of it is kept.
+#: What it is called.
+HISTORY: Final = "history.jsonl"
+#: Where it gets longer, only the last half of it is kept, and so many takeovers of before.
 _BYTES_MAX: Final = 256 << 10
+_TAKEOVERS: Final = 50
 #: What others say may be long; so much of it is kept.
 _WHY_MAX: Final = 300
 
@@ -68,7 +70,7 @@ class History:
     """The history of one state folder, which nobody else writes."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / _NAME
+        self._path = folder / HISTORY
         self.last = next(iter(read_history(folder, 1)), None)
 
     def note(self, status: dict[str, Any]) -> None:
@@ -104,11 +106,17 @@ class History:
         finally:
             os.close(file)
         if size > _BYTES_MAX:
-            kept = self._path.read_bytes()[-_BYTES_MAX // 2 :].partition(b"\n")[2]
-            half = self._path.with_name(f".{_NAME}-12345678")  # as all halves are called
-            half.write_bytes(kept)
-            half.chmod(0o600)
-            os.replace(half, self._path)
+            self._cut()
+
+    def _cut(self) -> None:
+        lines = read_history(self._path.parent, _BYTES_MAX)
+        at = len(lines) // 2
+        kept = [line for line in lines[:at] if line.takeover_ms is not None][-_TAKEOVERS:]
+        content = "".join(json.dumps(asdict(line)) + "\n" for line in (*kept, *lines[at:]))
+        half = self._path.with_name(f".{HISTORY}-12345678")  # as all halves are called
+        half.touch(0o600)
+        half.write_text(content)
+        os.replace(half, self._path)
 
 
 def read_history(folder: Path, most: int) -> list[Line]:
@@ -117,7 +125,7 @@ def read_history(folder: Path, most: int) -> list[Line]:
     What is no line is left out; none where there is no history.
     """
     try:
-        with (folder / _NAME).open("rb") as file:
+        with (folder / HISTORY).open("rb") as file:
             data = file.read(2 * _BYTES_MAX)
     except OSError:
         return []

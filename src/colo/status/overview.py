@@ -137,9 +137,16 @@ STYLES: Final = {
 def find(under: Path) -> list[Path]:
     """The state folders in a folder, by their names.  Raises UsageError where it cannot be read."""
     try:
-        return sorted(each for each in under.iterdir() if (each / "status.json").exists())
+        return sorted(each for each in under.iterdir() if _has_status(each))
     except OSError as error:
         raise UsageError(f"{under}: {error.strerror}; say --under DIR") from error
+
+
+def _has_status(folder: Path) -> bool:
+    try:
+        return (folder / "status.json").exists()
+    except OSError:  # it may not be looked at; whoever looks at it says so
+        return True
 
 
 def look(folder: Path, now: float | None = None) -> View:

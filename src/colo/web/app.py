@@ -19,7 +19,7 @@ from typing import Any, Final
 from colo.errors import ColoError
 from colo.http.server import HttpServer, Request, Response, refusal
 from colo.node.orders import Order, ordered
-from colo.status.history import Line, read_history
+from colo.status.history import HISTORY, Line, read_history
 from colo.status.overview import View, find, health_of, look, trouble
 from colo.transport.address import Address
 from colo.web.guard import Guard
@@ -51,6 +51,7 @@ class Web:
         self._orders = orders
         self._host = socket.gethostname()
         self._seen: tuple[float, list[View], str] = (-_EVERY_S, [], "")
+        self._histories: dict[Path, tuple[tuple[int, int, int], list[Line]]] = {}
         self._over = asyncio.Event()
 
     def stop(self) -> None:
@@ -117,7 +118,7 @@ class Web:
 
     def _vm(self, view: View, known: dict[str, float]) -> dict[str, Any]:
         name = view.folder.name
-        lines = read_history(view.folder, _HISTORY)
+        lines = self._history(view.folder)
         content = {
             "id": name,
             **view.as_json(),
@@ -129,6 +130,18 @@ class Web:
             known[name] = last
             content["history"] = [_line(line) for line in lines]
         return content
+
+    def _history(self, folder: Path) -> list[Line]:
+        """What became of a VM; it is read where there is more."""
+        try:
+            found = (folder / HISTORY).stat()
+        except OSError:
+            return []
+        is_now = found.st_ino, found.st_size, found.st_mtime_ns
+        read = self._histories.get(folder)
+        if read is None or read[0] != is_now:
+            read = self._histories[folder] = is_now, read_history(folder, _HISTORY)
+        return read[1]
 
     async def _order(self, request: Request) -> Response:
         if request.method != "POST":
