@@ -79,6 +79,7 @@ def test_where_there_is_no_room_the_status_is_written_all_the_same(
     folder = StateFolder(tmp_path)
     monkeypatch.setattr("colo.status.history.os.write", full)
     folder.write_status(status("primary", "STARTING"))
+    assert not (tmp_path / "history.jsonl").exists()
     monkeypatch.undo()
     folder.write_status(status("primary", "PROTECTED"))
     folder.close()

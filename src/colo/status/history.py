@@ -101,7 +101,13 @@ class History:
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             size = os.fstat(file).st_size
-            if os.write(file, content) < len(content):
+            try:
+                is_whole = os.write(file, content) == len(content)
+            except OSError:
+                if not size:
+                    self._path.unlink(missing_ok=True)
+                raise
+            if not is_whole:
                 os.ftruncate(file, size)
         finally:
             os.close(file)
