@@ -69,10 +69,15 @@ def test_figures_are_told_while_it_runs(kind: str, tmp_path: Path) -> None:
             assert 'colo_arbiter_up{vm="web1"} 0.0\n' in first.text, "it was never begun with"
             assert "\nprocess_cpu_seconds_total " in first.text
             folder.write_status({**PRIMARY, "checkpoint": 1735})
+            again = await client.get("/metrics")
+            assert again.text == first.text, "however many ask, it is told so often at most"
+            await asyncio.sleep(0.25)
             accept = {"accept": "application/openmetrics-text;version=1.0.0"}
             second = await client.get("/metrics", headers=accept)
             assert second.text.endswith("# EOF\n")
             assert 'colo_checkpoint_number{vm="web1"} 1735.0\n' in second.text
+            third = await client.get("/metrics")
+            assert 'colo_checkpoint_number{vm="web1"} 1735.0\n' in third.text
             found = [
                 (await client.get("/")).status_code,
                 (await client.get("/x")).status_code,

@@ -27,6 +27,8 @@ _TAKE_S: Final = 10.0
 _LINGER_S: Final = 1.0
 #: So many clients at once; a browser has six for a page.
 _CLIENTS: Final = 32
+#: So many are taken in one turn of the event loop, which others need too.
+_AT_ONCE: Final = 8
 _METHODS: Final = ("GET", "HEAD", "POST")
 
 
@@ -78,11 +80,9 @@ class HttpServer:
 
     async def start(self, sock: socket.socket) -> None:
         """Begin to answer."""
-        if sock.family == socket.AF_UNIX:
-            start = asyncio.start_unix_server
-            self._server = await start(self._serve, sock=sock, limit=_HEAD_BYTES)
-        else:
-            self._server = await asyncio.start_server(self._serve, sock=sock, limit=_HEAD_BYTES)
+        is_unix = sock.family == socket.AF_UNIX
+        start = asyncio.start_unix_server if is_unix else asyncio.start_server
+        self._server = await start(self._serve, sock=sock, limit=_HEAD_BYTES, backlog=_AT_ONCE)
 
     async def close(self) -> None:
         """Answer nobody any more."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.asking import reach
-from colo.errors import LocalError
+from colo.errors import ColoError, LocalError
 from colo.membership.grant import Record
 
 __all__ = ["EVERY_S", "Reached", "watch"]
@@ -52,7 +52,7 @@ async def watch(arbiter: Arbiter, reached: Reached, every_s: float = EVERY_S) ->
             if under_way:
                 raise LocalError("the last call hangs")
             await reach(current)
-        except LocalError:
+        except ColoError:
             reached.failed += 1
             reached.is_up, reached.answer_s = False, None
         else:
