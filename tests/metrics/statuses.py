@@ -51,6 +51,18 @@ PRIMARY: dict[str, Any] = {
         "stopped_share": 0.02,
         "stopped_share_max": 0.5,
     },
+    "hybrid": {
+        "other": "RUNS",
+        "meaning": "it runs",
+        "link": True,
+        "compared": 900,
+        "alike": 890,
+        "differed": {"tcp": 3},
+        "spells": 4,
+        "ended_by": {"difference": 3},
+        "rests_s": 0.0,
+        "trouble": None,
+    },
     "phases_ms": {
         "covered": {"median": 3.5, "p99": 9.0, "max": 12.0},
         "stopped": {"median": 1.5, "p99": 4.0, "max": 6.0},

@@ -73,6 +73,10 @@ def test_the_numbers_of_a_primary_are_those_of_its_status() -> None:
         ("stood_still_seconds_total", 12.5),
         ("clock_lost_seconds_total", 0.5),
         ("stopped_ratio", 0.02),
+        ("hybrid_link", 1),
+        ("hybrid_packets_compared_total", 900),
+        ("hybrid_packets_alike_total", 890),
+        ("hybrid_spells_total", 4),
         ("grant_number", 3),
         ("processors_awake", 1),
         ("takeovers_total", 2),
@@ -84,6 +88,9 @@ def test_the_numbers_of_a_primary_are_those_of_its_status() -> None:
         ("received_bytes_total", None),
     ):
         assert value(found, f"colo_{name}") == expected, name
+    assert value(found, "colo_hybrid", colo_hybrid="RUNS") == 1
+    assert value(found, "colo_hybrid_differences_total", protocol="tcp") == 3
+    assert value(found, "colo_hybrid_ends_total", cause="difference") == 3
     card = {"netdev": "n0"}
     assert value(found, "colo_held_bytes", **card) == 1500
     assert value(found, "colo_packets_total", **card) == 9310

@@ -24,6 +24,7 @@ from colo.disks.standing import Condition
 from colo.membership.states import State
 from colo.metrics.arbiter import Reached
 from colo.packets.gate import GateState
+from colo.session.comparing import Other
 from colo.status.figures import BOUNDS_S, PHASES
 from colo.status.history import Line
 
@@ -52,6 +53,7 @@ _GAUGES: Final = {
         "Rate of the link to the secondary; none where it is as fast as QEMU",
     ),
     "wire.is_coded": ("wire_coding", "1 where what is sent is coded now"),
+    "hybrid.link": ("hybrid_link", "1 while the hybrid link to the secondary is there"),
     "guest_bytes": ("guest_memory_bytes", "The VM's main memory"),
     "store_bytes": ("store_bytes", "What the store takes on this host"),
     "forward.checkpoint": ("forward_checkpoint_number", "The checkpoint that was handed on"),
@@ -63,6 +65,9 @@ _COUNTERS: Final = {
     "wire.stream_bytes": ("wire_stream_bytes", "Bytes of checkpoints that were to be sent"),
     "wire.wire_bytes": ("wire_sent_bytes", "Bytes as which they were sent"),
     "wire.work_s": ("wire_work_seconds", "Processor time spent on sending less"),
+    "hybrid.compared": ("hybrid_packets_compared", "Packets that both VMs' output had"),
+    "hybrid.alike": ("hybrid_packets_alike", "Of them, those that left as both said the same"),
+    "hybrid.spells": ("hybrid_spells", "How often a secondary VM has run beside this one"),
     "clock.stood_still_s": ("stood_still_seconds", "Time that the VM stood still"),
     "clock.given_back_s": ("clock_given_back_seconds", "Of that, what its guest was given back"),
     "clock.lost_s": ("clock_lost_seconds", "Time that the guest's clock has lost"),
@@ -104,6 +109,7 @@ def families(
     yield from _numbers(GaugeMetricFamily, vm, status, _GAUGES)
     yield from _numbers(CounterMetricFamily, vm, status, _COUNTERS)
     yield from _checkpoints(vm, status)
+    yield from _hybrid(vm, status.get("hybrid") or {})
     yield from _network(vm, status.get("network") or {})
     yield from _disks(vm, status.get("disks") or ())
     yield from _takeovers(vm, last)
@@ -175,6 +181,22 @@ def _checkpoints(vm: str, status: Mapping[str, Any]) -> Iterator[Metric]:
         doc = "Bytes that went to the secondary" if is_primary else "Bytes of checkpoints that came"
         family = CounterMetricFamily(name, doc, labels=["vm"])
         family.add_metric([vm], total)
+        yield family
+
+
+def _hybrid(vm: str, hybrid: Mapping[str, Any]) -> Iterator[Metric]:
+    """The secondary VM, and why it and this one parted."""
+    if not hybrid:
+        return
+    doc = "The secondary VM of hybrid mode, as the primary's host knows of it"
+    yield _one_of("colo_hybrid", doc, ["vm"], {(vm,): hybrid["other"]}, Other.__members__)
+    for place, label, name, doc in (
+        ("differed", "protocol", "differences", "Differences between what both VMs said"),
+        ("ended_by", "cause", "ends", "How often a secondary VM was given up"),
+    ):
+        family = CounterMetricFamily(f"colo_hybrid_{name}", doc, labels=["vm", label])
+        for of, count in hybrid[place].items():
+            family.add_metric([vm, str(of)], count)
         yield family
 
 
