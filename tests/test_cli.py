@@ -201,7 +201,7 @@ def test_a_log_that_cannot_be_begun_is_one_line_and_lets_go_of_the_folder(tmp_pa
     ("command", "line"),
     [
         (["status", "--state-dir", "FILE"], "Directory 'FILE' is a file: see `colo status --help`"),
-        (["status"], "Missing option '--state-dir': see `colo status --help`"),
+        (["status"], "Missing option '--state-dir', or --all: see `colo status --help`"),
         (["status", "--stat-dir", "x"], "No such option '--stat-dir'"),
         (["statsu"], "No such command 'statsu'"),
         (["--wrong"], "No such option '--wrong'"),

@@ -16,7 +16,7 @@ from colo.demo.guest_image import build
 from tests.e2e.basics import ACCEL, ROOT, WAIT_S, Console, colo, wait
 from tests.e2e.vm import KERNEL
 
-__all__ = ["NodeHost", "Nodes"]
+__all__ = ["NodeHost", "Nodes", "free_ports"]
 
 
 class NodeHost:
@@ -160,7 +160,7 @@ class Nodes:
             f"secondary = {json.dumps(str(self.replica(name)))}\n"
             for name, path in (disks or {}).items()
         )
-        ports = _free_ports(2)
+        ports = free_ports(2)
         vm_file.write_text(
             f"name = {json.dumps(folder.name)}\n"
             f'[qemu]\nbinary = {json.dumps(binary)}\naccel = "{ACCEL}"\n'
@@ -200,7 +200,7 @@ class Nodes:
             host.close()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports of the loopback interface on which nobody listens now."""
     socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [sock.getsockname()[1] for sock in socks]

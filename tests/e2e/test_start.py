@@ -129,4 +129,4 @@ def test_all_is_its_owners_alone_also_in_a_folder_that_is_not(scene: Scene) -> N
     assert host.state.stat().st_mode & 0o777 == 0o755
     host.close()
     left = {path.name for path in host.state.iterdir()}
-    assert left == {"lock", "qemu.log", "colo.log", "status.json"}
+    assert left == {"lock", "qemu.log", "colo.log", "status.json", "history.jsonl"}

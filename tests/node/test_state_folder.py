@@ -37,7 +37,8 @@ def test_a_status_is_replaced_as_a_whole_or_not_at_all(
         with pytest.raises(OSError, match="No space left"):
             folder.write_status({"state": "LOST"})
     assert json.loads(folder.status.read_text())["state"] == "READY"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "status.json"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["history.jsonl", "lock", "status.json"]
     folder.close()
 
 

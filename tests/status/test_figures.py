@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colo.status.figures import PHASES, Figures, Summary, summarise
+from colo.status.figures import BOUNDS_S, PHASES, Figures, Summary, Times, summarise
 
 CASES = [
     ([], None),
@@ -55,3 +55,19 @@ def test_there_is_a_bounded_series_for_each_phase() -> None:
     assert set(PHASES) - set(figures.phases) == {"covered", "stopped"}, "the primary sees these"
     assert {series.maxlen for series in figures.phases.values()} == {1024}
     assert Figures().phases["ram"] is not figures.phases["ram"]
+
+
+@given(st.lists(st.floats(0, 100), max_size=1500))
+def test_what_is_timed_is_counted_by_how_long_it_took_and_the_last_are_kept(
+    seconds: list[float],
+) -> None:
+    times = Times()
+    times.extend(seconds[:700])
+    for each in seconds[700:]:
+        times.append(each)
+    assert list(times) == seconds[-1024:]
+    counted = times.counted()
+    assert counted["counts"] == [
+        sum(each <= bound for each in seconds) for bound in (*BOUNDS_S, math.inf)
+    ]
+    assert counted["sum_s"] == pytest.approx(sum(seconds))

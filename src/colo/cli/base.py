@@ -33,6 +33,7 @@ __all__ = [
     "say",
     "state_dir_option",
     "trace_option",
+    "under_option",
 ]
 
 FAILED: Final = 1
@@ -47,6 +48,12 @@ state_dir_option = click.option(
     help="The folder with this VM's status, sockets and log.",
 )
 
+under_option = click.option(
+    "--under",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where the state folders of this host's VMs are.  Default: /var/lib/colo",
+)
 
 trace_option = click.option("--trace", is_flag=True, help="Log every message and change of state.")
 

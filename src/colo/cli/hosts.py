@@ -63,6 +63,7 @@ def secondary(
     from colo.arbiters.named import check_failover, make_arbiter
     from colo.config import load
     from colo.membership.member import OnLoss
+    from colo.metrics.service import measured
     from colo.node.keeping import SecondaryNode
     from colo.qemu.process import plan
     from colo.session.chain import Destination
@@ -91,7 +92,7 @@ def secondary(
         on_signal(node.stop)
         return await node.run()
 
-    return in_folder(state_dir, trace, run)
+    return in_folder(state_dir, trace, measured(config, arbiter, run))
 
 
 _to = click.option("--to", required=True, metavar="ADDR", help="The secondary's address.")
@@ -194,6 +195,7 @@ def node(vm_file: Path, host: str | None, qmp: str | None, trace: bool, state_di
 
     from colo.arbiters.named import check_failover, make_arbiter
     from colo.config import load
+    from colo.metrics.service import measured
     from colo.node.daemon import Daemon
     from colo.qemu.process import plan
     from colo.service.notify import Notifier
@@ -213,7 +215,7 @@ def node(vm_file: Path, host: str | None, qmp: str | None, trace: bool, state_di
         on_signal(daemon.stop)
         return await daemon.run()
 
-    return in_folder(state_dir, trace, run)
+    return in_folder(state_dir, trace, measured(config, arbiter, run))
 
 
 def qmp_path(text: str) -> Path:
@@ -233,6 +235,7 @@ def _protect(
 ) -> int:
     from colo.arbiters.named import check_failover, make_arbiter
     from colo.config import load
+    from colo.metrics.service import measured
     from colo.node.protecting import PrimaryNode
     from colo.transport.address import parse_address
     from colo.transport.tls import make_tls
@@ -275,4 +278,4 @@ def _protect(
             say(f"{config.name}: ended at its very beginning: nothing is left behind")
             return 0
 
-    return in_folder(options["state_dir"], options["trace"], run)
+    return in_folder(options["state_dir"], options["trace"], measured(config, arbiter, run))

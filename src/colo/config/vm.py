@@ -55,6 +55,8 @@
     [network]
     high_water_mib = 4                       # so much held output asks for a checkpoint at once
     hold_limit_mib = 64                      # beyond so much, packets are dropped
+    [metrics]
+    listen = "127.0.0.1:9633"                # not needed: where Prometheus finds colo's figures
     [tls]                                    # between the hosts: without it, plain TCP
     ca = "/etc/colo/ca.crt"                  # who signed the certificates of both
     certificate = "/etc/colo/host.crt"       # this host's, and
@@ -89,6 +91,7 @@ __all__ = [
     "EtcdAccess",
     "Failover",
     "Hybrid",
+    "Metrics",
     "Network",
     "OneHost",
     "QemuArgs",
@@ -243,6 +246,13 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Metrics:
+    """``[metrics]``: where a colo that runs tells its figures, HOST:PORT or unix:PATH."""
+
+    listen: str | None = None
+
+
+@dataclass(frozen=True)
 class TlsFiles:
     """What makes the connections between the hosts secure; ``name``: see ``transport.tls``."""
 
@@ -265,6 +275,7 @@ class VmConfig:
     hybrid: Hybrid = Hybrid()
     wire: Wire = Wire()
     network: Network = Network()
+    metrics: Metrics = Metrics()
     tls: TlsFiles | None = None
     hosts: dict[str, str] = field(default_factory=dict)
     disks: tuple[Disk, ...] = ()

@@ -13,6 +13,7 @@ import contextlib
 import json
 import socket
 import struct
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +33,7 @@ __all__ = [
     "fetch_checkpoint",
     "fetch_streams",
     "give_order",
+    "ordered",
     "serve_orders",
 ]
 
@@ -211,6 +213,30 @@ def give_order(state_dir: Path, order: Order) -> Answer:
     """Give an order to the colo of a state folder and wait for its answer.  Raises ColoError."""
     with _order(state_dir, order) as stream:
         return _answer(stream)
+
+
+async def ordered(state_dir: Path, order: Order) -> Answer:
+    """The same for who has more to do meanwhile; an error is an answer too.
+
+    It has a thread of its own, for which nobody waits at the end of the program.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Answer] = loop.create_future()
+
+    def settle(found: Answer) -> None:
+        if not answer.done():
+            answer.set_result(found)
+
+    def ask() -> None:
+        try:
+            found = give_order(state_dir, order)
+        except ColoError as error:
+            found = Answer(False, str(error))
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know
+            loop.call_soon_threadsafe(settle, found)
+
+    threading.Thread(target=ask, name="order", daemon=True).start()
+    return await answer
 
 
 def fetch_checkpoint(state_dir: Path) -> Iterator[bytes]:

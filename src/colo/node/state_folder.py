@@ -1,7 +1,7 @@
 """The state folder: what others may look at, and what an earlier run left behind.
 
 ``qemu.pid`` and ``qmp.sock`` of the QEMU that this side runs or keeps waiting, ``status.json``,
-``colo.log``, ``control.sock``, and ``store``, a link to the store's folder.
+``history.jsonl``, ``colo.log``, ``control.sock``, and ``store``, a link to the store's folder.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from colo.errors import LocalError, UsageError
 from colo.membership.grant import Grant
+from colo.status.history import History
 
 __all__ = ["LONGEST_STATE_FOLDER", "StateFolder", "check_length"]
 
@@ -38,8 +39,8 @@ class StateFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        #: State and meaning of the last status that was to be written here.
-        self.last_state = ("", "")
+        #: The last status that was to be written here.
+        self.last: dict[str, Any] = {}
         check_length(self.path)
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -59,6 +60,12 @@ class StateFolder:
         self._grant = _number(self.path / "known-grant")
         self._overridden = _number(self.path / "overridden-grant") or None
         self._granted = _grant(self.path / "granted")
+        self.history = History(self.path)
+
+    @property
+    def last_state(self) -> tuple[str, str]:
+        """State and meaning of the last status that was to be written here."""
+        return self.last.get("state", ""), self.last.get("meaning", "")
 
     @property
     def status(self) -> Path:
@@ -150,12 +157,13 @@ class StateFolder:
     def write_status(self, content: dict[str, Any]) -> None:
         """Replace the status as a whole: a reader sees the one before or this one.
 
-        The grant that it tells of is remembered.  Raises OSError and leaves nothing behind: it is
-        tried again, however long it takes.
+        The grant that it tells of is remembered, and a new state is added to the history.  Raises
+        OSError and leaves nothing behind: it is tried again, however long it takes.
         """
-        self._keep_grant(content.get("grant") or 0)
-        self.last_state = content.get("state", ""), content.get("meaning", "")
         content = {**content, "pid": os.getpid(), "written_at": time.time()}
+        self.last = content
+        self.history.note(content)
+        self._keep_grant(content.get("grant") or 0)
         file, name = tempfile.mkstemp(dir=self.path, prefix=".status-")
         try:
             with os.fdopen(file, "w") as text:

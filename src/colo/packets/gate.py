@@ -18,13 +18,13 @@ drops whole frames, as a full queue does on any network.
 from __future__ import annotations
 
 import struct
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, TypeAlias
 
 from colo.errors import LocalProtocolError
+from colo.status.figures import Times
 
 __all__ = ["Gate", "GateState", "GateStats", "Rule", "WholeFrames"]
 
@@ -32,7 +32,6 @@ _LENGTH: Final = struct.Struct(">I")
 #: What QEMU puts before a frame: its length; where it tells of them, that of its virtio-net header.
 _HEAD: Final = 4
 _HEAD_WITH_VNET: Final = 8
-_SAMPLES: Final = 1024
 
 #: An output rule: it gets whole frames that are held from now on, and when they came, and returns
 #: how many bytes of all that is held may leave at once, the oldest first.
@@ -70,13 +69,13 @@ class GateState(Enum):
 
 @dataclass
 class GateStats:
-    """Counts since the start; the last 1024 times that bytes were held, in seconds."""
+    """Counts since the start, and for how long bytes were held."""
 
     frames: int = 0
     bytes: int = 0
     dropped: int = 0
     held_max_bytes: int = 0
-    held_s: deque[float] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
+    held_s: Times = field(default_factory=Times)
 
 
 class Gate:

@@ -92,6 +92,7 @@ class NetGate:
                 "held_bytes": gate.held_bytes,
                 "held_max_bytes": gate.stats.held_max_bytes,
                 "held_ms": summary(summarise(gate.stats.held_s), 1e3),
+                "held": gate.stats.held_s.counted(),
             }
             for netdev, gate in self.gates.items()
         }

@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -36,11 +35,10 @@ from colo.session.awake import Awake
 from colo.session.comparing import Comparing
 from colo.session.primary_stream import Came
 from colo.session.standstill import StandStill
-from colo.status.figures import summarise, summary
+from colo.status.figures import Times, summarise, summary
 
 __all__ = ["Checkpointing"]
 
-_SAMPLES: Final = 1024
 #: A request that has not led to a reply by then is asked for; QEMU's timer is of the host's clock.
 _LATE_S: Final = 0.25
 #: Between checkpoints the secondary has what it was sent, or waits for no more than its own host.
@@ -104,8 +102,8 @@ class Checkpointing:
         self._asked = False  # QEMU has, for the next checkpoint: its VM runs
         self._safe_since: float | None = None  # what the secondary has is of then
         self._stopped_s = 0.0
-        self._stopped: deque[float] = deque(maxlen=_SAMPLES)
-        self._covered: deque[float] = deque(maxlen=_SAMPLES)
+        self._stopped = Times()
+        self._covered = Times()
         gate.on_held = self.schedule
         self._costs = Costs()
         self._ran_s = 0.0
@@ -313,6 +311,7 @@ class Checkpointing:
                 "covered": summary(summarise(self._covered), 1e3),
                 "stopped": summary(summarise(self._stopped), 1e3),
             },
+            "times": {"covered": self._covered.counted(), "stopped": self._stopped.counted()},
         }
 
     def _go_on(self) -> None:

@@ -1,12 +1,18 @@
-"""Figures of the last checkpoints: per series the median, the 99th percentile and the maximum."""
+"""Figures of the last checkpoints: per series the median, the 99th percentile and the maximum.
+
+What is timed is also counted by how long it took, since the start: whoever looks twice sees what
+came between.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-__all__ = ["PHASES", "Figures", "Summary", "summarise", "summary"]
+__all__ = ["BOUNDS_S", "PHASES", "Figures", "Summary", "Times", "summarise", "summary"]
 
 _SAMPLES: Final = 1024
 
@@ -23,6 +29,12 @@ PHASES: Final = {
 }
 
 _PRIMARYS: Final = ("covered", "stopped")
+
+#: By these times what took so long or less is counted, in seconds.
+BOUNDS_S: Final = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0),
+)
 
 
 @dataclass(frozen=True)
@@ -53,12 +65,46 @@ def _series() -> deque[float]:
     return deque(maxlen=_SAMPLES)
 
 
+class Times(deque[float]):
+    """The last 1024 of what is timed, in seconds; all of them are counted by how long they took."""
+
+    def __init__(self) -> None:
+        super().__init__(maxlen=_SAMPLES)
+        self._counts = [0] * (len(BOUNDS_S) + 1)
+        self._sum_s = 0.0
+
+    def append(self, seconds: float, /) -> None:
+        """One more."""
+        super().append(seconds)
+        self._counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self._sum_s += seconds
+
+    def extend(self, many: Iterable[float], /) -> None:
+        """Some more."""
+        more = tuple(many)
+        super().extend(more)
+        for seconds in more:
+            self._counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self._sum_s += sum(more)
+
+    def counted(self) -> dict[str, Any]:
+        """For the status file: how many took no longer than each of the bounds, and their sum.
+
+        The last of ``counts`` is that of all.
+        """
+        counts, so_far = [], 0
+        for count in self._counts:
+            so_far += count
+            counts.append(so_far)
+        return {"counts": counts, "sum_s": self._sum_s}
+
+
 @dataclass
 class Figures:
     """The last 1024 samples of each phase, and counts since the start."""
 
-    phases: dict[str, deque[float]] = field(
-        default_factory=lambda: {phase: _series() for phase in PHASES if phase not in _PRIMARYS}
+    phases: dict[str, Times] = field(
+        default_factory=lambda: {phase: Times() for phase in PHASES if phase not in _PRIMARYS}
     )
     pages: deque[float] = field(default_factory=_series)
     bytes: deque[float] = field(default_factory=_series)
@@ -82,4 +128,5 @@ class Figures:
             "phases_ms": {
                 name: summary(summarise(samples), 1e3) for name, samples in self.phases.items()
             },
+            "times": {name: samples.counted() for name, samples in self.phases.items()},
         }

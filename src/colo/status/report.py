@@ -19,10 +19,10 @@ from colo.status.figures import PHASES
 from colo.store.image import mib
 from colo.terminal import console, plain
 
-__all__ = ["disks", "is_alive", "read_status", "render"]
+__all__ = ["FRESH_S", "disks", "is_alive", "read_status", "render"]
 
 #: A colo that runs writes its status several times a second.
-_FRESH_S: Final = 5.0
+FRESH_S: Final = 5.0
 #: The states in which a colo ends: they are so afterwards too.
 _LAST: Final = tuple(state.name for state in FINAL)
 _COLOURS: Final = {
@@ -94,7 +94,7 @@ def render(content: dict[str, Any], out: Console | None = None) -> None:
     if is_alive(content):
         colour = _COLOURS.get(state, "bold")
         out.print(f"{who}  [{colour}]{plain(state)}[/]: {plain(content['meaning'])}")
-        if time.time() - content["written_at"] > _FRESH_S:
+        if time.time() - content["written_at"] > FRESH_S:
             out.print(f"  [red]it wrote this {ago} ago[/red]: is there room in its state folder?")
     else:
         was = f"{state}: {content['meaning']}" if state in _LAST else state

@@ -1,0 +1,1 @@
+"""Figures for Prometheus, and what goes with them: alert rules and a dashboard."""

@@ -1,0 +1,1 @@
+"""``colo top``: all VMs of a host in a terminal, as they are now."""

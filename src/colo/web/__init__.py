@@ -1,0 +1,1 @@
+"""``colo web``: all VMs of a host as a page."""
