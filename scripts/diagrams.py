@@ -18,13 +18,12 @@ from colo.membership.states import Event as HostEvent
 from colo.membership.table import TABLE
 from colo.protocol.messages import COLOMessage
 from colo.protocol.tables import (
-    HYBRID,
     COURIER,
-    PERIODIC,
     PRIMARY,
+    SECONDARY,
+    CourierState,
     Effect,
     Event,
-    CourierState,
     PrimaryState,
     S,
     SecondaryState,
@@ -146,8 +145,7 @@ def enum_words(value: Enum) -> str:
 PICTURES: dict[str, Callable[[], str]] = {
     "primary": lambda: render(PRIMARY, list(PrimaryState)),
     "courier": lambda: render(COURIER, list(CourierState)),
-    "secondary-periodic": lambda: render(PERIODIC, list(SecondaryState)),
-    "secondary-hybrid": lambda: render(HYBRID, list(SecondaryState)),
+    "secondary": lambda: render(SECONDARY, list(SecondaryState)),
     **{part: partial(host, part) for part in PARTS},
     "rules": rules,
 }

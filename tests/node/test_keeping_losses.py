@@ -49,7 +49,7 @@ class Waiting(FitsAnything):
 
     hold = False
 
-    def __init__(self, plan: object, image: Path, folder: Path, changed: object) -> None:
+    def __init__(self, plan: object, image: Path, folder: Path, *_: object) -> None:
         self.qemu = SimpleNamespace(
             pid=os.getpid(),
             exited=False,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +24,8 @@ WORDS = st.builds(
 @given(st.lists(WORDS, max_size=8), st.lists(st.integers(1, 40), min_size=1))
 def test_words_come_back_in_pieces_of_any_size(words: list[Said], sizes: list[int]) -> None:
     data = b"".join(map(encode, words))
-    reader, found, at, turn = WordReader(CARDS), [], 0, 0
+    reader, at, turn = WordReader(CARDS), 0, 0
+    found: list[Said] = []
     while at < len(data):
         size = sizes[turn % len(sizes)]
         found += reader.feed(data[at : at + size])
@@ -52,7 +55,5 @@ def test_a_word_has_a_limit() -> None:
 
 @given(st.binary(max_size=100))
 def test_any_bytes_are_words_or_an_error(data: bytes) -> None:
-    try:
+    with contextlib.suppress(PeerError):
         list(WordReader(CARDS).feed(data))
-    except PeerError:
-        pass

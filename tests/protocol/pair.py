@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from colo.errors import PeerError
 from colo.protocol.messages import Message
 from colo.protocol.primary import Primary
-from colo.protocol.secondary import Mode, Secondary
+from colo.protocol.secondary import Secondary
 from colo.protocol.tables import (
     Do,
     Effect,
@@ -54,9 +54,9 @@ def spell(effects: tuple[Effect, ...]) -> str:
 class Pair:
     """A primary and a secondary; ``log`` is what happened, a line for each transition."""
 
-    def __init__(self, mode: Mode = Mode.PERIODIC) -> None:
+    def __init__(self) -> None:
         self.primary = Primary("web1")
-        self.secondary = Secondary("web1", mode)
+        self.secondary = Secondary("web1")
         self.to_secondary: deque[Message | Payload] = deque()
         self.to_primary: deque[Message] = deque()
         self.connected = True
@@ -204,12 +204,11 @@ class Pair:
 
     def _secondary_did(self, event: str, effects: tuple[Effect, ...]) -> str:
         self._write("secondary", event, self.secondary.state.name, effects)
-        dos = [effect.do for effect in effects]
         for effect in effects:
-            self._perform_secondary(effect, dos)
+            self._perform_secondary(effect)
         return spell(effects)
 
-    def _perform_secondary(self, effect: Effect, dos: list[Do]) -> None:
+    def _perform_secondary(self, effect: Effect) -> None:
         match effect.do:
             case Do.SEND:
                 assert effect.message is not None
@@ -228,13 +227,6 @@ class Pair:
                 self.secondary_work.append(None)
             case Do.PREPARE:
                 self.secondary_work.append(SecondaryEvent.PREPARED)
-            case Do.SUSPEND:
-                self.secondary_work.append(SecondaryEvent.SUSPENDED)
-            case Do.LOAD:
-                if Do.RESUME not in dos:
-                    self.secondary_work.append(SecondaryEvent.LOADED)
-            case Do.RESUME:
-                self.secondary_work.append(SecondaryEvent.RESUMED)
             case Do.RECEIVE_RAM:
                 assert self.applied == self.committed, "there is one staging area"
                 assert not self.staged

@@ -17,7 +17,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from colo.errors import LocalProtocolError, UnexpectedMessage
 from colo.protocol.machine import VMState
 from colo.protocol.messages import COLOMessage, Message
-from colo.protocol.secondary import Mode
 from colo.protocol.tables import PrimaryEvent, PrimaryState, SecondaryEvent, SecondaryState
 from tests.protocol.pair import Pair
 
@@ -28,11 +27,9 @@ SECONDARY_ALONE = {SecondaryState.TAKEOVER, SecondaryState.RUNNING}
 class World(RuleBasedStateMachine):
     """Two hosts, a channel that may be cut, and one grant to go on alone."""
 
-    mode = Mode.PERIODIC
-
     def __init__(self) -> None:
         super().__init__()
-        self.pair = Pair(self.mode)
+        self.pair = Pair()
         self.granted = False
         self.primary_dead = False
 
@@ -140,17 +137,11 @@ class World(RuleBasedStateMachine):
         )
 
 
-class HybridWorld(World):
-    mode = Mode.HYBRID
-
-
 _SETTINGS = settings(
     max_examples=80,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-TestPeriodic = World.TestCase
-TestPeriodic.settings = _SETTINGS
-TestHybrid = HybridWorld.TestCase
-TestHybrid.settings = _SETTINGS
+TestWorld = World.TestCase
+TestWorld.settings = _SETTINGS

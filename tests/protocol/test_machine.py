@@ -15,12 +15,11 @@ from colo.protocol.courier import Courier
 from colo.protocol.machine import Machine, VMState
 from colo.protocol.messages import COLOMessage, Message
 from colo.protocol.primary import Primary
-from colo.protocol.secondary import Mode, Secondary
+from colo.protocol.secondary import Secondary
 from colo.protocol.tables import (
     COURIER,
-    HYBRID,
-    PERIODIC,
     PRIMARY,
+    SECONDARY,
     CourierEvent,
     CourierState,
     Do,
@@ -37,14 +36,7 @@ from tests.protocol.pair import Pair
 ROLES: dict[str, tuple[Callable[[], Machine[Any]], Any, Any, Any]] = {
     "primary": (lambda: Primary("web1"), PRIMARY, PrimaryState, PrimaryEvent),
     "courier": (lambda: Courier("web1"), COURIER, CourierState, CourierEvent),
-    "periodic": (lambda: Secondary("web1"), PERIODIC, SecondaryState, SecondaryEvent),
-    "hybrid": (lambda: Secondary("web1", Mode.HYBRID), HYBRID, SecondaryState, SecondaryEvent),
-}
-ONLY_HYBRID = {
-    SecondaryState.STARTING,
-    SecondaryState.SUSPENDING,
-    SecondaryState.LOADING,
-    SecondaryState.RESUMING,
+    "secondary": (lambda: Secondary("web1"), SECONDARY, SecondaryState, SecondaryEvent),
 }
 
 
@@ -81,8 +73,7 @@ def replay(role: str, events: list[Event]) -> Machine[Any]:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_every_state_can_be_reached(role: str) -> None:
-    unused = ONLY_HYBRID if role == "periodic" else set()
-    assert set(ways(role)) == set(ROLES[role][2]) - unused
+    assert set(ways(role)) == set(ROLES[role][2])
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -139,7 +130,7 @@ def test_the_value_of_a_size_goes_from_effect_to_effect() -> None:
         Effect(Do.SEND, COLOMessage.VMSTATE_SIZE, 60_000),
         Effect(Do.SEND_DEVICES),
     )
-    secondary = replay("periodic", ways("periodic")[SecondaryState.AWAITING_SIZE])
+    secondary = replay("secondary", ways("secondary")[SecondaryState.AWAITING_SIZE])
     effects = secondary.receive(Message(COLOMessage.VMSTATE_SIZE, 60_000))
     assert effects == (Effect(Do.RECEIVE_DEVICES, None, 60_000),)
 
@@ -196,16 +187,6 @@ def test_messages_and_vm_changes_are_traced_with_name_and_number(
     assert caplog.messages == expected
 
 
-def test_a_hybrid_secondary_traces_its_own_vm_too(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, "colo.trace"):
-        Pair(Mode.HYBRID).run(24)
-    assert [text for text in caplog.messages if "secondary VM" in text] == [
-        "web1 #0 secondary VM none → run",
-        "web1 #1 secondary VM run → stop",
-        "web1 #1 secondary VM stop → run",
-    ]
-
-
 def test_nothing_is_traced_unless_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "colo.trace"):
         Pair().run(19)
@@ -228,9 +209,8 @@ BREACHES = [
     pytest.param("courier", CourierState.STOPPED, COLOMessage.VMSTATE_RECEIVED, Do.RELEASE),
     pytest.param("courier", CourierState.SENDING, COLOMessage.VMSTATE_RECEIVED, Do.COVER),
     pytest.param("courier", CourierState.REPLIED, COLOMessage.VMSTATE_RECEIVED, Do.RELEASE),
-    pytest.param("periodic", SecondaryState.RECEIVING_RAM, SecondaryEvent.FAILOVER, Do.TAKE_OVER),
-    pytest.param("hybrid", SecondaryState.RECEIVING_RAM, SecondaryEvent.LOST, Do.TAKE_OVER),
-    pytest.param("periodic", SecondaryState.AWAITING_SIZE, COLOMessage.VMSTATE_SIZE, Do.TAKE_OVER),
+    pytest.param("secondary", SecondaryState.RECEIVING_RAM, SecondaryEvent.FAILOVER, Do.TAKE_OVER),
+    pytest.param("secondary", SecondaryState.AWAITING_SIZE, COLOMessage.VMSTATE_SIZE, Do.TAKE_OVER),
 ]
 
 
@@ -248,7 +228,7 @@ def test_a_row_that_breaks_the_invariant_is_caught(
 
 
 @pytest.mark.parametrize("message", [COLOMessage.CHECKPOINT_READY, COLOMessage.VMSTATE_RECEIVED])
-@pytest.mark.parametrize("role", ["periodic", "hybrid"])
+@pytest.mark.parametrize("role", ["secondary"])
 def test_nothing_is_acknowledged_before_it_is_committed(
     role: str, message: COLOMessage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

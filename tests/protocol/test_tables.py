@@ -7,11 +7,9 @@ import pytest
 from colo.errors import LocalProtocolError
 from colo.protocol.machine import VMState
 from colo.protocol.messages import COLOMessage
-from colo.protocol.secondary import Mode
 from colo.protocol.tables import (
-    HYBRID,
-    PERIODIC,
     PRIMARY,
+    SECONDARY,
     PrimaryEvent,
     PrimaryState,
     SecondaryEvent,
@@ -19,23 +17,13 @@ from colo.protocol.tables import (
 )
 from tests.protocol.pair import Pair
 
-FIRST_MIGRATION = {
-    Mode.PERIODIC: """\
+FIRST_MIGRATION = """\
 primary MIGRATED → AWAITING_READY
 secondary MIGRATED → READY: COMMIT, «checkpoint-ready»
 primary «checkpoint-ready» → RESUMING: RESUME
 primary RESUMED → RUNNING
-""",
-    Mode.HYBRID: """\
-primary MIGRATED → AWAITING_READY
-secondary MIGRATED → STARTING: COMMIT, LOAD, RESUME
-secondary RESUMED → READY: «checkpoint-ready»
-primary «checkpoint-ready» → RESUMING: RESUME
-primary RESUMED → RUNNING
-""",
-}
-CHECKPOINT = {
-    Mode.PERIODIC: """\
+"""
+CHECKPOINT = """\
 primary CHECKPOINT_DUE → REQUESTED: «checkpoint-request»
 secondary «checkpoint-request» → PREPARING: PREPARE
 secondary PREPARED → REPLIED: «checkpoint-reply»
@@ -50,50 +38,28 @@ secondary DEVICES_RECEIVED → READY: COMMIT, «vmstate-received», «vmstate-lo
 primary «vmstate-received» → AWAITING_LOADED: RELEASE
 primary «vmstate-loaded» → RESUMING: RESUME
 primary RESUMED → RUNNING
-""",
-    Mode.HYBRID: """\
-primary CHECKPOINT_DUE → REQUESTED: «checkpoint-request»
-secondary «checkpoint-request» → PREPARING: PREPARE
-secondary PREPARED → SUSPENDING: SUSPEND
-secondary SUSPENDED → REPLIED: «checkpoint-reply»
-primary «checkpoint-reply» → SUSPENDING: SUSPEND
-primary SUSPENDED → SAVING_RAM: «vmstate-send», SAVE_RAM
-primary RAM_SAVED → SAVING_DEVICES: SAVE_DEVICES
-primary DEVICES_SAVED → AWAITING_RECEIVED: «vmstate-size 77», SEND_DEVICES
-secondary «vmstate-send» → RECEIVING_RAM: RECEIVE_RAM
-secondary RAM_RECEIVED → AWAITING_SIZE
-secondary «vmstate-size 77» → RECEIVING_DEVICES: RECEIVE_DEVICES 77
-secondary DEVICES_RECEIVED → LOADING: COMMIT, «vmstate-received», APPLY, LOAD
-secondary LOADED → RESUMING: RESUME
-secondary RESUMED → READY: «vmstate-loaded»
-primary «vmstate-received» → AWAITING_LOADED: RELEASE
-primary «vmstate-loaded» → RESUMING: RESUME
-primary RESUMED → RUNNING
-""",
-}
+"""
 PARTIAL = {
     SecondaryState.REPLIED,
     SecondaryState.RECEIVING_RAM,
     SecondaryState.AWAITING_SIZE,
     SecondaryState.RECEIVING_DEVICES,
 }
-#: More than the steps of a first migration and two checkpoints, in either mode.
+#: More than the steps of a first migration and two checkpoints.
 STEPS = range(44)
-each_mode = pytest.mark.parametrize("mode", Mode)
 each_step = pytest.mark.parametrize("steps", STEPS)
 
 
-@each_mode
-def test_the_first_migration_and_two_checkpoints_go_step_by_step(mode: Mode) -> None:
-    expected = (FIRST_MIGRATION[mode] + 2 * CHECKPOINT[mode]).splitlines()
-    pair = Pair(mode)
+def test_the_first_migration_and_two_checkpoints_go_step_by_step() -> None:
+    expected = (FIRST_MIGRATION + 2 * CHECKPOINT).splitlines()
+    pair = Pair()
     while len(pair.log) < len(expected):
         pair.run(1)
     assert pair.log == expected
     assert len(expected) < len(STEPS)
     assert pair.primary.number == pair.secondary.number == 2
     assert pair.primary.vm is VMState.RUN
-    assert pair.secondary.vm is (VMState.NONE if mode is Mode.PERIODIC else VMState.RUN)
+    assert pair.secondary.vm is VMState.NONE
     assert pair.released == [0, 1, 2]
     assert (pair.committed, pair.memory, pair.held) == (2, 3, [3])
 
@@ -106,20 +72,18 @@ def test_the_tables_expect_these_messages_and_no_others() -> None:
         PrimaryState.AWAITING_RECEIVED: COLOMessage.VMSTATE_RECEIVED,
         PrimaryState.AWAITING_LOADED: COLOMessage.VMSTATE_LOADED,
     }
-    for table in (PERIODIC, HYBRID):
-        secondary = {state: event for state, event in table if isinstance(event, COLOMessage)}
-        assert secondary == {
-            SecondaryState.READY: COLOMessage.CHECKPOINT_REQUEST,
-            SecondaryState.REPLIED: COLOMessage.VMSTATE_SEND,
-            SecondaryState.AWAITING_SIZE: COLOMessage.VMSTATE_SIZE,
-        }
+    secondary = {state: event for state, event in SECONDARY if isinstance(event, COLOMessage)}
+    assert secondary == {
+        SecondaryState.READY: COLOMessage.CHECKPOINT_REQUEST,
+        SecondaryState.REPLIED: COLOMessage.VMSTATE_SEND,
+        SecondaryState.AWAITING_SIZE: COLOMessage.VMSTATE_SIZE,
+    }
 
 
-@each_mode
 @each_step
 @pytest.mark.parametrize("lost_first", [False, True])
-def test_the_primary_runs_alone_once_it_may(mode: Mode, steps: int, lost_first: bool) -> None:
-    pair = Pair(mode)
+def test_the_primary_runs_alone_once_it_may(steps: int, lost_first: bool) -> None:
+    pair = Pair()
     pair.run(steps)
     before, runs, released = pair.primary.state, pair.primary_runs, list(pair.released)
     if lost_first:
@@ -139,13 +103,10 @@ def test_the_primary_runs_alone_once_it_may(mode: Mode, steps: int, lost_first: 
     assert pair.primary.vm is VMState.RUN
 
 
-@each_mode
 @each_step
 @pytest.mark.parametrize("lost_first", [False, True])
-def test_the_secondary_goes_on_from_the_last_whole_checkpoint(
-    mode: Mode, steps: int, lost_first: bool
-) -> None:
-    pair = Pair(mode)
+def test_the_secondary_goes_on_from_the_last_whole_checkpoint(steps: int, lost_first: bool) -> None:
+    pair = Pair()
     pair.run(steps)
     before, committed = pair.secondary.state, pair.committed
     discard = ["DISCARD"] if before in PARTIAL | {SecondaryState.INCOMING} else []
@@ -175,9 +136,8 @@ def test_the_secondary_goes_on_from_the_last_whole_checkpoint(
     assert pair.released == [] or max(pair.released) <= committed, "output commit"
 
 
-@each_mode
-def test_a_takeover_that_failed_can_be_tried_again(mode: Mode) -> None:
-    pair = Pair(mode)
+def test_a_takeover_that_failed_can_be_tried_again() -> None:
+    pair = Pair()
     pair.run(30)
     for _ in range(3):
         pair.tell_secondary(SecondaryEvent.FAILOVER)
@@ -189,11 +149,10 @@ def test_a_takeover_that_failed_can_be_tried_again(mode: Mode) -> None:
     assert pair.secondary.state is SecondaryState.RUNNING
 
 
-@each_mode
-def test_what_was_under_way_may_still_report_after_a_loss(mode: Mode) -> None:
+def test_what_was_under_way_may_still_report_after_a_loss() -> None:
     late: dict[PrimaryEvent, bool] = {}
     for steps in STEPS:
-        pair = Pair(mode)
+        pair = Pair()
         pair.run(steps)
         pair.cut()
         pair.tell_primary(PrimaryEvent.LOST)

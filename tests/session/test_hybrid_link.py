@@ -21,8 +21,16 @@ def test_a_hello_comes_back() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"{}", b"[1]", b'"vm"', b'{"vm":1,"grant":1,"holder":"","cards":1,"version":1}', b"\xff"]
-    + [b"[" * 9000, b'{"vm":"v","grant":true,"holder":"","cards":1,"version":1}'],
+    [
+        b"",
+        b"{}",
+        b"[1]",
+        b'"vm"',
+        b'{"vm":1,"grant":1,"holder":"","cards":1,"version":1}',
+        b'{"vm":"v","grant":true,"holder":"","cards":1,"version":1}',
+        b"\xff",
+        b"[" * 9000,
+    ],
 )
 def test_what_is_no_hello_is_refused(line: bytes) -> None:
     with pytest.raises(PeerError):
@@ -39,7 +47,7 @@ def test_a_call_is_taken_in_or_refused(answer: str | None) -> None:
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        to = Address.parse(f"tcp:127.0.0.1:{port}")
+        to = Address(host="127.0.0.1", port=port)
         if answer is None:
             (await call_hybrid(to, HELLO)).close()
         else:

@@ -29,8 +29,10 @@ def test_what_no_shell_performs_is_an_error_and_not_forgotten(tmp_path: Path) ->
             receiving = Receiving(
                 "vm", store, Figures(), ours, time.monotonic, lambda: None, lost.append
             )
-            receiving._session.requests.append(Do.LOAD)
-            with pytest.raises(LocalProtocolError, match="a secondary without a VM cannot load"):
+            receiving._session.requests.append(Do.SAVE_RAM)
+            with pytest.raises(
+                LocalProtocolError, match="a secondary without a VM cannot send the dirty pages"
+            ):
                 receiving._carry_out()
             receiving.close()
         store.remove()

@@ -8,8 +8,7 @@ from colo.membership.member import Member
 from colo.membership.states import FINAL, Event, State
 from colo.membership.table import TABLE
 from colo.protocol.machine import Machine
-from colo.protocol.tables import COURIER, PERIODIC, PRIMARY
-from colo.protocol.tables import SecondaryState as _S
+from colo.protocol.tables import COURIER, PRIMARY, SECONDARY
 
 __all__ = ["ROWS", "Taken", "watch_member", "watched"]
 
@@ -34,18 +33,16 @@ def _host_row(state: State, event: Event, number: int) -> Taken:
 
 
 def _protocol_rows() -> set[Taken]:
-    """The rows of periodic mode; a host decides when the channel is closed, and not before."""
-    tables = (("primary", PRIMARY), ("courier", COURIER), ("secondary", PERIODIC))
+    """A host decides when the channel is closed, and not before."""
+    tables = (("primary", PRIMARY), ("courier", COURIER), ("secondary", SECONDARY))
     return {
         (role, state.name, event.name, 0)
         for role, table in tables
         for state, event in table
-        if (event.name != "FAILOVER" or state.name == "LOST") and state not in _HYBRID
+        if (event.name != "FAILOVER" or state.name == "LOST")
     }
 
 
-#: Where only a secondary is whose VM runs between the checkpoints.
-_HYBRID: Final = frozenset({_S.STARTING, _S.SUSPENDING, _S.LOADING, _S.RESUMING})
 #: All that there are.
 ROWS: Final[frozenset[Taken]] = frozenset(_host_rows() | _protocol_rows())
 

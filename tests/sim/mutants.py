@@ -24,7 +24,7 @@ from colo.protocol.machine import Machine
 from colo.protocol.messages import COLOMessage
 from colo.protocol.tables import (
     COURIER,
-    PERIODIC,
+    SECONDARY,
     CourierEvent,
     CourierState,
     Effect,
@@ -207,13 +207,13 @@ def does_not_hold_where_a_first_copy_is_lost(stack: contextlib.ExitStack) -> Non
 @_mutant
 def commits_before_all_is_here(stack: contextlib.ExitStack) -> None:
     key = SecondaryState.RECEIVING_RAM, SecondaryEvent.RAM_RECEIVED
-    _step(stack, PERIODIC, key, Effect(ProtocolDo.COMMIT))
+    _step(stack, SECONDARY, key, Effect(ProtocolDo.COMMIT))
 
 
 @_mutant
 def acknowledges_before_all_is_here(stack: contextlib.ExitStack) -> None:
     key = SecondaryState.AWAITING_SIZE, COLOMessage.VMSTATE_SIZE
-    _step(stack, PERIODIC, key, Effect(ProtocolDo.SEND, COLOMessage.VMSTATE_RECEIVED))
+    _step(stack, SECONDARY, key, Effect(ProtocolDo.SEND, COLOMessage.VMSTATE_RECEIVED))
 
 
 @_mutant

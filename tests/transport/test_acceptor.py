@@ -26,6 +26,7 @@ class Host:
         self.coded: list[bool] = []
         self.links: list[bytes] = []
         self.disk_links: list[bytes] = []
+        self.hybrid_links: list[bytes] = []
         self.strangers: list[str] = []
 
     async def channel(self, sock: socket.socket, peer: str, is_coded: bool) -> None:
@@ -41,6 +42,10 @@ class Host:
         with sock:
             self.disk_links.append(sock.recv(100))
 
+    async def hybrid(self, sock: socket.socket, peer: str) -> None:
+        with sock:
+            self.hybrid_links.append(sock.recv(100))
+
     def stranger(self, peer: str, why: str) -> None:
         self.strangers.append(f"{peer}: {why}")
 
@@ -51,7 +56,9 @@ def visit(path: Path, *said: bytes) -> Host:
     async def run() -> Host:
         host, address, loop = Host(), Address(path=str(path)), asyncio.get_running_loop()
         with address.listen() as server:
-            door = Reception(server, host.channel, host.link, host.disks, host.stranger)
+            door = Reception(
+                server, host.channel, host.link, host.disks, host.hybrid, host.stranger
+            )
             serving = asyncio.create_task(door.serve())
             with await address.connect() as visitor:
                 for piece in said:
@@ -60,7 +67,8 @@ def visit(path: Path, *said: bytes) -> Host:
                 if not said:
                     visitor.shutdown(socket.SHUT_WR)
                 async with asyncio.timeout(10):
-                    while not (host.channels or host.links or host.disk_links or host.strangers):
+                    led = host.channels, host.links, host.disk_links, host.hybrid_links
+                    while not (any(led) or host.strangers):
                         await asyncio.sleep(0.001)
             serving.cancel()
         return host
@@ -89,6 +97,10 @@ def test_a_magic_may_come_in_pieces(path: Path) -> None:
 
 def test_a_control_link_is_led_on_without_its_magic(path: Path) -> None:
     assert visit(path, b'COLO{"word"').links == [b'{"word"']
+
+
+def test_a_hybrid_link_is_led_on_without_its_magic(path: Path) -> None:
+    assert visit(path, b'CHYB{"vm"').hybrid_links == [b'{"vm"']
 
 
 @pytest.mark.parametrize(
@@ -156,7 +168,9 @@ def test_however_many_say_nothing_who_does_is_led_on(
         monkeypatch.setattr(loop, "sock_accept", failing)
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(address.listen())
-            door = Reception(server, host.channel, host.link, host.disks, host.stranger)
+            door = Reception(
+                server, host.channel, host.link, host.disks, host.hybrid, host.stranger
+            )
             serving = asyncio.create_task(door.serve())
             for _ in range(50):
                 stack.enter_context(await address.connect())
@@ -188,7 +202,9 @@ def visit_tls(tls: Tls | None, visitor: Tls | None, silent: int = 0) -> Host:
         host, loop = Host(), asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(Address(host="127.0.0.1", port=0).listen())
-            door = Reception(server, host.channel, host.link, host.disks, host.stranger, tls)
+            door = Reception(
+                server, host.channel, host.link, host.disks, host.hybrid, host.stranger, tls
+            )
             serving = asyncio.create_task(door.serve())
             address = Address(host="127.0.0.1", port=server.getsockname()[1])
             for _ in range(silent):

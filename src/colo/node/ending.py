@@ -1,12 +1,13 @@
-"""What a primary says at the end of its part, and of an order to decide: by the state."""
+"""What a host says at the end of its part, and of an order to decide: by the state."""
 
 from __future__ import annotations
 
 from typing import Final
 
+from colo.errors import ColoError
 from colo.membership.states import State
 
-__all__ = ["HUNG", "LAST", "decided"]
+__all__ = ["HUNG", "LAST", "decided", "ordered"]
 
 #: How a part ends: the exit code, and a line for the user.  ``{shutdown}`` is QEMU's reason.
 LAST: Final[dict[State, tuple[int, str]]] = {
@@ -45,3 +46,24 @@ def decided(state: State, ok: bool, hung: bool, missing: str) -> str:
             return "the VM runs here alone"
         case _:
             return f"nothing to decide: the VM is {state.name}"
+
+
+def ordered(state: State, ok: bool, number: int, waits: bool, error: ColoError | None) -> str:
+    """What an operator is told who has a secondary's host run the VM.
+
+    ``number``: of the last whole checkpoint; ``waits``: for a right that there is no answer about.
+    """
+    match state:
+        case _ if ok:
+            return f"the VM runs here, from checkpoint {number}"
+        case State.KEEPING:
+            return (
+                "the primary is connected and its VM runs: two VMs would run; "
+                "end that one first, or say --force"
+            )
+        case State.ORPHANED if waits:
+            return f"{error}; --force does without it"
+        case State.ORPHANED:
+            return f"the VM could not be started: {error}"
+        case _:
+            return "there is no whole checkpoint to run the VM from"

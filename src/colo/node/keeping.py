@@ -24,6 +24,7 @@ from colo.membership.states import Do, Event, State
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.admission import Greeting
 from colo.node.beside import taps_of
+from colo.node.ending import ordered
 from colo.node.exporting import exported
 from colo.node.kept import Kept
 from colo.node.leaving import to_its_end
@@ -292,22 +293,20 @@ class SecondaryNode(Performer):
 
     async def _take_disks(self, sock: socket.socket, peer: str) -> None:
         """A disk link has connected: take it in, or close it."""
-
-        def primary() -> Grant | None:
-            return self.member.facts.known if self.state is State.GREETED else None
-
-        why = await self._kept.disks.greet(sock, primary)
-        if why is not None:
+        known = self.member.facts
+        taken = self._kept.disks.greet(
+            sock, lambda: known.known if self.state is State.GREETED else None
+        )
+        if why := await taken:
             self._strange(peer, why)
 
     async def _take_hybrid(self, sock: socket.socket, peer: str) -> None:
         """A hybrid link has connected: take it in, or close it."""
-
-        def primary() -> Grant | None:
-            return self.member.facts.known if self._link is not None else None
-
-        why = await self._kept.greet_hybrid(sock, primary)
-        if why is not None:
+        known = self.member.facts
+        taken = self._kept.greet_hybrid(
+            sock, lambda: known.known if self._link is not None else None
+        )
+        if why := await taken:
             self._strange(peer, why)
 
     def _welcome(self, link: Link, hello: Hello) -> str | None:
@@ -462,21 +461,8 @@ class SecondaryNode(Performer):
 
     def _answer(self, ok: bool) -> None:
         """Tell an operator what came of an order to run the VM here."""
-        match self.state:
-            case _ if ok:
-                text = f"the VM runs here, from checkpoint {self._kept.number}"
-            case State.KEEPING:
-                text = (
-                    "the primary is connected and its VM runs: two VMs would run; "
-                    "end that one first, or say --force"
-                )
-            case State.ORPHANED if self._takeover.waits_for is not None:
-                text = f"{self._takeover.error}; --force does without it"
-            case State.ORPHANED:
-                text = f"the VM could not be started: {self._takeover.error}"
-            case _:
-                text = "there is no whole checkpoint to run the VM from"
-        self.pending.answer(ok, text)
+        waits, error = self._takeover.waits_for is not None, self._takeover.error
+        self.pending.answer(ok, ordered(self.state, ok, self._kept.number, waits, error))
 
     def say(self, text: str) -> None:
         """Tell the user a line; what was refused is told again after it."""

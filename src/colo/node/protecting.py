@@ -132,19 +132,9 @@ class PrimaryNode(Performer):
         at = config, qemu, to, folder.path, stock
         told = self._session.urge, self._lost, self.say
         self._disks = Replicating(*at, self._who, *told)
-        self._copying = Copying(
-            config,
-            self._colo,
-            self._gate,
-            self._session,
-            self._disks,
-            folder.path,
-            self._peer.channel,
-            lambda: self._peer.is_coded,
-            self._copy_begun,
-            self._lost,
-            self._left_by_qemu,
-        )
+        parts = config, self._colo, self._gate, self._session, self._disks, folder.path
+        link = self._peer.channel, lambda: self._peer.is_coded
+        self._copying = Copying(*parts, *link, self._copy_begun, self._lost, self._left_by_qemu)
         self._hung = False
         self._error: str | None = None
         self._told: str | None = None

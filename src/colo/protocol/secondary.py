@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
 from colo.protocol.machine import Machine, VMState
 from colo.protocol.messages import COLOMessage
-from colo.protocol.tables import (
-    HYBRID,
-    PERIODIC,
-    Do,
-    Effect,
-    Event,
-    SecondaryEvent,
-    SecondaryState,
-)
+from colo.protocol.tables import SECONDARY, Do, Effect, Event, SecondaryEvent, SecondaryState
 
-__all__ = ["Mode", "Secondary"]
-
-
-class Mode(Enum):
-    """Whether a secondary VM runs between checkpoints."""
-
-    PERIODIC = "periodic"
-    HYBRID = "hybrid"
+__all__ = ["Secondary"]
 
 
 class Secondary(Machine[SecondaryState]):
@@ -36,9 +19,8 @@ class Secondary(Machine[SecondaryState]):
 
     role = "secondary"
 
-    def __init__(self, vm_name: str, mode: Mode = Mode.PERIODIC) -> None:
-        table = PERIODIC if mode is Mode.PERIODIC else HYBRID
-        super().__init__(table, SecondaryState.INCOMING, VMState.NONE, vm_name)
+    def __init__(self, vm_name: str) -> None:
+        super().__init__(SECONDARY, SecondaryState.INCOMING, VMState.NONE, vm_name)
         self._committed = False  # since the last request, or since the start
         self._partial = True  # something is staged that is not whole
 
@@ -58,5 +40,3 @@ class Secondary(Machine[SecondaryState]):
         self._committed, self._partial = committed, partial
         if event is SecondaryEvent.RESUMED:
             self._change_vm(VMState.RUN)
-        elif event is SecondaryEvent.SUSPENDED:
-            self._change_vm(VMState.STOP)

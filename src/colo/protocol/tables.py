@@ -5,10 +5,10 @@ in this order.  An event is either a COLO message from the peer or something loc
 (``PrimaryEvent``, ``SecondaryEvent``).  What is not in a table is illegal: a message out of
 place is the peer's error, a local event out of place is ours.
 
-The secondary has two modes.  In *periodic* mode it runs no VM: a checkpoint is whole once its
-bytes have arrived, and VMSTATE_LOADED follows VMSTATE_RECEIVED at once.  In *hybrid* mode a
-secondary VM runs between checkpoints; it has to be suspended before the reply, loaded after
-the commit and resumed before VMSTATE_LOADED.  Rows of only one mode stand in their own table.
+The secondary runs no VM: a checkpoint is whole once its bytes have arrived, and VMSTATE_LOADED
+follows VMSTATE_RECEIVED at once.  A stock QEMU's secondary runs one, and has to stop it before the
+reply, load after the commit and start it before VMSTATE_LOADED.  Here the secondary VM of hybrid
+mode stands beside this conversation, which need not know of it (``node.beside``).
 
 The *courier* stands beside a primary that is not ours, a stock QEMU: it takes each checkpoint from
 that one and brings it to the secondary.  There are two ways.  *Aside*: it takes the checkpoint into
@@ -49,9 +49,8 @@ from colo.protocol.messages import COLOMessage
 
 __all__ = [
     "COURIER",
-    "HYBRID",
-    "PERIODIC",
     "PRIMARY",
+    "SECONDARY",
     "CourierEvent",
     "CourierState",
     "Do",
@@ -138,16 +137,12 @@ class SecondaryState(_Named):
     """Where the secondary stands."""
 
     INCOMING = "the first, full migration is being received"
-    STARTING = "hybrid: the secondary VM is being started for the first time"
     READY = "the last checkpoint is whole; the next request may come"
     PREPARING = "a checkpoint is asked for; the one before is still being applied"
-    SUSPENDING = "hybrid: the secondary VM is being stopped"
     REPLIED = "the primary may stop its VM and begin"
     RECEIVING_RAM = "dirty pages are arriving"
     AWAITING_SIZE = "the pages are here; the size of the device state comes next"
     RECEIVING_DEVICES = "the device state is arriving"
-    LOADING = "hybrid: the checkpoint is whole and being loaded"
-    RESUMING = "hybrid: the secondary VM is being started"
     LOST = "the primary is gone; the last whole checkpoint waits for a decision"
     TAKEOVER = "the decision fell: the VM is being started from the last whole checkpoint"
     RUNNING = "the VM runs here"
@@ -159,10 +154,8 @@ class SecondaryEvent(_Named):
 
     MIGRATED = "the first migration is here whole"
     PREPARED = "the last checkpoint is applied; the staging area is free"
-    SUSPENDED = "hybrid: the secondary VM is stopped"
     RAM_RECEIVED = "the RAM part is here whole"
     DEVICES_RECEIVED = "the device state is here whole, and with it the checkpoint"
-    LOADED = "hybrid: the checkpoint is loaded"
     RESUMED = "the VM runs"
     LOST = "the channel is gone"
     FAILOVER = "the right to take over is granted"
@@ -187,7 +180,6 @@ class Do(_Named):
     RECEIVE_DEVICES = "stage this many bytes of device state"
     COMMIT = "make what is staged the state of the store"
     APPLY = "copy the committed pages into the image"
-    LOAD = "load the committed checkpoint into the secondary VM"
     DISCARD = "forget what is staged"
     TAKE_OVER = "start the VM from the last whole checkpoint"
 
@@ -298,12 +290,17 @@ COURIER: Final[Table[CourierState]] = {
     (_K.FAILOVER, _KE.RESUMED):         _to(_K.SOLO, Do.RELEASE),
 }
 
-_SECONDARY_WHOLE: Final = (_S.STARTING, _S.READY, _S.PREPARING, _S.SUSPENDING,
-                           _S.LOADING, _S.RESUMING)
+_SECONDARY_WHOLE: Final = (_S.READY, _S.PREPARING)
 _SECONDARY_PARTIAL: Final = (_S.REPLIED, _S.RECEIVING_RAM, _S.AWAITING_SIZE,
                              _S.RECEIVING_DEVICES)
 
-_SECONDARY: Final[Table[SecondaryState]] = {
+SECONDARY: Final[Table[SecondaryState]] = {
+    (_S.INCOMING,          _SE.MIGRATED):         _to(_S.READY, Do.COMMIT,
+                                                      _send(_C.CHECKPOINT_READY)),
+    (_S.PREPARING,         _SE.PREPARED):         _to(_S.REPLIED, _send(_C.CHECKPOINT_REPLY)),
+    (_S.RECEIVING_DEVICES, _SE.DEVICES_RECEIVED): _to(_S.READY, Do.COMMIT,
+                                                      _send(_C.VMSTATE_RECEIVED),
+                                                      _send(_C.VMSTATE_LOADED), Do.APPLY),
     (_S.READY,         _C.CHECKPOINT_REQUEST): _to(_S.PREPARING, Do.PREPARE),
     (_S.REPLIED,       _C.VMSTATE_SEND):       _to(_S.RECEIVING_RAM, Do.RECEIVE_RAM),
     (_S.RECEIVING_RAM, _SE.RAM_RECEIVED):      _to(_S.AWAITING_SIZE),
@@ -321,30 +318,4 @@ _SECONDARY: Final[Table[SecondaryState]] = {
        for state in _SECONDARY_PARTIAL},
     (_S.TAKEOVER, _SE.RESUMED):     _to(_S.RUNNING),
     (_S.TAKEOVER, _SE.NOT_STARTED): _to(_S.LOST),
-}
-
-#: The secondary's rows when it runs no VM.
-PERIODIC: Final[Table[SecondaryState]] = {
-    (_S.INCOMING,          _SE.MIGRATED):         _to(_S.READY, Do.COMMIT,
-                                                      _send(_C.CHECKPOINT_READY)),
-    (_S.PREPARING,         _SE.PREPARED):         _to(_S.REPLIED, _send(_C.CHECKPOINT_REPLY)),
-    (_S.RECEIVING_DEVICES, _SE.DEVICES_RECEIVED): _to(_S.READY, Do.COMMIT,
-                                                      _send(_C.VMSTATE_RECEIVED),
-                                                      _send(_C.VMSTATE_LOADED), Do.APPLY),
-    **_SECONDARY,
-}
-
-#: The secondary's rows when a secondary VM runs between checkpoints.
-HYBRID: Final[Table[SecondaryState]] = {
-    (_S.INCOMING,          _SE.MIGRATED):         _to(_S.STARTING, Do.COMMIT, Do.LOAD, Do.RESUME),
-    (_S.STARTING,          _SE.RESUMED):          _to(_S.READY, _send(_C.CHECKPOINT_READY)),
-    (_S.PREPARING,         _SE.PREPARED):         _to(_S.SUSPENDING, Do.SUSPEND),
-    (_S.SUSPENDING,        _SE.SUSPENDED):        _to(_S.REPLIED, _send(_C.CHECKPOINT_REPLY)),
-    (_S.RECEIVING_DEVICES, _SE.DEVICES_RECEIVED): _to(_S.LOADING, Do.COMMIT,
-                                                      _send(_C.VMSTATE_RECEIVED),
-                                                      Do.APPLY, Do.LOAD),
-    (_S.LOADING,           _SE.LOADED):           _to(_S.RESUMING, Do.RESUME),
-    (_S.RESUMING,          _SE.RESUMED):          _to(_S.READY, _send(_C.VMSTATE_LOADED)),
-    **{(_S.LOST, late): _to(_S.LOST) for late in (_SE.SUSPENDED, _SE.LOADED, _SE.RESUMED)},
-    **_SECONDARY,
 }

@@ -63,7 +63,7 @@ class OpenTaps:
         return found
 
     def offloads(self, pid: int) -> dict[str, int]:
-        """What this QEMU's guest takes from each tap, as flags, where colo's library has seen it."""
+        """What this QEMU's guest takes from each tap, as flags; of what colo's library has seen."""
         found = {netdev: tap_offloads(pid, file) for netdev, file in self.files.items()}
         return {netdev: flags for netdev, flags in found.items() if flags is not None}
 

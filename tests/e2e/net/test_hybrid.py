@@ -1,4 +1,4 @@
-"""Hybrid mode: a secondary VM runs, what both say leaves at once, and a takeover goes on with it."""
+"""Hybrid mode: a secondary VM runs, what both say leaves at once, a takeover goes on with it."""
 
 from __future__ import annotations
 
