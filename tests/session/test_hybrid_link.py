@@ -44,6 +44,7 @@ def test_a_call_is_taken_in_or_refused(answer: str | None) -> None:
             assert (await reader.readline()).startswith(b"CHYB{")
             writer.write(answer_hybrid(answer))
             await writer.drain()
+            writer.close()
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]

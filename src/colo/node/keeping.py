@@ -293,21 +293,18 @@ class SecondaryNode(Performer):
 
     async def _take_disks(self, sock: socket.socket, peer: str) -> None:
         """A disk link has connected: take it in, or close it."""
-        known = self.member.facts
-        taken = self._kept.disks.greet(
-            sock, lambda: known.known if self.state is State.GREETED else None
-        )
-        if why := await taken:
+        if why := await self._kept.disks.greet(sock, lambda: self._known(State.GREETED)):
             self._strange(peer, why)
 
     async def _take_hybrid(self, sock: socket.socket, peer: str) -> None:
         """A hybrid link has connected: take it in, or close it."""
-        known = self.member.facts
-        taken = self._kept.greet_hybrid(
-            sock, lambda: known.known if self._link is not None else None
-        )
-        if why := await taken:
+        greeted = State.GREETED, State.RECEIVING, State.KEEPING
+        if why := await self._kept.greet_hybrid(sock, lambda: self._known(*greeted)):
             self._strange(peer, why)
+
+    def _known(self, *states: State) -> Grant | None:
+        """The primary's grant, in one of these states."""
+        return self.member.facts.known if self.state in states else None
 
     def _welcome(self, link: Link, hello: Hello) -> str | None:
         """Take a primary in by its control link, or return why not."""
