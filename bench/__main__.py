@@ -1,8 +1,8 @@
 """``python -m bench``: measure on this machine, and write the figures down.
 
-It takes some 50 minutes; ``--quick`` takes nine and proves little.  What ``floor``, ``links`` and
-``many`` measure takes hours more, and has to be asked for by ``--only``.  Let the machine do
-nothing else meanwhile.
+It takes some 50 minutes; ``--quick`` takes nine and proves little.  What ``floor``, ``links``,
+``many`` and ``pace`` measure takes hours more, and has to be asked for by ``--only``.  Let the
+machine do nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from bench import (
     many,
     memory,
     network,
+    pace,
     pauses,
     receive,
     replicas,
@@ -33,6 +34,7 @@ from bench import (
     wire,
 )
 from bench.errors import BenchError
+from bench.merge import merge
 from bench.plots import draw
 from bench.render import render
 from bench.ways import WAYS
@@ -61,7 +63,7 @@ _ALONE: Final[dict[str, tuple[str, Callable[[], Any]]]] = {
     "receive": ("receive path", receive.measure),
     "wire": ("coding pages for a slow link", wire.measure),
 }
-_ONLY_BY_NAME: Final = ("floor", "links", "many")
+_ONLY_BY_NAME: Final = ("floor", "links", "many", "pace")
 _TRANSPORTS: Final = ("unix", "tcp")
 
 
@@ -85,9 +87,18 @@ def main() -> int:
         help="measure nothing: write the tables of JSON into MD, between its markers, and draw its "
         "plots into the folder «figures» beside it",
     )
+    parser.add_argument(
+        "--merge",
+        type=Path,
+        nargs=2,
+        metavar=("NEW", "JSON"),
+        help="measure nothing: put the parts of NEW into JSON, with their machine and day",
+    )
     options = parser.parse_args()
     if options.render:
         return _render(*options.render)
+    if options.merge:
+        return _merge(*options.merge)
     text = ""
     try:
         rounds = 1 if options.quick else options.rounds
@@ -111,6 +122,16 @@ def _render(source: Path, target: Path) -> int:
     except BenchError as error:
         _say(f"bench: {error}")
         return 1
+    return 0
+
+
+def _merge(new: Path, target: Path) -> int:
+    try:
+        figures = merge(json.loads(new.read_text()), json.loads(target.read_text()))
+    except BenchError as error:
+        _say(f"bench: {error}")
+        return 1
+    target.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 
@@ -153,8 +174,9 @@ def _measure_qemu(
     name: str, version: str, binary: str, rounds: int, seconds: float, kills: int
 ) -> Iterator[dict[str, Any]]:
     if name == "memory":
-        _say(f"memory, QEMU {version}")
-        yield memory.measure(binary, 2 * seconds)
+        for by in memory.PRIMARIES:
+            _say(f"memory, QEMU {version}, host A: {by}")
+            yield memory.measure(binary, by, 2 * seconds)
     elif name == "costs":
         _say(f"costs for a client, QEMU {version}")
         yield network.measure_costs(binary, rounds, 60 * rounds, 16 * rounds, _say)
@@ -207,6 +229,9 @@ def _measure_qemu(
                 for way in WAYS
             ],
         }
+    elif name == "pace":
+        _say(f"when a checkpoint is taken, QEMU {version}")
+        yield from pace.measure(binary, rounds, 2.5 * seconds, _say)
     elif name == "relay":
         _say(f"relay, QEMU {version}, tcp, idle")
         case = pauses.CASES[0]

@@ -292,8 +292,15 @@ class Scene:
 
     def echo(self, requests: int) -> list[float]:
         """Round trips of one byte, in milliseconds."""
+        return self._echo("--count", str(requests))
+
+    def echo_for(self, seconds: float) -> list[float]:
+        """The same, as many as there are in that time."""
+        return self._echo("--seconds", str(seconds))
+
+    def _echo(self, *until: str) -> list[float]:
         log = self.folder / "echo.jsonl"
-        options = ["--count", str(requests), "--pause-ms", str(_PAUSE_MS), "--log", str(log)]
+        options = [*until, "--pause-ms", str(_PAUSE_MS), "--log", str(log)]
         self.verdict(self.start_client("echo", *options))
         return [json.loads(line)["rtt_ms"] for line in log.read_text().splitlines()]
 

@@ -24,9 +24,13 @@ _STYLES: Final = (
     ("#d55e00", "^"),
     ("#cc79a7", "v"),
     ("#009e73", "D"),
+    ("#e69f00", "x"),
 )
 #: Who has which, the same in all plots.
-_NAMES: Final = ("null sink", "stock QEMU", *(way.name for way in LINK_WAYS))
+_NAMES: Final = (
+    *("null sink", "stock QEMU", *(way.name for way in LINK_WAYS)),
+    "stock QEMU, multifd",
+)
 _PANEL_INCHES: Final = (4.6, 3.6)
 _SETTINGS: Final[Any] = {
     "svg.hashsalt": "colo",  # the same figures give the same bytes
@@ -75,11 +79,10 @@ def _by_pages(rows: Sequence[_Row]) -> Figure:
     """A panel for each QEMU."""
     qemus = _unique(row["qemu"] for row in rows)
     figure, panels = _panels(1, len(qemus))
-    names = _unique(name for row in rows for name in row["stopped_ms"])
     for panel, qemu in zip(panels, qemus, strict=True):
         of_qemu = [row for row in rows if row["qemu"] == qemu and row["pages"]]
         pages = [row["pages"] for row in of_qemu]
-        for name in names:
+        for name in _unique(name for row in of_qemu for name in row["stopped_ms"]):
             _line(panel, pages, [row["stopped_ms"][name] for row in of_qemu], name)
         panel.set_xscale("log", base=4)
         panel.set_xticks(pages, [f"{each:,}" for each in pages], rotation=45)
@@ -143,8 +146,10 @@ def _finish(panel: Axes, title: str, x: str, y: str) -> None:
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     """One for all panels, and what the dotted lines are."""
-    handles, labels = panels[0].get_legend_handles_labels()
-    found = dict(zip(labels, handles, strict=True))
+    found: dict[str, Any] = {}
+    for panel in panels:
+        handles, labels = panel.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
     title = "solid: median, dotted: 99th percentile"
     figure.legend(
         found.values(), found.keys(), loc="outside lower center", ncols=2, title=title, fontsize=9

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from bench.cells import ms, spread, table
 from bench.errors import BenchError
-from bench.render_reach import floor, links, many, wire
+from bench.render_reach import floor, links, many, pace, wire
 
 __all__ = ["render"]
 
@@ -32,16 +32,28 @@ def render(figures: _Row, text: str) -> str:
 
 
 def _machine(machine: _Row) -> str:
+    lines = [
+        _hardware(machine),
+        _software(machine),
+        f"colo {machine['colo']}, QEMU {' and '.join(machine['qemu'])}, "
+        f"accelerator {machine['accelerator']}",
+    ]
+    for run in machine.get("also", ()):
+        other = run["machine"]
+        differs = "" if _software(other) == _software(machine) else f", {_software(other)}"
+        parts = ", ".join(f"`{name}`" for name in run["parts"])
+        when = f"{run['date']}, `--rounds {run['rounds']}`"
+        lines.append(f"{parts}: {when}, {_hardware(other)}{differs}")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _hardware(machine: _Row) -> str:
     virtual = ", itself a virtual machine" if machine["virtual"] else ""
-    return "\n".join(
-        f"- {line}"
-        for line in (
-            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB{virtual}",
-            f"Linux {machine['kernel']}, Python {machine['python']}, numpy {machine['numpy']}",
-            f"colo {machine['colo']}, QEMU {' and '.join(machine['qemu'])}, "
-            f"accelerator {machine['accelerator']}",
-        )
-    )
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB{virtual}"
+
+
+def _software(machine: _Row) -> str:
+    return f"Linux {machine['kernel']}, Python {machine['python']}, numpy {machine['numpy']}"
 
 
 def _pauses(rows: Sequence[_Row]) -> str:
@@ -272,12 +284,14 @@ def _memory(rows: Sequence[_Row]) -> str:
         "peak_less_base_mib": "peak less base",
         "allowed_mib": "allowed",
     }
-    head = ["QEMU", *(f"{name}, MiB" for name in keys.values()), "peak less base ÷ guest RAM"]
+    head = ["QEMU", "host A", *(f"{name}, MiB" for name in keys.values())]
+    head.append("peak less base ÷ guest RAM")
     return table(
         head,
         (
             [
                 row["qemu"],
+                row["primary"],
                 *(f"{row[key]:.0f}" for key in keys),
                 f"{row['peak_less_base_by_guest']:.2f}",
             ]
@@ -338,4 +352,5 @@ _TABLES: Final[dict[str, Callable[[Any], str]]] = {
     "floor": floor,
     "links": links,
     "many": many,
+    "pace": pace,
 }

@@ -1,4 +1,4 @@
-"""The tables of what a checkpoint costs by its pages, by the link, and by the size of what runs."""
+"""What a checkpoint costs as tables: by its pages, the link, the VM's size, and its moment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from bench.cells import ms, table
 
-__all__ = ["floor", "links", "many", "wire"]
+__all__ = ["floor", "links", "many", "pace", "wire"]
 
 _Row = dict[str, Any]
 
@@ -99,6 +99,25 @@ def _many(qemu: str, row: _Row) -> list[str]:
         *(f"{cpu[name]['median']:.1f} (max {cpu[name]['max']:.1f})" for name in own),
         *(f"{own[name]:.0f}" for name in own),
         f"{row['store_mib']:.0f}",
+    ]
+
+
+def pace(rows: Sequence[_Row]) -> str:
+    """Round trips and the guest's work, by when checkpoints are taken."""
+    head = ["QEMU", "guest", "checkpoints", "a second", "stopped, ms", "of its time"]
+    return table([*head, "round trip, ms", "n", "work, 1/s"], map(_pace, rows))
+
+
+def _pace(row: _Row) -> list[str]:
+    protected = "checkpoints_per_s" in row
+    return [
+        *(row["qemu"], row["guest"], row["way"]),
+        f"{row['checkpoints_per_s']['median']:.1f}" if protected else "",
+        _series(row.get("stopped_ms"), "median p99"),
+        f"{row['stopped_share']['median']:.1%}" if protected else "",
+        _series(row["round_trip_ms"], "median p99"),
+        str(row["round_trip_ms"]["n"]),
+        f"{row['work_per_s']['median']:.2f}",
     ]
 
 
