@@ -92,11 +92,12 @@ def _aims(row: _Row) -> Iterable[list[str]]:
 
 
 def _judged(values: Sequence[float] | None, unit: str, limit: float, least: bool = False) -> str:
-    """The median of the rounds' and their spread, and whether that is what it is to be."""
+    """The rounds' median, their spread, and whether that is what it is to be."""
     if not values:
         return ""
     middle = sorted(values)[len(values) // 2]
-    return f"{spread(values)} {unit}, {_word(middle >= limit if least else middle <= limit)}"
+    shown = spread(values) if len(values) > 1 else f"{middle:.2f}"
+    return f"{shown} {unit}, {_word(middle >= limit if least else middle <= limit)}"
 
 
 def _word(is_met: bool) -> str:
