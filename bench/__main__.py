@@ -1,8 +1,8 @@
 """``python -m bench``: measure on this machine, and write the figures down.
 
-It takes some 50 minutes; ``--quick`` takes nine and proves little.  What ``floor``, ``links``,
-``many`` and ``pace`` measure takes hours more, and has to be asked for by ``--only``.  Let the
-machine do nothing else meanwhile.
+It takes some 50 minutes; ``--quick`` takes nine and proves little.  What ``floor``, ``hybrid``,
+``links``, ``many`` and ``pace`` measure takes hours more, and has to be asked for by ``--only``.
+Let the machine do nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from bench import (
     disks,
     floor,
     hosts,
+    hybrid,
     links,
     machine,
     many,
@@ -63,7 +64,7 @@ _ALONE: Final[dict[str, tuple[str, Callable[[], Any]]]] = {
     "receive": ("receive path", receive.measure),
     "wire": ("coding pages for a slow link", wire.measure),
 }
-_ONLY_BY_NAME: Final = ("floor", "links", "many", "pace")
+_ONLY_BY_NAME: Final = ("floor", "hybrid", "links", "many", "pace")
 _TRANSPORTS: Final = ("unix", "tcp")
 
 
@@ -212,6 +213,9 @@ def _measure_qemu(
             _say(f"stopped time, QEMU {version}, {each.mode}, {each.pages} pages")
             major = int(version.partition(".")[0])
             yield floor.measure(binary, major, each, rounds, seconds, _say)
+    elif name == "hybrid":
+        _say(f"hybrid mode, QEMU {version}")
+        yield hybrid.measure(binary, rounds, _say)
     elif name == "links":
         _say(f"links, QEMU {version}")
         yield from links.measure(binary, rounds, 60, 8, seconds, _say)

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ import numpy as np
 from bench.vm import ROOT
 from colo import __version__
 
-__all__ = ["describe", "full_version", "qemus"]
+__all__ = ["busy_share", "describe", "full_version", "qemus"]
 
 _CANDIDATES: Final = ("qemu-system-x86_64", str(ROOT / "build/qemu11/qemu-system-x86_64"))
 
@@ -52,3 +53,15 @@ def describe() -> dict[str, Any]:
         "qemu": list(qemus()),
         "accelerator": "TCG",
     }
+
+
+def busy_share(seconds: float = 2.0) -> float:
+    """Of the processors' time, the share that is neither idle nor waiting for a disk."""
+
+    def ticks() -> list[int]:
+        return [int(each) for each in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
+
+    before = ticks()
+    time.sleep(seconds)
+    took = [after - was for after, was in zip(ticks(), before, strict=True)]
+    return round(1 - (took[3] + took[4]) / sum(took), 3)

@@ -34,9 +34,9 @@ from colo.qemu.packet_filters import NetGate
 from colo.qemu.preload import CLOCK_LIBRARY
 from colo.qemu.process import plan
 
-__all__ = ["Kind", "Scene", "measure_costs", "measure_gaps", "scene_of"]
+__all__ = ["GUEST", "Kind", "Scene", "measure_costs", "measure_gaps", "scene_of"]
 
-_GUEST: Final = "10.77.0.5"
+GUEST: Final = "10.77.0.5"
 _PLACES: Final = {"a": Place.HOST_A, "b": Place.HOST_B}
 _TO: Final = f"tcp:{REPLICATION_ADDRESS[Place.HOST_B]}:9000"
 _PAUSE_MS: Final = 20
@@ -193,11 +193,12 @@ class Scene:
         self._other_qmp = folder / "bench.qmp"
         self._vm = folder / "vm.toml"
         self.qemu_pid = 0
+        self.mode = "periodic"  # of who is started from now on
         image = build(ROOT / "build" / "guest", lambda line: None)
         args = ["-machine", "pc", "-cpu", "qemu64", "-m", f"{kind.memory_mib}"]
         args += ["-display", "none", "-nodefaults"]
         args += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
-        mode = f"colo.mode={kind.mode} colo.ip={_GUEST}/{LAN_PREFIX} colo.line-ms={_LINE_MS}"
+        mode = f"colo.mode={kind.mode} colo.ip={GUEST}/{LAN_PREFIX} colo.line-ms={_LINE_MS}"
         args += ["-append", f"{KERNEL_WORDS} {mode} {kind.words}".strip()]
         args += ["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"]
         card = "virtio-net-pci,netdev=n0,mac=52:54:00:c0:10:06"
@@ -212,7 +213,7 @@ class Scene:
         ]
         self._tuning = "cpu_latency_us = 0\n" if kind.tuned else ""
         self._text = (
-            f'name = "bench"\n[qemu]\nbinary = {json.dumps(binary)}\naccel = "{kind.accel}"\n'
+            f"[qemu]\nbinary = {json.dumps(binary)}\naccel = {json.dumps(kind.accel)}\n"
             f"args = {json.dumps(args)}\n{''.join(roles)}"
             f'[failover]\narbiter = "{kind.arbiter or f"file:{folder}/grant"}"\n'
             "[hosts]\n"
@@ -225,7 +226,8 @@ class Scene:
 
     def _write(self, checkpoints: str) -> None:
         """Write the VM file; ``checkpoints``: more lines of the table of that name."""
-        self._vm.write_text(f"{self._text}[checkpoints]\n{self._tuning}{checkpoints}\n")
+        top = f'name = "bench"\nmode = "{self.mode}"\n'
+        self._vm.write_text(f"{top}{self._text}[checkpoints]\n{self._tuning}{checkpoints}\n")
 
     @contextlib.contextmanager
     def qemu(self, keeps_clock: bool = True) -> Iterator[None]:
@@ -247,6 +249,7 @@ class Scene:
     @contextlib.contextmanager
     def secondary(self, state: str) -> Iterator[None]:
         """``colo secondary`` on host B."""
+        self._write("")
         with self._colo(Place.HOST_B, state, "secondary", "--listen", _TO):
             wait_until("host B", lambda: self._state(state), _START_S)
             try:
@@ -326,7 +329,7 @@ class Scene:
 
     def start_client(self, kind: str, *options: str) -> subprocess.Popen[Any]:
         """A client of the demo's, towards the guest."""
-        command = [sys.executable, "-m", "colo.demo.clients", kind, _GUEST, "--json", *options]
+        command = [sys.executable, "-m", "colo.demo.clients", kind, GUEST, "--json", *options]
         return self.lab.start(Place.CLIENT, *command, stdout=subprocess.PIPE, text=True)
 
     def status(self, state: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from bench.cells import ms, spread, table
 from bench.errors import BenchError
+from bench.render_hybrid import hybrid
 from bench.render_reach import floor, links, many, pace, wire
 
 __all__ = ["render"]
@@ -350,6 +351,7 @@ _TABLES: Final[dict[str, Callable[[Any], str]]] = {
     "wire": wire,
     "checkpoint": _checkpoint,
     "floor": floor,
+    "hybrid": hybrid,
     "links": links,
     "many": many,
     "pace": pace,
