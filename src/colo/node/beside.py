@@ -115,7 +115,7 @@ class Beside:
             each.block.name: store.images[each.block.name].path for each in config.backends
         }
         self._plan, self._store, self._folder = plan, store, folder
-        self._waiting, self._taps, self._settled = waiting, open_taps, settled
+        self._waiting, self.taps, self._settled = waiting, open_taps, settled
         self._on_change = on_change
         self._next: WaitingQemu | None = None
         self._numbers = count()
@@ -144,7 +144,7 @@ class Beside:
         folder = self._folder / f"secondary-vm-{next(self._numbers) % _FOLDERS}"
         folder.mkdir(mode=0o700, exist_ok=True)
         made = WaitingQemu(
-            self._plan, self._images, folder, self._say_ready, self._taps.files, is_shared=False
+            self._plan, self._images, folder, self._say_ready, self.taps.files, is_shared=False
         )
         try:
             await made.start()
@@ -254,7 +254,7 @@ class Beside:
         folder = self._next.folder
         qemu, self._next = self._next.give(), None
         self._vm = vm = SecondaryVm(
-            qemu, folder, self._images, self._taps, self._limit, partial(self._rule, number)
+            qemu, folder, self._images, self.taps, self._limit, partial(self._rule, number)
         )
         self._number, self._has_spoken = number, False
         self._beginning = self._spawn(self._begin(vm, number))
@@ -404,7 +404,7 @@ class Beside:
         if work:
             await asyncio.wait(work, timeout=_HELLO_S)
         await self._end_next()
-        self._taps.close()
+        self.taps.close()
         for number in range(_FOLDERS):
             with contextlib.suppress(OSError):
                 shutil.rmtree(self._folder / f"secondary-vm-{number}")
@@ -423,6 +423,6 @@ class Beside:
 
 
 def taps_of(config: VmConfig) -> OpenTaps:
-    """The taps that this VM's QEMUs on host B share, if any.  Raises UsageError, GuestError."""
+    """The taps that this VM's QEMUs on host B share, if any; none is open.  Raises UsageError."""
     args = [*config.qemu.args, *config.qemu.secondary.args]
     return OpenTaps(taps(args) if config.has_secondary_vm else ())

@@ -128,7 +128,7 @@ class SecondaryNode(Performer):
         with contextlib.ExitStack() as stack:
             stack.callback(self._awake.close)
             try:
-                self._kept.disks.prepare()
+                await self._kept.open()
                 server = stack.enter_context(self._listen.listen())
                 await self.waiting.start()
                 await self._kept.prepare()

@@ -127,6 +127,12 @@ class Kept:
         of = self._config, plan, self.store, self._folder
         self.beside = Beside(*of, self._waiting, taps, self.settled, on_change)
 
+    async def open(self) -> None:
+        """Have what a QEMU needs to wait: disks, taps.  Raises UsageError, GuestError."""
+        self.disks.prepare()
+        if self.beside is not None:
+            await self.beside.taps.open()
+
     async def prepare(self) -> None:
         """Have a QEMU wait for a secondary VM too, where there is to be one.  Raises GuestError."""
         if self.beside is not None:

@@ -13,9 +13,12 @@ Source: ``Documentation/networking/tuntap.rst`` in Linux.
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import fcntl
 import os
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -36,18 +39,23 @@ _NO_PROTOCOL: Final = 0x1000
 _WITH_VNET: Final = 0x4000
 _REQUEST: Final = struct.Struct("16sH22x")
 _NAME_MOST: Final = 15
+_BUSY_S: Final = 5.0
+_BUSY_STEP_S: Final = 0.05
 
 
 class OpenTaps:
-    """The taps, open; ``files`` has a descriptor for each netdev."""
+    """The taps; once they are open, ``files`` has a descriptor for each netdev."""
 
     def __init__(self, taps: Sequence[Tap]) -> None:
-        """Open them.  Raises GuestError."""
+        self._taps = taps
         self.files: dict[str, int] = {}
+
+    async def open(self) -> None:
+        """Open them; a QEMU that is dying may have them for a moment more.  Raises GuestError."""
         try:
-            for tap in taps:
-                self.files[tap.netdev] = _opened(tap)
-        except GuestError:
+            for tap in self._taps:
+                self.files[tap.netdev] = await _opened(tap)
+        except BaseException:
             self.close()
             raise
 
@@ -84,17 +92,28 @@ class OpenTaps:
         self.files.clear()
 
 
-def _opened(tap: Tap) -> int:
+async def _opened(tap: Tap) -> int:
+    """Open one, in the end.  Raises GuestError."""
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            return _open(tap)
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                why = error.strerror
+                raise GuestError(f"the tap {tap.interface} cannot be opened: {why}") from error
+            await asyncio.sleep(_BUSY_STEP_S)
+
+
+def _open(tap: Tap) -> int:
     name = tap.interface.encode()
     if len(name) > _NAME_MOST:
         raise GuestError(f"no network interface can be called {tap.interface}")
-    file = -1
+    file = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK)
     try:
-        file = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK)
         flags = _TAP | _NO_PROTOCOL | (_WITH_VNET if tap.vnet else 0)
         fcntl.ioctl(file, _TUNSETIFF, _REQUEST.pack(name, flags))
-    except OSError as error:
-        if file >= 0:
-            os.close(file)
-        raise GuestError(f"the tap {tap.interface} cannot be opened: {error.strerror}") from error
+    except OSError:
+        os.close(file)
+        raise
     return file

@@ -55,7 +55,7 @@ class WaitingQemu:
         is_shared: bool = True,
     ) -> None:
         self._plan = plan
-        self._taps = taps or {}
+        self._taps = {} if taps is None else taps
         self._is_shared = is_shared
         self._images = images
         self.folder = folder

@@ -8,7 +8,7 @@ import pytest
 
 from colo.demo.lab import REPLICATION_ADDRESS, Place
 from tests.e2e.basics import wait
-from tests.e2e.net.stage import PORT, Colo, Stage
+from tests.e2e.net.stage import PORT, Colo, Stage, Vm
 
 pytestmark = pytest.mark.e2e
 
@@ -33,7 +33,8 @@ def wait_protected(primary: Colo) -> None:
     )
 
 
-def test_a_client_stays_connected_while_the_vm_moves_and_hosts_die(stage: Stage) -> None:
+@pytest.mark.parametrize("vm", [Vm(), Vm(top='mode = "hybrid"')], ids=["periodic", "hybrid"])
+def test_a_client_stays_connected_while_the_vm_moves_and_hosts_die(stage: Stage, vm: Vm) -> None:
     a, b = node(stage, "a", Place.HOST_A), node(stage, "b", Place.HOST_B)
     wait_protected(a)
     stage.wait_booted(a)
