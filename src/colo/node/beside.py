@@ -131,6 +131,7 @@ class Beside:
         self._link: HybridLink | None = None
         self._inputs = _Inputs(self._limit)
         self._is_heard = False  # the primary has said something: it can be told something
+        self._is_over = False
         self._why: str | None = None
         self.begun = 0
 
@@ -154,6 +155,8 @@ class Beside:
         return made
 
     async def _prepare_next(self) -> None:
+        if self._is_over:
+            return
         try:
             self._next = await self._launch()
         except GuestError as error:
@@ -374,7 +377,8 @@ class Beside:
         await self.close()
 
     async def _end_next(self) -> None:
-        """No other QEMU waits to be a secondary VM, or starts to."""
+        """No other QEMU waits to be a secondary VM, or starts to, from now on."""
+        self._is_over = True
         if self._preparing is not None and not self._preparing.done():
             self._preparing.cancel()
             await asyncio.wait({self._preparing})

@@ -125,6 +125,13 @@ class NetGate:
         door.queue(door.gate.release_first(count, time.monotonic()))
         door.flush()
 
+    def drop_all(self) -> None:
+        """Whatever was said so far is of no use any more."""
+        for door in self._doors:
+            door.drain()
+            door.gate.cover()
+            door.gate.release(time.monotonic())
+
     def drop_first(self, card: int, count: int) -> None:
         """So many bytes of what the card's gate holds are of no use any more."""
         gate = self._doors[card].gate

@@ -66,14 +66,14 @@ class SecondaryVm:
                 netdevs = await cards(self.qemu)
                 await self._feeds.install(netdevs)
                 await self._gate.install(netdevs)
-                self._gate.set_rules([self._rule(number) for number in range(len(netdevs))])
                 self._gate.hold()
                 self._see_untouched()
-                # It announces itself when it becomes the VM, and not before.
-                await self.qemu.execute("migrate-set-parameters", announce_rounds=0)
+                await self.qemu.execute("migrate-set-parameters", announce_rounds=1)
                 if since is not None:
                     tell_since(self.qemu.pid, since.stood, since.saved)
                 await load_stream(self.qemu, self._folder / "incoming.sock", stream)
+                self._gate.drop_all()  # QEMU announces it, which is not where the network has it
+                self._gate.set_rules([self._rule(number) for number in range(len(netdevs))])
                 await self.qemu.execute("cont")
                 self._sizes = self._taps.sizes()
                 self._offloads = self._taps.offloads(self.qemu.pid)
