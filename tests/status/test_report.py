@@ -278,3 +278,50 @@ def test_of_a_colo_that_is_dead_nothing_is_claimed_that_may_be_so_no_more(
 
 def test_a_grant_that_is_nobodys_is_not_shown() -> None:
     assert "  arbiter      none\n" in shown(grant=None)
+
+
+COMPARED = {
+    "other": "RUNS",
+    "meaning": "it runs, from the last checkpoint",
+    "compared": 2100,
+    "alike": 2000,
+    "differed": {"udp": 2, "connection": 1},
+    "rests_s": 0.0,
+    "trouble": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            {},
+            "both VMs the secondary VM: it runs, from the last checkpoint; 2,000 of 2,100 packets "
+            "left as both said them; differed: connection 1, udp 2",
+        ),
+        (
+            {"other": "NONE", "meaning": "there is none", "rests_s": 7.9, "differed": {}},
+            "there is none, and is not wanted for 8 s; 2,000 of 2,100 packets left as both said "
+            "them; differed: nothing",
+        ),
+        (
+            {"other": "NONE", "meaning": "there is none", "trouble": "out of reach"},
+            "the secondary VM: there is none (out of reach); 2,000",
+        ),
+    ],
+)
+def test_what_both_vms_have_said(change: dict[str, Any], line: str) -> None:
+    assert line in " ".join(shown(hybrid={**COMPARED, **change}).split())
+
+
+@pytest.mark.parametrize(
+    ("vm", "line"),
+    [
+        ({"runs": True, "trouble": None}, "secondary VM runs, from checkpoint 7; 3 have begun"),
+        ({"runs": False, "trouble": None}, "secondary VM none runs just now; 3 have begun"),
+        ({"runs": False, "trouble": "it has died"}, "secondary VM it has died"),
+    ],
+)
+def test_the_secondary_vm_beside_a_copy(vm: dict[str, Any], line: str) -> None:
+    shows = shown(secondary_vm={"from_checkpoint": 7, "begun": 3, **vm})
+    assert line in " ".join(shows.split())

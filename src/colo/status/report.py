@@ -130,6 +130,10 @@ def _facts(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "aside", _aside(content["aside"])
     if content.get("wire"):
         yield "wire", _wire(content["wire"])
+    if content.get("hybrid"):
+        yield "both VMs", _compared(content["hybrid"])
+    if content.get("secondary_vm"):
+        yield "secondary VM", _secondary_vm(content["secondary_vm"])
     for netdev, gate in content.get("network", {}).items():
         yield "network", f"{netdev}: {_gate(gate)}"
     if content["qemu"] is not None:
@@ -216,6 +220,24 @@ def _aside(aside: dict[str, Any]) -> str:
         f"{mib(aside['held_bytes'])} of {mib(aside['room_bytes'])} held here for the secondary "
         f"(memory {mib(aside['memory_bytes'])}); {lag}"
     )
+
+
+def _compared(hybrid: dict[str, Any]) -> str:
+    """Hybrid mode on host A: the secondary VM, and what both have said."""
+    trouble = f" ({hybrid['trouble']})" if hybrid["trouble"] and hybrid["other"] == "NONE" else ""
+    rests = f", and is not wanted for {hybrid['rests_s']:.0f} s" if hybrid["rests_s"] >= 1 else ""
+    differed = ", ".join(f"{name} {count}" for name, count in sorted(hybrid["differed"].items()))
+    return (
+        f"the secondary VM: {hybrid['meaning']}{rests}{trouble}; {hybrid['alike']:,} of "
+        f"{hybrid['compared']:,} packets left as both said them; differed: {differed or 'nothing'}"
+    )
+
+
+def _secondary_vm(vm: dict[str, Any]) -> str:
+    """Hybrid mode on host B."""
+    if vm["runs"]:
+        return f"runs, from checkpoint {vm['from_checkpoint']}; {vm['begun']:,} have begun"
+    return vm["trouble"] or f"none runs just now; {vm['begun']:,} have begun"
 
 
 def _wire(wire: dict[str, Any]) -> str:
