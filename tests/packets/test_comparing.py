@@ -139,6 +139,20 @@ def test_a_datagram_with_another_content_differs(rule: Comparing) -> None:
     assert rule.differs is None
 
 
+def test_what_came_before_the_secondarys_first_word_is_not_taken_for_the_same() -> None:
+    """Of a stream that no checkpoint is known to cover."""
+    rule = Comparing(1 << 20)
+    rule.cover()
+    rule.live(0.0)
+    first, second = tcp(1000, 5, b"one"), tcp(1003, 5, b"two")
+    rule.primary(first, 1.0)
+    assert rule.secondary(second, 1.0) == 0
+    assert rule.primary(second, 1.0) == 0
+    rule.cover()
+    rule.live(2.0)
+    assert rule.primary(second, 2.0) == len(second)  # which the checkpoint covers
+
+
 def test_sequence_numbers_wrap() -> None:
     rule = Comparing(1 << 20)
     start = (1 << 32) - 3

@@ -96,6 +96,7 @@ class _Stream:
         self.resets: set[int] = set()
         self._said = bytearray()  # from clear_to on, or from where it began
         self._start: int | None = self.clear_to
+        self._unknown_before: int | None = None  # where the secondary began, if that is all we know
 
     def say(self, segment: Segment) -> int:
         """The secondary says this; return how many bytes more are kept."""
@@ -110,7 +111,7 @@ class _Stream:
         if not segment.data:
             return 0
         if self._start is None:
-            self._start = self.clear_to = segment.seq
+            self._start = self.clear_to = self._unknown_before = segment.seq
         skip = -_after(segment.seq, (self._start + len(self._said)) % _MODULUS)
         if skip < 0:
             return 0  # a gap: what is missing may still come
@@ -127,6 +128,8 @@ class _Stream:
             return True if segment.seq in self.resets else None
         if data:
             if self.clear_to is None:
+                return None
+            if self._unknown_before is not None and _after(segment.seq, self._unknown_before) < 0:
                 return None
             begin = -_after(segment.seq, self.clear_to)  # so much of it is alike already
             if begin < 0:

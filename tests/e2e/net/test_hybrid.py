@@ -107,9 +107,9 @@ def test_datagrams_come_in_their_order(stage: Stage, vm: Vm) -> None:
     primary, _ = stage.protected()
     echo = stage.client("echo")
     wait_agrees(primary, 5)
-    flood = stage.client("flood", "--packets", "2000", heard=1)
+    flood = stage.client("flood", "--packets", "2000", "--lost-max", "1000", heard=1)
     wait(flood.ended, "the flood to end", WAIT_S)
-    flood.check()
+    assert flood.check()["received"] >= 1000
     echo.check()
 
 
