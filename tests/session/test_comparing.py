@@ -21,7 +21,7 @@ from colo.session import comparing as module
 from colo.session.comparing import Comparing, Other
 from colo.session.hybrid_link import HybridLink
 from colo.transport.address import Address
-from tests.packets.test_comparing import tcp
+from tests.packets.two_vms import tcp
 
 PACE = Pace()
 ONE, TWO = tcp(1000, 5, b"one"), tcp(1003, 5, b"two")
