@@ -308,7 +308,8 @@ class Beside:
     def _end(self, why: str) -> None:
         """It is of no use for comparing; where it has spoken, it is still what a takeover needs."""
         vm = self._vm
-        self._say(Kind.GONE, self._number, payload=why.encode()[:1000])
+        number = self._committed if vm is None else self._number
+        self._say(Kind.GONE, max(0, number), payload=why.encode()[:1000])
         if vm is not None and not self._has_spoken:
             self._drop_vm(vm)
 
