@@ -41,6 +41,8 @@ __all__ = ["Checkpointing"]
 
 #: A request that has not led to a reply by then is asked for; QEMU's timer is of the host's clock.
 _LATE_S: Final = 0.25
+#: While a secondary VM runs, its primary runs at least so long where nothing waits for a checkpoint.
+_HYBRID_RUN_S: Final = 1.0
 #: Between checkpoints the secondary has what it was sent, or waits for no more than its own host.
 _IDLE: Final = frozenset({CourierState.REPLIED, CourierState.LOST, CourierState.SOLO})
 
@@ -262,7 +264,10 @@ class Checkpointing:
             until = self.comparing.waits_until(pace, since, held)
         if self.comparing is None or until is None:
             return due_at(pace, self._costs, since, held, *last)
-        return min(until, due_at(self.comparing.relaxed(pace), self._costs, None, 0, *last))
+        # How much it writes is known of short runs, and says too much of a long one.
+        least = self._resumed_at + _HYBRID_RUN_S
+        idle = due_at(self.comparing.relaxed(pace), self._costs, None, 0, *last)
+        return min(until, max(least, idle))
 
     def _begin(self) -> None:
         """It is time, and the secondary has replied: QEMU stops the VM when it hears of that."""
