@@ -41,7 +41,7 @@ __all__ = ["Checkpointing"]
 
 #: A request that has not led to a reply by then is asked for; QEMU's timer is of the host's clock.
 _LATE_S: Final = 0.25
-#: While a secondary VM runs, its primary runs at least so long where nothing waits for a checkpoint.
+#: Beside a secondary VM its primary runs at least so long, where nothing waits for a checkpoint.
 _HYBRID_RUN_S: Final = 1.0
 #: Between checkpoints the secondary has what it was sent, or waits for no more than its own host.
 _IDLE: Final = frozenset({CourierState.REPLIED, CourierState.LOST, CourierState.SOLO})
