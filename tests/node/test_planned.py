@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from colo.errors import GuestError
+from colo.errors import GuestError, QemuRefusal
 from colo.membership.states import Event, State
 from colo.node import planned
 from colo.node.orders import Answer
@@ -25,7 +25,7 @@ class Scene:
         self.did: list[str] = []
         self.said: list[str] = []
         self.refuses = ""
-        self.hangs = False
+        self.hangs = self.dies = False
         self.gone = asyncio.Event()
         me: Any = self
         self.planned = Planned(
@@ -39,9 +39,11 @@ class Scene:
     async def execute(self, command: str) -> None:
         self.did.append(command)
         if command == self.refuses:
-            raise GuestError(f"QEMU refuses {command}")
+            raise QemuRefusal(f"QEMU refuses {command}")
         if command == "quit":
             self.gone.set()
+            if self.dies:
+                raise GuestError("QEMU died at quit")
 
     async def fresh(self) -> None:
         if self.hangs:
@@ -137,8 +139,12 @@ def test_a_guest_that_shuts_down_is_waited_for() -> None:
     play(scene)
 
 
-def test_one_that_does_not_is_ended() -> None:
+@pytest.mark.parametrize("dies", [False, True])
+def test_one_that_does_not_is_ended(dies: bool) -> None:
+    """Also where QEMU was quicker to end than to answer."""
+
     async def scene(s: Scene) -> None:
+        s.dies = dies
         answer = await s.planned.power_down(0.01)
         assert answer.ok and "was ended" in answer.text
         assert s.did == ["system_powerdown", "quit"]

@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
-from colo.errors import GuestError
+from colo.errors import GuestError, QemuRefusal
 from colo.membership.states import Event, State
 from colo.node.orders import Answer
 from colo.node.performer import Outcome
@@ -97,6 +97,15 @@ class Planned:
         if going is not None and not going.done():
             going.set_result(answer)
 
+    async def _quit(self) -> None:
+        """Have QEMU end.  Raises QemuRefusal; where it ends before it answers, it has done so."""
+        try:
+            await self._qemu.execute("quit")
+        except QemuRefusal:
+            raise
+        except GuestError:
+            pass  # whether it has ended is seen by its end
+
     async def power_down(self, grace_s: float) -> Answer:
         """Have the guest shut down; one that does not within ``grace_s`` is ended."""
         try:
@@ -105,7 +114,7 @@ class Planned:
                 await asyncio.wait_for(self._gone.wait(), grace_s)
                 return Answer(True, "the guest has shut down")
             self._say(f"the guest has not shut down in {grace_s:.0f} s: its QEMU is ended")
-            await self._qemu.execute("quit")
+            await self._quit()
             await asyncio.wait_for(self._gone.wait(), _QUIT_S)
         except TimeoutError:
             return Answer(False, f"QEMU did not end in {_QUIT_S:.0f} s")
