@@ -28,7 +28,9 @@ HELLO = HybridHello("vm", 3, "a/1", 1)
 
 
 class Waiting:
-    """Stands for WaitingQemu; ``loaded``: what it was told to take over."""
+    """Stands for WaitingQemu; ``fails``: so many starts do."""
+
+    fails = 0
 
     def __init__(self, *_: object, **__: object) -> None:
         self.is_ready = False
@@ -37,6 +39,9 @@ class Waiting:
         self.done: list[str] = []
 
     async def start(self) -> None:
+        if Waiting.fails:
+            Waiting.fails -= 1
+            raise GuestError("it was killed")
         self.is_ready = True
 
     async def stop(self) -> None:
@@ -343,3 +348,16 @@ def test_a_link_that_breaks_leaves_what_has_spoken_to_a_takeover(
         await world.beside.run()
 
     assert play(scene).waiting.done == ["replace"]
+
+
+def test_a_qemu_that_does_not_start_is_started_again(
+    play: Callable[[Scene], World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: World) -> None:
+        monkeypatch.setattr(module, "_AGAIN_S", 0.001)
+        Waiting.fails = 2
+        await world.runs()
+        await world.until(lambda: world.beside._next is not None)
+        assert Waiting.fails == 0
+
+    play(scene)

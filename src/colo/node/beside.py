@@ -45,6 +45,8 @@ _log = logging.getLogger("colo.beside")
 
 _HELLO_S: Final = 2.0
 _FOLDERS: Final = 4
+#: A QEMU that did not start is started again so much later.
+_AGAIN_S: Final = 1.0
 
 
 class _Inputs:
@@ -155,16 +157,17 @@ class Beside:
         return made
 
     async def _prepare_next(self) -> None:
-        if self._is_over:
+        while not self._is_over:
+            try:
+                self._next = await self._launch()
+            except GuestError as error:
+                self._why = f"no secondary VM: {error}"
+                _log.error("%s", self._why)
+                self._on_change()
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            self._say_ready()
             return
-        try:
-            self._next = await self._launch()
-        except GuestError as error:
-            self._why = f"no secondary VM: {error}"
-            _log.error("%s", self._why)
-            self._on_change()
-            return
-        self._say_ready()
 
     def _say_ready(self) -> None:
         if self._next is not None and self._next.is_ready and self._is_heard:
