@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from colo.demo.guest_image import build
 from tests.e2e.basics import ACCEL, ROOT, WAIT_S, Console, colo, wait
 from tests.e2e.vm import KERNEL
 
-__all__ = ["NodeHost", "Nodes", "free_ports"]
+__all__ = ["NodeHost", "Nodes", "free_ports", "playing"]
 
 
 class NodeHost:
@@ -207,3 +210,18 @@ def free_ports(count: int) -> list[int]:
     for sock in socks:
         sock.close()
     return ports
+
+
+@contextlib.contextmanager
+def playing(qemu: str, **how: Any) -> Iterator[Nodes]:
+    """Two hosts of a VM in a folder of their own, of which nothing is left at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="colo-n-"))
+    nodes = Nodes(folder, qemu, **how)
+    try:
+        yield nodes
+    finally:
+        print(nodes.tails())
+        nodes.close()
+        shutil.rmtree(folder)
+        for store in Path("/dev/shm").glob(f"*{folder.name}*"):
+            shutil.rmtree(store, ignore_errors=True)

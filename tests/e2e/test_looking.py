@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import httpx
 import pytest
 
 from tests.e2e.basics import colo, wait
-from tests.e2e.nodes import Nodes, free_ports
+from tests.e2e.nodes import Nodes, free_ports, playing
 from tests.top.pty_screen import PtyScreen
 
 pytestmark = pytest.mark.e2e
@@ -27,16 +25,8 @@ _END_S = 15
 
 @pytest.fixture
 def nodes(qemu: str) -> Iterator[Nodes]:
-    folder = Path(tempfile.mkdtemp(prefix="colo-l-"))
-    nodes = Nodes(folder, qemu, args=CARD)
-    try:
+    with playing(qemu, args=CARD) as nodes:
         yield nodes
-    finally:
-        print(nodes.tails())
-        nodes.close()
-        shutil.rmtree(folder)
-        for store in Path("/dev/shm").glob(f"*{folder.name}*"):
-            shutil.rmtree(store, ignore_errors=True)
 
 
 def status_of_all(nodes: Nodes) -> tuple[int, dict[str, dict[str, Any]]]:

@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 
 from colo.metrics.shared import SHARED, shared
 from tests.e2e.basics import wait
-from tests.e2e.nodes import NodeHost, Nodes, free_ports
+from tests.e2e.nodes import NodeHost, Nodes, free_ports, playing
 
 pytestmark = pytest.mark.e2e
 
@@ -79,16 +78,8 @@ class Prometheus:
 
 @pytest.fixture
 def nodes(qemu: str) -> Iterator[Nodes]:
-    folder = Path(tempfile.mkdtemp(prefix="colo-m-"))
-    nodes = Nodes(folder, qemu, args=CARD)
-    try:
+    with playing(qemu, args=CARD) as nodes:
         yield nodes
-    finally:
-        print(nodes.tails())
-        nodes.close()
-        shutil.rmtree(folder)
-        for store in Path("/dev/shm").glob(f"*{folder.name}*"):
-            shutil.rmtree(store, ignore_errors=True)
 
 
 def telling(nodes: Nodes, host: NodeHost, port: int) -> NodeHost:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -16,23 +14,15 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.basics import wait
-from tests.e2e.nodes import NodeHost, Nodes
+from tests.e2e.nodes import NodeHost, Nodes, playing
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
-def nodes(qemu: str, request: pytest.FixtureRequest) -> Iterator[Nodes]:
-    folder = Path(tempfile.mkdtemp(prefix="colo-n-"))
-    nodes = Nodes(folder, qemu)
-    try:
+def nodes(qemu: str) -> Iterator[Nodes]:
+    with playing(qemu) as nodes:
         yield nodes
-    finally:
-        print(nodes.tails())
-        nodes.close()
-        shutil.rmtree(folder)
-        for store in Path("/dev/shm").glob(f"*{folder.name}*"):
-            shutil.rmtree(store, ignore_errors=True)
 
 
 def goes_on(host: NodeHost, after: int) -> None:

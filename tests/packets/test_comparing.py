@@ -9,54 +9,54 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colo.packets.comparing import Comparing
+from colo.packets.comparing import OutputRule
 from colo.packets.frames import ACK, FIN, RST, SYN, Datagram, Segment, look_into
 from tests.packets.two_vms import contradiction, tcp, udp
 
 
 @pytest.fixture
-def rule() -> Comparing:
-    rule = Comparing(1 << 20)
+def rule() -> OutputRule:
+    rule = OutputRule(1 << 20)
     rule.primary(tcp(1000, 500, b"before"), 0.0)
     rule.cover()
     assert rule.live(0.0) == 0
     return rule
 
 
-def test_the_same_bytes_leave_however_they_are_cut(rule: Comparing) -> None:
+def test_the_same_bytes_leave_however_they_are_cut(rule: OutputRule) -> None:
     said = tcp(1006, 500, b"abcdef")
     assert rule.primary(said, 1.0) == 0
     assert rule.secondary(tcp(1006, 500, b"abc"), 1.0) == 0
     assert rule.secondary(tcp(1009, 500, b"defgh"), 1.0) == len(said)
 
 
-def test_other_bytes_differ_and_wait(rule: Comparing) -> None:
+def test_other_bytes_differ_and_wait(rule: OutputRule) -> None:
     rule.primary(tcp(1006, 500, b"abcdef"), 1.0)
     assert rule.secondary(tcp(1006, 500, b"abX"), 1.0) == 0
     assert rule.differs == "tcp"
     assert rule.counts.differed == {"tcp": 1}
 
 
-def test_an_acknowledgement_waits_for_the_secondary_to_have_the_data(rule: Comparing) -> None:
+def test_an_acknowledgement_waits_for_the_secondary_to_have_the_data(rule: OutputRule) -> None:
     said = tcp(1006, 900)
     assert rule.primary(said, 1.0) == 0
     assert rule.secondary(tcp(1006, 899), 1.0) == 0
     assert rule.secondary(tcp(1006, 900), 1.0) == len(said)
 
 
-def test_what_the_checkpoint_covers_may_be_repeated(rule: Comparing) -> None:
+def test_what_the_checkpoint_covers_may_be_repeated(rule: OutputRule) -> None:
     again = tcp(1000, 500, b"before")
     assert rule.primary(again, 1.0) == len(again)
 
 
-def test_nothing_leaves_before_a_secondary_vm_runs(rule: Comparing) -> None:
+def test_nothing_leaves_before_a_secondary_vm_runs(rule: OutputRule) -> None:
     rule.cover()
     again = tcp(1000, 500, b"before")
     assert rule.primary(again, 1.0) == 0
     assert rule.live(1.0) == len(again)
 
 
-def test_a_new_connection_waits_for_its_checkpoint(rule: Comparing) -> None:
+def test_a_new_connection_waits_for_its_checkpoint(rule: OutputRule) -> None:
     rule.primary(tcp(77, 1, flags=SYN | ACK, port=81), 1.0)
     assert rule.differs == "tcp"
     assert rule.counts.differed == {"connection": 1}
@@ -68,7 +68,7 @@ def test_a_new_connection_waits_for_its_checkpoint(rule: Comparing) -> None:
     assert rule.secondary(data, 2.0) == len(data)
 
 
-def test_the_end_of_a_stream_stands_at_the_same_place(rule: Comparing) -> None:
+def test_the_end_of_a_stream_stands_at_the_same_place(rule: OutputRule) -> None:
     end = tcp(1006, 500, b"bye", ACK | FIN)
     assert rule.primary(end, 1.0) == 0
     assert rule.secondary(tcp(1006, 500, b"bye"), 1.0) == 0
@@ -76,32 +76,32 @@ def test_the_end_of_a_stream_stands_at_the_same_place(rule: Comparing) -> None:
     assert rule.primary(end, 1.0) == len(end)  # and may be repeated
 
 
-def test_another_end_differs(rule: Comparing) -> None:
+def test_another_end_differs(rule: OutputRule) -> None:
     rule.primary(tcp(1006, 500, b"bye", ACK | FIN), 1.0)
     rule.secondary(tcp(1006, 500, b"bye more", ACK | FIN), 1.0)
     assert rule.differs == "tcp"
 
 
-def test_a_reset_has_to_be_said_too(rule: Comparing) -> None:
+def test_a_reset_has_to_be_said_too(rule: OutputRule) -> None:
     reset = tcp(1006, 500, flags=RST | ACK)
     assert rule.primary(reset, 1.0) == 0
     assert rule.secondary(reset, 1.0) == len(reset)
 
 
-def test_order_is_the_primarys(rule: Comparing) -> None:
+def test_order_is_the_primarys(rule: OutputRule) -> None:
     first, second = udp(b"one", 53), udp(b"two", 54)
     assert rule.primary(first + second, 1.0) == 0
     assert rule.secondary(second, 1.0) == 0
     assert rule.secondary(first, 1.0) == len(first + second)
 
 
-def test_datagrams_are_the_same_but_for_what_says_nothing(rule: Comparing) -> None:
+def test_datagrams_are_the_same_but_for_what_says_nothing(rule: OutputRule) -> None:
     said = udp(b"answer", ident=7, checksum=99)
     rule.primary(said, 1.0)
     assert rule.secondary(udp(b"answer", ident=8), 1.0) == len(said)
 
 
-def test_a_datagram_with_another_content_differs(rule: Comparing) -> None:
+def test_a_datagram_with_another_content_differs(rule: OutputRule) -> None:
     rule.primary(udp(b"it is 12:00:01"), 1.0)
     rule.secondary(udp(b"it is 12:00:02"), 1.0)
     assert rule.differs == "udp"
@@ -111,7 +111,7 @@ def test_a_datagram_with_another_content_differs(rule: Comparing) -> None:
 
 def test_what_came_before_the_secondarys_first_word_is_not_taken_for_the_same() -> None:
     """Of a stream that no checkpoint is known to cover."""
-    rule = Comparing(1 << 20)
+    rule = OutputRule(1 << 20)
     rule.cover()
     rule.live(0.0)
     first, second = tcp(1000, 5, b"one"), tcp(1003, 5, b"two")
@@ -124,7 +124,7 @@ def test_what_came_before_the_secondarys_first_word_is_not_taken_for_the_same() 
 
 
 def test_sequence_numbers_wrap() -> None:
-    rule = Comparing(1 << 20)
+    rule = OutputRule(1 << 20)
     start = (1 << 32) - 3
     rule.primary(tcp(start, 5, b""), 0.0)
     rule.cover()
@@ -136,7 +136,7 @@ def test_sequence_numbers_wrap() -> None:
 
 
 def test_a_secondary_that_is_too_far_ahead_asks_for_a_checkpoint() -> None:
-    rule = Comparing(1000)
+    rule = OutputRule(1000)
     rule.cover()
     rule.live(0.0)
     for at in range(0, 2000, 500):
@@ -154,12 +154,12 @@ def test_any_frame_can_be_looked_into(frame: bytes) -> None:
 @settings(max_examples=400, deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_what_left_is_never_contradicted(seed: int) -> None:
-    assert contradiction(seed, Comparing(1 << 20)) is None
+    assert contradiction(seed, OutputRule(1 << 20)) is None
 
 
-def _patched(**changes: Callable[[Any, Segment], bool | None]) -> Callable[[], Comparing]:
-    def make() -> Comparing:
-        rule = Comparing(1 << 20)
+def _patched(**changes: Callable[[Any, Segment], bool | None]) -> Callable[[], OutputRule]:
+    def make() -> OutputRule:
+        rule = OutputRule(1 << 20)
         before = rule._same
 
         def same(said: Segment | Datagram, now: float) -> bool | None:
@@ -191,7 +191,7 @@ def _any_bytes(rule: Any, said: Segment) -> bool | None:
 
 
 #: The rule, broken; what left is contradicted then, by some dice.
-MUTANTS: dict[str, Callable[[], Comparing]] = {
+MUTANTS: dict[str, Callable[[], OutputRule]] = {
     "an acknowledgement is not looked at": _patched(it=_without(ACK)),
     "an end is not looked at": _patched(it=_without(FIN)),
     "bytes are only counted": _patched(it=_any_bytes),
@@ -206,5 +206,5 @@ def test_a_rule_that_is_broken_is_found_out(mutant: str) -> None:
 
 def test_what_the_secondary_vm_of_another_epoch_says_has_to_be_kept_away() -> None:
     """So the number that comes with it is not there for nothing."""
-    found = (contradiction(seed, Comparing(1 << 20), by_epoch=False) for seed in range(3000))
+    found = (contradiction(seed, OutputRule(1 << 20), by_epoch=False) for seed in range(3000))
     assert any(found)

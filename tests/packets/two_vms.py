@@ -12,7 +12,7 @@ import random
 import struct
 from dataclasses import dataclass, field
 
-from colo.packets.comparing import Comparing
+from colo.packets.comparing import OutputRule
 from colo.packets.frames import ACK, FIN, HEAD, SYN, Segment, frames, look_into
 
 __all__ = ["contradiction", "ipv4", "tcp", "udp"]
@@ -104,7 +104,7 @@ def _content(framed_: bytes) -> bytes:
     return said.content
 
 
-def contradiction(seed: int, rule: Comparing, *, by_epoch: bool = True) -> str | None:
+def contradiction(seed: int, rule: OutputRule, *, by_epoch: bool = True) -> str | None:
     """Play with these dice; return what left that the other host would contradict, or None.
 
     Not ``by_epoch``: what the secondary VM of the last checkpoint says is taken for the next one's.

@@ -32,6 +32,7 @@ class Doors:
 
     def __init__(self) -> None:
         self.gate = Gate(1 << 20, vnet=True)
+        self.virtio = frozenset({"n0"})
         self.left = b""
 
     def set_rules(self, rules: list[Rule]) -> None:
@@ -51,7 +52,7 @@ class Inputs:
     def __init__(self, qemu: object, folder: Path, on_input: Callable[[int, bytes], None]) -> None:
         self.on_input = on_input
 
-    async def install(self, netdevs: list[str]) -> None:
+    async def install(self, netdevs: list[str], virtio: frozenset[str]) -> None:
         pass
 
     def drain(self) -> None:
@@ -70,7 +71,6 @@ class World:
         self.calls = 0
         self.b: HybridLink | None = None
         monkeypatch.setattr(module, "Mirrors", Inputs)
-        monkeypatch.setattr(module, "virtio_cards", self._virtio)
         monkeypatch.setattr(module, "call_hybrid", self._call)
         monkeypatch.setattr(module, "_AGAIN_S", 0.001)
         self.comparing = Comparing(
@@ -85,9 +85,6 @@ class World:
             lambda text: None,
         )
         self.comparing.urge = self._urge
-
-    async def _virtio(self, qemu: object) -> frozenset[str]:
-        return frozenset({"n0"})
 
     async def _call(self, to: Address, hello: object) -> socket.socket:
         self.calls += 1

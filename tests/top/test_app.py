@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,6 +17,7 @@ import pytest
 
 from colo.node.state_folder import StateFolder
 from tests.metrics.statuses import NODE, PRIMARY, SECONDARY, timed
+from tests.orders import take_orders
 from tests.top.pty_screen import PtyScreen
 
 
@@ -37,20 +36,7 @@ class Colos:
 
     def take_orders(self, answer: dict[str, Any]) -> list[dict[str, Any]]:
         """Have web1's colo take one order and answer it; it is in the list then."""
-        orders: list[dict[str, Any]] = []
-        server = socket.socket(socket.AF_UNIX)
-        server.bind(str(self.folders["web1"].control))
-        server.listen()
-
-        def serve() -> None:
-            connection, _ = server.accept()
-            with connection, connection.makefile("rw") as stream:
-                orders.append(json.loads(stream.readline()))
-                stream.write(json.dumps(answer) + "\n")
-            server.close()
-
-        threading.Thread(target=serve, daemon=True).start()
-        return orders
+        return take_orders(self.folders["web1"].control, answer)
 
 
 @pytest.fixture

@@ -24,11 +24,13 @@ from colo.config.vm import Disk
 from colo.errors import ColoError, GuestError
 from colo.findings import Finding, Topic, note
 from colo.membership.grant import Record
+from colo.node.replicas import QCOW2_REPLICA
 from colo.node.state_folder import StateFolder, check_length
 from colo.qemu.argument_obstacles import argument_obstacles
 from colo.qemu.colo_mode import never_enters
 from colo.qemu.command_line import largest_first, taps
 from colo.qemu.drives import users
+from colo.qemu.open_taps import NAME_MOST
 from colo.qemu.options import is_off, options
 from colo.qemu.preload import CLOCK_LIBRARY, TCG_LIBRARY, needs_preload
 from colo.qemu.process import NOT_LARGEST_FIRST, version_of, working_accelerator
@@ -40,7 +42,6 @@ __all__ = ["Part", "check_arbiter", "check_host", "is_qcow2"]
 
 _NETWORK: Final = Path("/sys/class/net")
 _MEMINFO: Final = Path("/proc/meminfo")
-_INTERFACE_MAX: Final = 15
 _QCOW2: Final = b"QFI\xfb"
 #: Options and keys that name a file which the guest reads.
 _FILE_OPTIONS: Final = ("kernel", "initrd", "bios", "dtb", "readconfig", "option-rom")
@@ -174,8 +175,8 @@ def _taps(args: tuple[str, ...]) -> Iterator[Finding]:
             continue
         is_tap = keys.get("type") == "tap" and "ifname" in keys
         where = f"netdev {keys.get('id', keys.get('type'))}: {name}"
-        if len(os.fsencode(name)) > _INTERFACE_MAX or "/" in name:
-            text = f"{where} can be no interface's name: at most {_INTERFACE_MAX} characters"
+        if len(os.fsencode(name)) > NAME_MOST or "/" in name:
+            text = f"{where} can be no interface's name: at most {NAME_MOST} characters"
             yield Finding(Topic.TAP, text)
         elif not (_NETWORK / name).exists():
             if is_tap and is_off(keys.get("script")):
@@ -207,8 +208,7 @@ def _disk(name: str, path: Path, part: Part, is_flash: bool) -> Iterator[Finding
     where = f"[[disks]] {name}: {path}"
     called_qcow2 = path.suffix == ".qcow2"
     if called_qcow2 and not part.first:
-        text = f"{where} is a qcow2, and a replica has to be raw: take another name here, or"
-        yield Finding(Topic.DISK_FORMAT, f"{text} `qemu-img convert -O raw` it")
+        yield Finding(Topic.DISK_FORMAT, QCOW2_REPLICA.format(name, path))
     elif called_qcow2 and part.host:
         text = f"{where} is a qcow2: after a takeover this host can follow only once it is"
         yield note(Topic.DISK_FORMAT, f"{text} raw (`qemu-img convert -O raw`)")

@@ -34,7 +34,7 @@ from colo.qemu.open_taps import OpenTaps
 from colo.qemu.process import LaunchPlan
 from colo.qemu.secondary_vm import SecondaryVm
 from colo.qemu.standby import WaitingQemu
-from colo.session.first_line import first_line
+from colo.session.first_line import HYBRID, first_line
 from colo.session.hybrid_link import HybridHello, HybridLink, answer_hybrid
 from colo.store.export import migration_stream
 from colo.store.store import Store
@@ -184,7 +184,9 @@ class Beside:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_HELLO_S):
-                hello = HybridHello.decode(await first_line(sock, "it closed the hybrid link"))
+                hello = HybridHello.decode(
+                    await first_line(sock, "it closed the hybrid link", HYBRID)
+                )
             why = self._refusal(hello, primary())
             await loop.sock_sendall(sock, answer_hybrid(why))
         except TimeoutError:

@@ -26,12 +26,17 @@ from colo.qemu.read_only import differences
 from colo.session.disk_intake import DiskIntake
 from colo.session.first_line import first_line
 
-__all__ = ["Replicas", "Waiting", "run_on"]
+__all__ = ["QCOW2_REPLICA", "Replicas", "Waiting", "run_on"]
 
 _HELLO_S: Final = 2.0
 #: Of a disk whose primary has not been heard of yet.
 _UNKNOWN_BYTES: Final = 1 << 20
 _QCOW2: Final = ".qcow2"
+#: Of a disk and its path: why that cannot be one.
+QCOW2_REPLICA: Final = (
+    "[[disks]] {}: {} is a qcow2, and a replica has to be raw: take another name here, or "
+    "`qemu-img convert -O raw` it"
+)
 
 
 class Waiting(Protocol):
@@ -76,10 +81,7 @@ class Replicas:
         for disk in self._disks:
             path = disk.secondary
             if path.suffix == _QCOW2:
-                raise UsageError(
-                    f"[[disks]] {disk.id}: {path} is a qcow2, and a replica has to be raw: take "
-                    "another name here, or `qemu-img convert -O raw` it"
-                )
+                raise UsageError(QCOW2_REPLICA.format(disk.id, path))
             try:
                 if not path.exists():
                     with path.open("ab") as file:

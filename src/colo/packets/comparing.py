@@ -33,7 +33,7 @@ from typing import Final
 
 from colo.packets.frames import ACK, FIN, RST, SYN, URG, Datagram, Flow, Segment, frames, look_into
 
-__all__ = ["Comparing", "Counts"]
+__all__ = ["Counts", "OutputRule"]
 
 _MODULUS: Final = 1 << 32
 _HALF: Final = 1 << 31
@@ -189,7 +189,7 @@ class _Spoken:
         return self.is_heard or now - self.at > _STALE_S
 
 
-class Comparing:
+class OutputRule:
     """The packets of one card.  ``limit``: the most bytes kept of what the secondary says ahead.
 
     ``vnet``: see ``frames``.

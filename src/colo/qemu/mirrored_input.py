@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,6 @@ from colo.errors import GuestError
 from colo.packets.gate import WholeFrames
 from colo.qemu.card_ends import CardEnds
 from colo.qemu.monitor import Monitor
-from colo.qemu.packet_filters import virtio_cards
 
 __all__ = ["Feeds", "Mirrors"]
 
@@ -35,11 +34,13 @@ class Mirrors:
         self._socks: list[socket.socket] = []
         self._frames: list[WholeFrames] = []
 
-    async def install(self, netdevs: Sequence[str]) -> None:
-        """Put a mirror before each netdev.  Raises GuestError and leaves nothing behind."""
+    async def install(self, netdevs: Sequence[str], virtio: Collection[str]) -> None:
+        """Put a mirror before each netdev.  Raises GuestError and leaves nothing behind.
+
+        ``virtio``: those of virtio cards.
+        """
         loop = asyncio.get_running_loop()
         try:
-            virtio = await virtio_cards(self._qemu)
             for number, netdev in enumerate(netdevs):
                 vnet = netdev in virtio
                 ends = CardEnds(self._qemu, self._folder, netdev, number, vnet)
@@ -96,9 +97,8 @@ class Feeds:
         self._socks: list[socket.socket] = []
         self._unsent: list[bytearray] = []
 
-    async def install(self, netdevs: Sequence[str]) -> None:
-        """Put them before each netdev.  Raises GuestError: of no use then."""
-        virtio = await virtio_cards(self._qemu)
+    async def install(self, netdevs: Sequence[str], virtio: Collection[str]) -> None:
+        """Put them before each netdev, as Mirrors are.  Raises GuestError: of no use then."""
         for number, netdev in enumerate(netdevs):
             ends = CardEnds(self._qemu, self._folder, netdev, number, netdev in virtio)
             self._ends.append(ends)

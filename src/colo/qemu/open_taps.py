@@ -26,7 +26,7 @@ from colo.errors import GuestError
 from colo.qemu.command_line import Tap
 from colo.qemu.guest_clock import tap_offloads
 
-__all__ = ["OpenTaps"]
+__all__ = ["NAME_MOST", "OpenTaps"]
 
 _DEVICE: Final = "/dev/net/tun"
 _TUNSETIFF: Final = 0x400454CA
@@ -38,7 +38,8 @@ _TAP: Final = 0x0002
 _NO_PROTOCOL: Final = 0x1000
 _WITH_VNET: Final = 0x4000
 _REQUEST: Final = struct.Struct("16sH22x")
-_NAME_MOST: Final = 15
+#: The longest name of a network interface, in bytes.
+NAME_MOST: Final = 15
 _BUSY_S: Final = 5.0
 _BUSY_STEP_S: Final = 0.05
 
@@ -107,7 +108,7 @@ async def _opened(tap: Tap) -> int:
 
 def _open(tap: Tap) -> int:
     name = tap.interface.encode()
-    if len(name) > _NAME_MOST:
+    if len(name) > NAME_MOST:
         raise GuestError(f"no network interface can be called {tap.interface}")
     file = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK)
     try:

@@ -57,6 +57,8 @@ class NetGate:
         self._folder = folder
         self._limit = limit
         self._vnet = vnet
+        #: Where QEMU tells of virtio-net headers: before these netdevs.
+        self.virtio: frozenset[str] = frozenset()
         self._doors: list[_Door] = []
         self.on_held: Callable[[], None] = lambda: None
 
@@ -100,10 +102,11 @@ class NetGate:
     async def install(self, netdevs: list[str]) -> None:
         """Put a gate, open, before each netdev.  Raises GuestError and leaves nothing behind."""
         try:
-            virtio = await virtio_cards(self._qemu) if self._vnet else ()
+            self.virtio = await virtio_cards(self._qemu) if self._vnet else frozenset()
             for number, netdev in enumerate(netdevs):
-                gate = Gate(self._limit, netdev in virtio)
-                ends = CardEnds(self._qemu, self._folder, netdev, number, netdev in virtio)
+                vnet = netdev in self.virtio
+                gate = Gate(self._limit, vnet)
+                ends = CardEnds(self._qemu, self._folder, netdev, number, vnet)
                 door = _Door(ends, gate, self.on_held)
                 self._doors.append(door)
                 await door.install()

@@ -64,9 +64,9 @@ class SecondaryVm:
         try:
             async with asyncio.timeout(_BEGIN_S):
                 netdevs = await cards(self.qemu)
-                await self._feeds.install(netdevs)
                 await self._gate.install(netdevs)
                 self._gate.hold()
+                await self._feeds.install(netdevs, self._gate.virtio)
                 self._see_untouched()
                 await self.qemu.execute("migrate-set-parameters", announce_rounds=1)
                 if since is not None:

@@ -23,14 +23,14 @@ from typing import Any, Final
 
 from colo.config import VmConfig
 from colo.errors import ColoError, PeerError
-from colo.packets.comparing import Comparing as Compared
-from colo.packets.comparing import Counts
+from colo.packets.comparing import Counts, OutputRule
+from colo.packets.costs import Costs
 from colo.packets.hybrid_words import Kind, Said
-from colo.packets.pace import Pace
+from colo.packets.pace import Pace, due_at
 from colo.packets.worth import Worth
 from colo.qemu.mirrored_input import Mirrors
 from colo.qemu.monitor import Monitor
-from colo.qemu.packet_filters import NetGate, virtio_cards
+from colo.qemu.packet_filters import NetGate
 from colo.session.hybrid_link import HybridHello, HybridLink, call_hybrid
 from colo.transport.address import Address
 
@@ -40,6 +40,9 @@ _AGAIN_S: Final = 1.0
 #: Output waits no longer for a secondary VM that has yet to begin, and to catch up.
 _CATCH_UP_S: Final = 0.5
 _HEARD_S: Final = 0.05
+#: Beside a secondary VM its primary runs at least so long, where nothing waits for a checkpoint:
+#: how much it writes is known of short runs, and says too much of a long one.
+_RUN_S: Final = 1.0
 
 
 class Other(Enum):
@@ -49,6 +52,10 @@ class Other(Enum):
     READY = "one can begin from the next checkpoint"
     BEGINS = "it begins from the last checkpoint"
     RUNS = "it runs, from the last checkpoint"
+
+
+#: It has the last checkpoint.
+_THERE: Final = (Other.BEGINS, Other.RUNS)
 
 
 class Comparing:
@@ -71,7 +78,7 @@ class Comparing:
         on_broken: Callable[[ColoError], None],
         say: Callable[[str], None],
     ) -> None:
-        self._qemu, self._gate, self._to, self._vm_name = qemu, gate, to, config.name
+        self._gate, self._to, self._vm_name = gate, to, config.name
         self._limit = int(config.network.hold_limit_mib * (1 << 20))
         self._who, self._check_heard, self._on_broken, self._say = who, check_heard, on_broken, say
         self._patience_s = config.hybrid.patience_ms / 1e3
@@ -79,7 +86,7 @@ class Comparing:
         self._mirrors = Mirrors(qemu, folder, self._input)
         self._link: HybridLink | None = None
         self._calling: asyncio.Task[None] | None = None
-        self._cards: list[Compared] = []
+        self._cards: list[OutputRule] = []
         self._counts = Counts()
         self._covered = self._safe = -1
         self._is_cut = False  # the other host knows what came after the last checkpoint
@@ -97,12 +104,12 @@ class Comparing:
     # -- a session ------------------------------------------------------------------------
 
     async def begin(self, netdevs: Sequence[str]) -> None:
-        """Compare from the first copy on.  Raises GuestError."""
+        """Compare from the first copy on; the gate is in QEMU.  Raises GuestError."""
         self._covered = self._safe = -1
         self.other, self._is_cut = Other.NONE, False
-        virtio = await virtio_cards(self._qemu)
-        self._cards = [Compared(self._limit, self._counts, each in virtio) for each in netdevs]
-        await self._mirrors.install(netdevs)
+        virtio = self._gate.virtio
+        self._cards = [OutputRule(self._limit, self._counts, each in virtio) for each in netdevs]
+        await self._mirrors.install(netdevs, virtio)
         self._gate.set_rules([partial(self._says, number) for number in range(len(netdevs))])
         self._calling = asyncio.get_running_loop().create_task(self._call(len(netdevs)))
 
@@ -157,11 +164,10 @@ class Comparing:
         """The VM is stopped for this checkpoint, which covers what it has said and got."""
         self._mirrors.drain()
         self._covered = number
-        cause = next((each.differs for each in self._cards if each.differs is not None), None)
-        if self.other in (Other.BEGINS, Other.RUNS):
-            cause = cause or ("pace" if self._is_patient(time.monotonic()) else "lag")
-            self._causes[cause] = self._causes.get(cause, 0) + 1
-            self._ended()
+        if self.other in _THERE:
+            differs = next((each.differs for each in self._cards if each.differs), None)
+            lags = self._waited_s(time.monotonic()) >= self._worth.patience(self._patience_s)
+            self._ended(differs or ("lag" if lags else "pace"))
         for each in self._cards:
             each.cover()
         if self._link is not None:
@@ -184,22 +190,27 @@ class Comparing:
             self._worth.begins(self._counts.alike, self._counts.waited_s)
             self._link.say(Said(Kind.START, number=self._safe))
 
-    def _ended(self) -> None:
+    def _ended(self, cause: str) -> None:
+        """There is none any more, and this is why."""
+        self._causes[cause] = self._causes.get(cause, 0) + 1
         now, counts = time.monotonic(), self._counts
-        since = [each.waits_since for each in self._cards if each.waits_since is not None]
-        self._worth.ended(now, counts.alike, counts.waited_s, now - min(since, default=now))
+        self._worth.ended(now, counts.alike, counts.waited_s, self._waited_s(now))
         self.other = Other.NONE
+
+    def _waited_s(self, now: float) -> float:
+        """How long the oldest packet that waits has done so."""
+        since = [each.waits_since for each in self._cards if each.waits_since is not None]
+        return now - min(since, default=now)
 
     def _gone(self, cause: str) -> None:
         """None runs from the last checkpoint any more: what it has said has to be covered."""
-        was, self.other = self.other, Other.NONE
         self._is_cut = self._is_cut and self._link is not None
-        if was in (Other.BEGINS, Other.RUNS):
-            self._causes[cause] = self._causes.get(cause, 0) + 1
-            self._ended()
+        if self.other in _THERE:
+            self._ended(cause)
             for each in self._cards:
                 each.forget()
             self.urge()
+        self.other = Other.NONE
         self.schedule()
 
     def _input(self, card: int, data: bytes) -> None:
@@ -223,9 +234,8 @@ class Comparing:
         each = self._cards[card]
         self._release(card, each.secondary(data, now))
         if self.other is Other.RUNS and not self._has_caught_up:
-            since = [each.waits_since for each in self._cards if each.waits_since is not None]
             patience_s = self._worth.patience(self._patience_s)
-            self._has_caught_up = min(since, default=now) > now - patience_s / 2
+            self._has_caught_up = self._waited_s(now) < patience_s / 2
         if each.differs is not None:
             self.schedule()
         if now - self._heard_at > _HEARD_S:
@@ -260,7 +270,7 @@ class Comparing:
         """
         if any(each.differs is not None for each in self._cards) or held_bytes >= pace.high_water:
             return None
-        if self.other not in (Other.BEGINS, Other.RUNS):
+        if self.other not in _THERE:
             return None
         if held_since is None:
             return math.inf
@@ -268,14 +278,22 @@ class Comparing:
             return held_since + self._worth.patience(self._patience_s)
         return max(self._since, held_since) + _CATCH_UP_S
 
-    def _is_patient(self, now: float) -> bool:
-        """Whether what waits has not waited for too long."""
-        since = min((each.waits_since or now for each in self._cards), default=now)
-        return now - since < self._worth.patience(self._patience_s)
-
-    def relaxed(self, pace: Pace) -> Pace:
-        """The pace while a secondary VM runs: a checkpoint may get older."""
-        return replace(pace, age_max_s=self._age_max_s)
+    def due_at(
+        self,
+        pace: Pace,
+        costs: Costs,
+        held_since: float | None,
+        held_bytes: int,
+        resumed_at: float,
+        stopped_s: float,
+    ) -> float:
+        """Return when the next checkpoint is due: see ``packets.pace``."""
+        until = self.waits_until(pace, held_since, held_bytes)
+        if until is None:
+            return due_at(pace, costs, held_since, held_bytes, resumed_at, stopped_s)
+        relaxed = replace(pace, age_max_s=self._age_max_s)
+        idle = due_at(relaxed, costs, None, 0, resumed_at, stopped_s)
+        return min(until, max(resumed_at + _RUN_S, idle))
 
     def _hear(self, said: Said) -> None:
         match said.kind:
@@ -290,7 +308,7 @@ class Comparing:
                 for card, each in enumerate(self._cards):
                     self._release(card, each.live(now))
                 self.schedule()
-            case Kind.SAID if self.other in (Other.RUNS, Other.BEGINS):
+            case Kind.SAID if self.other in _THERE:
                 if said.number == self._covered == self._safe:
                     self._compare(said.card, said.payload)
             case Kind.GONE if said.number == self._covered:

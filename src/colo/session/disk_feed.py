@@ -16,7 +16,6 @@ import errno
 import socket
 from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from typing import Any, Final
 
 from colo.disks.digests import BLOCK_SIZE, digest, is_zeroes
@@ -33,7 +32,7 @@ from colo.errors import ChannelLost, ColoError, ExportError, PeerError
 from colo.nbd.protocol import Extent
 from colo.session.first_line import first_line
 from colo.transport.address import Address
-from colo.transport.sockets import take_off, tune
+from colo.transport.word_socket import WordSocket
 
 __all__ = ["DiskFeed", "MirrorTarget", "call_disks"]
 
@@ -41,8 +40,6 @@ _CALL_S: Final = 10.0
 _READ_BYTES: Final = 64 << 10
 #: So much may be on its way, or wait to be sent.
 _ROOM_BYTES: Final = 32 << 20
-#: So many parts of words go together.
-_TOGETHER: Final = 64
 
 
 async def call_disks(to: Address, hello: DiskHello) -> tuple[socket.socket, tuple[bool, ...]]:
@@ -81,29 +78,30 @@ class DiskFeed:
         on_urge: Callable[[], None],
         on_lost: Callable[[ColoError], None],
     ) -> None:
-        self._sock = sock
         self.holds = holds
         self._on_urge = on_urge
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._reader = WordReader()
-        self._queue: deque[bytes | memoryview] = deque()
         self._queued = self._taken = 0  # bytes since the link began
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._asked: dict[int, asyncio.Future[bytes]] = {}
         self._count = 0
-        self._sending = False
         self._copying = True
         self.error: ColoError | None = None  # why it is of no more use
         self._open = True
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self.bytes_sent = 0
         #: What the guest wrote, and the copy, by disk.
         self.bytes_of = [0] * len(holds)
         #: What the copy did not need to send, as the secondary had it.
         self.bytes_same = 0
-        tune(sock)
-        self._loop.add_reader(sock, self._readable)
+        called, closed = "the disk link", "the secondary closed the disk link"
+        self._socket = WordSocket(sock, called, closed, _READ_BYTES, self._take, self._lose)
+
+    @property
+    def bytes_sent(self) -> int:
+        """How much has been sent since the link began."""
+        return self._socket.bytes_sent
 
     # -- what the guest writes ------------------------------------------------------------
 
@@ -186,49 +184,12 @@ class DiskFeed:
         self._enqueue(*parts)
 
     def _enqueue(self, *parts: bytes | memoryview) -> None:
-        self._queue += parts
         self._queued += sum(map(len, parts))
-        if not self._sending and self._open:
-            self._send()
+        self._socket.say(*parts)
 
-    def _send(self) -> None:
-        """Send what the socket takes now; the rest goes when it takes more."""
-        while self._queue:
-            some = list(islice(self._queue, _TOGETHER))
-            try:
-                sent = self._sock.sendmsg(some)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self._lose(ChannelLost(f"the disk link broke: {error.strerror}"))
-                return
-            self.bytes_sent += sent
-            take_off(self._queue, sent)
-            if sent < sum(map(len, some)):
-                if not self._sending:
-                    self._sending = True
-                    self._loop.add_writer(self._sock, self._send)
-                return
-        if self._sending:
-            self._sending = False
-            self._loop.remove_writer(self._sock)
-
-    def _readable(self) -> None:
-        try:
-            data = self._sock.recv(_READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._lose(ChannelLost(f"the disk link broke: {error.strerror}"))
-            return
-        if not data:
-            self._lose(ChannelLost("the secondary closed the disk link"))
-            return
-        try:
-            for said in self._reader.feed(data):
-                self._hear(said)
-        except ColoError as error:
-            self._lose(error)
+    def _take(self, data: bytes) -> None:
+        for said in self._reader.feed(data):
+            self._hear(said)
 
     def _hear(self, said: Said) -> None:
         """Take a word of the secondary.  Raises PeerError."""
@@ -263,10 +224,7 @@ class DiskFeed:
         """Close the link; nothing is called any more, and whoever waits gets an error."""
         if self._open:
             self._open = False
-            self._loop.remove_reader(self._sock)
-            if self._sending:
-                self._loop.remove_writer(self._sock)
-            self._sock.close()
+            self._socket.close()
             error = self.error = self.error or ChannelLost("the disk link is closed")
             awaited: list[asyncio.Future[Any]] = [*self._waiting, *self._asked.values()]
             for each in (*awaited, self._ready):

@@ -1,4 +1,4 @@
-"""The line with which each end of a disk link begins."""
+"""The line with which each end of a disk link begins, and of a hybrid link."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Final
 from colo.disks.words import take_line
 from colo.errors import ChannelLost, PeerError
 
-__all__ = ["first_line"]
+__all__ = ["HYBRID", "first_line"]
+
+#: What a user knows that link by.
+HYBRID: Final = "the hybrid link"
 
 _READ_BYTES: Final = 4096
 
 
-async def first_line(sock: socket.socket, closed: str) -> bytes:
+async def first_line(sock: socket.socket, closed: str, link: str = "the disk link") -> bytes:
     """Read it, and see that nothing is behind it.
 
     Raises ChannelLost, which says ``closed``, where it ends before that; PeerError, OSError.
@@ -26,5 +29,5 @@ async def first_line(sock: socket.socket, closed: str) -> bytes:
             raise ChannelLost(closed)
         data += part
     if data:
-        raise PeerError("it says more on the disk link before it is answered")
+        raise PeerError(f"it says more on {link} before it is answered")
     return line

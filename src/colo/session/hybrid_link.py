@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Final
 
 from colo.errors import ChannelLost, ColoError, LimitExceeded, PeerError
 from colo.packets.hybrid_words import HYBRID_MAGIC, HYBRID_VERSION, Said, WordReader, encode
-from colo.session.first_line import first_line
+from colo.session.first_line import HYBRID, first_line
 from colo.transport.address import Address
-from colo.transport.sockets import take_off, tune
+from colo.transport.word_socket import WordSocket
 
 __all__ = ["HybridHello", "HybridLink", "answer_hybrid", "call_hybrid"]
 
 _CALL_S: Final = 5.0
 _READ_BYTES: Final = 1 << 20
-_TOGETHER: Final = 64
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ async def call_hybrid(to: Address, hello: HybridHello) -> socket.socket:
             sock = await to.connect()
             try:
                 await loop.sock_sendall(sock, HYBRID_MAGIC + hello.encode())
-                said = json.loads(await first_line(sock, f"{to} closed the hybrid link"))
+                said = json.loads(await first_line(sock, f"{to} closed the hybrid link", HYBRID))
                 if not isinstance(said, dict) or "why" in said:
                     why = said.get("why") if isinstance(said, dict) else said
                     raise ChannelLost(f"the secondary refused the hybrid link: {why}")
@@ -93,85 +90,30 @@ class HybridLink:
         on_word: Callable[[Said], None],
         on_lost: Callable[[ColoError], None],
     ) -> None:
-        self._sock = sock
         self._limit = limit
-        self._on_word, self._on_lost = on_word, on_lost
+        self._on_word = on_word
         self._reader = WordReader(cards)
-        self._queue: deque[bytes | memoryview] = deque()
-        self._queued = 0
-        self._sending = False
-        self.is_open = True
-        self._loop = asyncio.get_running_loop()
-        tune(sock)
-        self._loop.add_reader(sock, self._readable)
+        called, closed = "the hybrid link", "the other host closed the hybrid link"
+        self._socket = WordSocket(sock, called, closed, _READ_BYTES, self._take, on_lost)
 
     @property
-    def queued_bytes(self) -> int:
-        """How much waits to be sent."""
-        return self._queued
+    def is_open(self) -> bool:
+        """Whether it is of use."""
+        return self._socket.is_open
 
     def say(self, said: Said) -> None:
         """Have a word sent."""
         if not self.is_open:
             return
-        word = encode(said)
-        self._queue.append(word)
-        self._queued += len(word)
-        if self._queued > self._limit:
-            self._lose(LimitExceeded("the hybrid link's queue", self._queued, self._limit))
-        elif not self._sending:
-            self._send()
+        self._socket.say(encode(said))
+        if (waits := self._socket.waiting_bytes) > self._limit:
+            self._socket.lose(LimitExceeded("the hybrid link's queue", waits, self._limit))
 
-    def _send(self) -> None:
-        while self._queue:
-            some = list(islice(self._queue, _TOGETHER))
-            try:
-                sent = self._sock.sendmsg(some)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self._lose(ChannelLost(f"the hybrid link broke: {error.strerror}"))
-                return
-            self._queued -= sent
-            take_off(self._queue, sent)
-            if sent < sum(map(len, some)):
-                if not self._sending:
-                    self._sending = True
-                    self._loop.add_writer(self._sock, self._send)
-                return
-        if self._sending:
-            self._sending = False
-            self._loop.remove_writer(self._sock)
-
-    def _readable(self) -> None:
-        try:
-            data = self._sock.recv(_READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._lose(ChannelLost(f"the hybrid link broke: {error.strerror}"))
-            return
-        if not data:
-            self._lose(ChannelLost("the other host closed the hybrid link"))
-            return
-        try:
-            for said in self._reader.feed(data):
-                if self.is_open:
-                    self._on_word(said)
-        except ColoError as error:
-            self._lose(error)
+    def _take(self, data: bytes) -> None:
+        for said in self._reader.feed(data):
+            if self.is_open:
+                self._on_word(said)
 
     def close(self) -> None:
         """Close it; nothing is called any more."""
-        if self.is_open:
-            self.is_open = False
-            self._loop.remove_reader(self._sock)
-            if self._sending:
-                self._loop.remove_writer(self._sock)
-            self._sock.close()
-            self._queue.clear()
-
-    def _lose(self, error: ColoError) -> None:
-        if self.is_open:
-            self.close()
-            self._on_lost(error)
+        self._socket.close()

@@ -41,8 +41,6 @@ __all__ = ["Checkpointing"]
 
 #: A request that has not led to a reply by then is asked for; QEMU's timer is of the host's clock.
 _LATE_S: Final = 0.25
-#: Beside a secondary VM its primary runs at least so long, where nothing waits for a checkpoint.
-_HYBRID_RUN_S: Final = 1.0
 #: Between checkpoints the secondary has what it was sent, or waits for no more than its own host.
 _IDLE: Final = frozenset({CourierState.REPLIED, CourierState.LOST, CourierState.SOLO})
 
@@ -257,17 +255,9 @@ class Checkpointing:
 
     def _due_at(self) -> float:
         """When the next checkpoint is."""
-        since, held = self._gate.held_since, self._gate.held_bytes
-        pace, last = self._pace, (self._resumed_at, self._stopped_s)
-        until = None
-        if self.comparing is not None:
-            until = self.comparing.waits_until(pace, since, held)
-        if self.comparing is None or until is None:
-            return due_at(pace, self._costs, since, held, *last)
-        # How much it writes is known of short runs, and says too much of a long one.
-        least = self._resumed_at + _HYBRID_RUN_S
-        idle = due_at(self.comparing.relaxed(pace), self._costs, None, 0, *last)
-        return min(until, max(least, idle))
+        decide = due_at if self.comparing is None else self.comparing.due_at
+        held = self._gate.held_since, self._gate.held_bytes
+        return decide(self._pace, self._costs, *held, self._resumed_at, self._stopped_s)
 
     def _begin(self) -> None:
         """It is time, and the secondary has replied: QEMU stops the VM when it hears of that."""
