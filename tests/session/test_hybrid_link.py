@@ -85,6 +85,26 @@ def test_words_go_both_ways_and_an_end_is_told_once() -> None:
     asyncio.run(scenario())
 
 
+def test_what_was_taken_does_not_count_against_the_limit() -> None:
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        for sock in (ours, theirs):
+            sock.setblocking(False)
+        heard: list[Said] = []
+        lost: list[ColoError] = []
+        near = HybridLink(ours, 1, 1 << 20, lambda said: None, lost.append)
+        far = HybridLink(theirs, 1, 1 << 20, heard.append, lost.append)
+        for count in range(1, 30):
+            near.say(Said(Kind.INPUT, payload=bytes(100_000)))
+            while len(heard) < count:
+                await asyncio.sleep(0)
+        assert not lost
+        near.close()
+        far.close()
+
+    asyncio.run(scenario())
+
+
 def test_who_does_not_read_is_given_up() -> None:
     async def scenario() -> None:
         ours, theirs = socket.socketpair()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from colo.demo.lab import Place
 from tests.e2e.basics import wait
 from tests.e2e.net.stage import HERE, WAIT_S, Client, Colo, Stage, Vm, left_in_qemu
 
@@ -90,6 +91,16 @@ def test_nothing_is_missing_after_a_takeover(
         client.check()
     else:
         go_on(client)
+
+
+@pytest.mark.parametrize("vm", [USUAL], ids=["hybrid"])
+def test_the_network_learns_where_a_vm_is_that_says_nothing(stage: Stage, vm: Vm) -> None:
+    """It ran there already: so nothing of a takeover has it speak by itself."""
+    primary, secondary = stage.protected()
+    wait(lambda: compared(primary).get("other") == "RUNS", "a secondary VM", WAIT_S)
+    ears = stage.ears(Place.HOST_B)
+    take_over(stage, primary, secondary)
+    wait(lambda: ears.heard() > 0, "a word of the VM on host B", WAIT_S)
 
 
 @pytest.mark.parametrize("vm", [USUAL], ids=["hybrid"])
