@@ -22,6 +22,8 @@ PATIENT = (
     "[hybrid]\npatience_ms = 60000\nage_max_ms = 600000\n[checkpoints]\nstop_goal_ms = 600000\n"
 )
 USUAL = Vm(top=HYBRID)
+#: An Ethernet frame's type, in hex.
+REVERSE_ARP = "8035"
 ENTRIES = {"whole": ("-m", "colo"), "broken": (str(HERE / "broken_gate.py"), "unruly")}
 VMS = {
     "usual": USUAL,
@@ -94,13 +96,18 @@ def test_nothing_is_missing_after_a_takeover(
 
 
 @pytest.mark.parametrize("vm", [USUAL], ids=["hybrid"])
-def test_the_network_learns_where_a_vm_is_that_says_nothing(stage: Stage, vm: Vm) -> None:
-    """It ran there already: so nothing of a takeover has it speak by itself."""
+def test_the_network_learns_where_the_vm_is(stage: Stage, vm: Vm) -> None:
+    """It ran there already, and may have nothing to say: so QEMU announces it."""
     primary, secondary = stage.protected()
     wait(lambda: compared(primary).get("other") == "RUNS", "a secondary VM", WAIT_S)
     ears = stage.ears(Place.HOST_B)
     take_over(stage, primary, secondary)
-    wait(lambda: ears.heard() > 0, "a word of the VM on host B", WAIT_S)
+
+    def announced() -> bool:
+        frames = [line.split()[1] for line in ears.log.read_text().splitlines()[1:]]
+        return any(frame[24:28] == REVERSE_ARP for frame in frames)
+
+    wait(announced, "the VM to be announced on host B", WAIT_S)
 
 
 @pytest.mark.parametrize("vm", [USUAL], ids=["hybrid"])
