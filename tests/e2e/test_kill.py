@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from tests.e2e.basics import wait
 from tests.e2e.harness import Scene
 from tests.e2e.wire import Phase
 
@@ -52,6 +53,9 @@ def test_loss_arrives_together_with_the_last_byte(scene: Scene) -> None:
     host.wait_checkpoint(3)
     number = wire.stop_at(Phase.DEVICES, fraction=1.0)
     wire.wait_stopped()
+    # All but the end has to be read, or there is no room for the end while the host stands still.
+    trace, read = host.state / "colo.log", f"#{number} secondary AWAITING_SIZE → RECEIVING_DEVICES"
+    wait(lambda: read in trace.read_text(), "the secondary to read the pages")
     host.signal(signal.SIGSTOP)
     wire.go_on_to_end()
     primary.kill()
