@@ -165,7 +165,7 @@ class Lab:
         try:
             for process in self._started:  # one may not have moved in yet
                 process.kill()
-            self._kill_inhabitants()
+            self.kill_inhabitants()
             for process in self._started:
                 process.wait(_CLEANUP_S)
             self._started.clear()
@@ -279,7 +279,11 @@ class Lab:
     def _path(self, place: Place) -> str:
         return f"/proc/{os.getpid()}/fd/{self._namespaces[place]}"
 
-    def _kill_inhabitants(self) -> None:
+    def kill_inhabitants(self) -> None:
+        """Kill all that runs in the lab, and what that has just begun; wait for its end.
+
+        `LabError` where something does not end.
+        """
         deadline = time.monotonic() + _CLEANUP_S
         while pids := self.inhabitants():  # again, for those that were being born
             for pid in pids:

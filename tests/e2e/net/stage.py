@@ -426,15 +426,12 @@ class Stage:
     def close(self) -> None:
         """Kill all that runs in the lab: it is ours alone; then remove what it left."""
         try:
-            for pid in self.lab.inhabitants():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            self.lab.kill_inhabitants()
             for process in self.processes:
                 process.kill()
                 process.wait(END_S)
                 if process.stdout is not None:
                     process.stdout.close()
-            wait(lambda: not self.lab.inhabitants(), "an empty lab", END_S)
         finally:
             for store in Path("/dev/shm").glob(f"*{self.folder.name}*"):
                 shutil.rmtree(store, ignore_errors=True)
