@@ -134,8 +134,8 @@ def test_error_in_a_lab_ends_all_that_ran_in_it() -> None:
 @needs_lab
 def test_those_that_were_being_born_are_killed_too() -> None:
     with Lab() as made:
-        for _ in range(20):  # one look finds them all two times in three
-            made.start(Place.HOST_A, "sh", "-c", "for i in $(seq 1000); do sleep 100 & done; wait")
+        for _ in range(20):  # one look often finds them all
+            made.start(Place.HOST_A, "sh", "-c", "for i in $(seq 50); do sleep 100 & done; wait")
             while len(made.inhabitants()) < 3:
                 pass
             made.kill_inhabitants()
