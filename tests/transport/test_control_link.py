@@ -114,6 +114,20 @@ def test_the_last_word_is_heard_though_a_heartbeat_is_sent_into_the_closed_link(
     scene(play)
 
 
+@pytest.mark.parametrize("beats", [0, 1, 3])
+def test_the_last_word_is_heard_behind_heartbeats_whose_answers_find_nobody(beats: int) -> None:
+    async def play(left: socket.socket, right: socket.socket) -> None:
+        beat = Word(WordKind.HEARTBEAT, {"beat": 1})
+        left.send(b"".join(word.encode() for word in [*[beat] * beats, Word(WordKind.BYE)]))
+        left.close()
+        b = End(right)
+        await until(lambda: b.lost)
+        assert b.words == [Word(WordKind.BYE)]
+        assert len(b.lost) == 1
+
+    scene(play)
+
+
 def test_who_stood_still_is_lost_to_itself_whatever_has_come_meanwhile() -> None:
     """The other side has beaten all the time: that is in the socket, and is old."""
 

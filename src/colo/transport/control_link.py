@@ -52,6 +52,8 @@ class Link:
         self._beat_ns = 0
         self._is_strict = False
         self._open = True
+        self._is_taking = False
+        self._unheard: PeerError | None = None  # why nothing can be said any more
         self.peer_figures: dict[str, Any] = {}
         #: When something else was heard of the other side: on a busy wire beats queue behind that.
         self.also_heard: Callable[[], float] = lambda: 0.0
@@ -94,8 +96,9 @@ class Link:
         try:
             sent = self._sock.send(data)
         except OSError as error:
-            self._hear_last_words()
-            self._lose(ChannelLost(f"the control link broke: {error.strerror}"))
+            self._unheard = ChannelLost(f"the control link broke: {error.strerror}")
+            if not self._is_taking:
+                self._hear_last_words()
             return
         if sent < len(data):
             self._lose(ChannelLost("the other side does not read the control link"))
@@ -135,15 +138,20 @@ class Link:
             self._lose(ChannelLost("the other side closed the control link"))
             return
         self._take(data)
+        if self._unheard is not None:
+            self._hear_last_words()
 
     def _hear_last_words(self) -> None:
-        """The other side has closed: what it said before that may still be unread."""
+        """The other side hears nothing any more: what it said before may still be unread."""
         with contextlib.suppress(OSError):
             while self._open and (data := self._sock.recv(_READ_BYTES)):
                 self._take(data)
+        assert self._unheard is not None
+        self._lose(self._unheard)
 
     def _take(self, data: bytes) -> None:
         self._heard = time.monotonic()
+        self._is_taking = True
         try:
             for word in self._reader.feed(data):
                 match word.kind:
@@ -157,6 +165,8 @@ class Link:
                     return
         except PeerError as error:
             self._lose(error)
+        finally:
+            self._is_taking = False
 
     def _answer(self, heartbeat: Word) -> None:
         self.peer_figures = {
