@@ -21,10 +21,10 @@ SIZE = (2 << 20) + 1536
 MEMORY = Limits()
 
 
-def replica(content: bytes, limits: Limits = MEMORY) -> Replica:
+def replica(content: bytes, limits: Limits = MEMORY, base: SimulatedFile | None = None) -> Replica:
     made = Replica.create(
         "vda",
-        SimulatedFile("base", bytes(len(content))),
+        base or SimulatedFile("base", bytes(len(content))),
         SimulatedFile("journal", bytes(HEADS_SIZE + (4 << 20))),
         UUID(int=1),
         limits,

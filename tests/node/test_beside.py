@@ -12,10 +12,13 @@ from typing import Any, cast
 import pytest
 
 from colo.config import VmConfig
+from colo.config.vm import Disk
 from colo.errors import GuestError
 from colo.membership.grant import Grant
 from colo.node import beside as module
 from colo.node.beside import Beside
+from colo.node.replicas import Replicas
+from colo.node.secondary_disks import SecondaryDisks
 from colo.packets.gate import Rule
 from colo.packets.hybrid_words import Kind, Said
 from colo.qemu.open_taps import OpenTaps
@@ -31,8 +34,11 @@ class Waiting:
     """Stands for WaitingQemu; ``fails``: so many starts do."""
 
     fails = 0
+    slow: asyncio.Event | None = None
+    last: Waiting
 
     def __init__(self, *_: object, **__: object) -> None:
+        Waiting.last = self
         self.is_ready = False
         self.folder = Path()
         self.pid = 7
@@ -42,9 +48,15 @@ class Waiting:
         if Waiting.fails:
             Waiting.fails -= 1
             raise GuestError("it was killed")
+        if Waiting.slow is not None:
+            await Waiting.slow.wait()
         self.is_ready = True
 
+    def renew(self) -> None:
+        self.done.append("renew")
+
     async def stop(self) -> None:
+        self.done.append("stop")
         self.is_ready = False
 
     def give(self) -> Any:
@@ -70,7 +82,14 @@ class Vm:
     last: Vm
 
     def __init__(
-        self, qemu: Any, folder: Path, images: Any, taps: Any, limit: int, rule: Callable[..., Rule]
+        self,
+        qemu: Any,
+        folder: Path,
+        images: Any,
+        taps: Any,
+        limit: int,
+        rule: Callable[..., Rule],
+        disks: SecondaryDisks,
     ) -> None:
         Vm.last = self
         self.rule = rule
@@ -100,11 +119,32 @@ class Vm:
     async def clear(self) -> None:
         self.done.append("clear")
 
+    async def take_disks(self, hand_over: Callable[[], Awaitable[None]]) -> None:
+        self.done.append("stop")
+        await hand_over()
+        if self.is_ended:
+            raise GuestError("the QEMU process is gone")
+        self.done.append("files")
+
     async def unleash(self) -> None:
         self.done.append("unleash")
 
     def says(self, data: bytes) -> None:
         assert self.rule(0)(data, 0.0) == 0
+
+
+class Disks:
+    """Stands for Replicas: what was handed over, and over that."""
+
+    replicas = ()
+
+    def __init__(self) -> None:
+        self.handed_over: list[dict[str, object] | None] = []
+        self.then: Callable[[], None] = lambda: None
+
+    async def hand_over(self, over: dict[str, object] | None = None) -> None:
+        self.handed_over.append(over)
+        self.then()
 
 
 class World:
@@ -120,8 +160,10 @@ class World:
             images={"pc.ram": SimpleNamespace(path=folder / "pc.ram")},
             checkpoint=SimpleNamespace(number=5, since=None),
         )
+        self.disks = Disks()
+        disk = Disk("vda", folder / "vda", folder / "vda")
         self.beside = Beside(
-            VmConfig("vm", "hybrid"),
+            VmConfig("vm", "hybrid", disks=(disk,)),
             cast(LaunchPlan, None),
             cast(Store, self.store),
             folder,
@@ -129,6 +171,7 @@ class World:
             OpenTaps(()),
             self._settled,
             lambda: None,
+            cast(Replicas, self.disks),
         )
         self.a: HybridLink | None = None
 
@@ -152,6 +195,18 @@ class World:
     def says(self, kind: Kind, number: int = 0, payload: bytes = b"") -> None:
         assert self.a is not None
         self.a.say(Said(kind, 0, number, payload))
+
+    @property
+    def next_one(self) -> Waiting:
+        """The QEMU that was started last, to be a secondary VM."""
+        return Waiting.last
+
+    async def take_over(self) -> None:
+        """What a takeover does with it, in its order."""
+        disks = asyncio.ensure_future(self.beside.hand_over())
+        await self.beside.load(cast(Store, self.store))
+        await disks
+        await self.beside.run()
 
     def commit(self, number: int) -> None:
         self.store.checkpoint.number = number
@@ -202,21 +257,66 @@ def test_a_takeover_goes_on_with_the_vm_that_runs(play: Callable[[Scene], World]
         vm = await world.runs()
         vm.says(b"something")
         assert world.beside.instance("b").split("/")[:2] == ["b", "42"]
-        await world.beside.load(cast(Store, world.store))
-        await world.beside.run()
+        await world.take_over()
 
     world = play(scene)
-    assert Vm.last.done == ["unleash"]
+    assert Vm.last.done == ["stop", "files", "unleash"]
     assert world.waiting.done == ["replace"]
+    assert world.disks.handed_over == [{}]
+    assert world.beside.has_taken_over
 
 
 def test_where_none_runs_the_waiting_qemu_takes_over(play: Callable[[Scene], World]) -> None:
     async def scene(world: World) -> None:
         world.commit(5)
-        await world.beside.load(cast(Store, world.store))
-        await world.beside.run()
+        await world.take_over()
 
-    assert play(scene).waiting.done == ["load", "run"]
+    world = play(scene)
+    assert world.waiting.done == ["load", "run"]
+    assert world.disks.handed_over == [None]
+    assert not world.beside.has_taken_over
+
+
+def test_once_its_disks_have_gone_on_no_checkpoint_is_run(play: Callable[[Scene], World]) -> None:
+    """Memory of the checkpoint upon disks of a later moment would be neither."""
+
+    async def scene(world: World) -> None:
+        vm = await world.runs()
+        world.disks.then = vm.kill
+        with pytest.raises(GuestError, match="the QEMU process is gone"):
+            await world.beside.hand_over()
+        world.beside.force()
+        for again in (world.beside.hand_over(), world.beside.load(cast(Store, world.store))):
+            with pytest.raises(GuestError, match="`colo failover` starts the VM anew on them"):
+                await again
+        world.beside.forget()
+        world.commit(6)
+        await world.take_over()
+
+    world = play(scene)
+    assert world.waiting.done == ["load", "run"]
+    assert world.disks.handed_over == [{}, None]
+
+
+def test_a_disk_of_another_size_takes_another_qemu(play: Callable[[Scene], World]) -> None:
+    async def scene(world: World) -> None:
+        first = world.next_one
+        world.beside.renew()
+        assert first.done == ["renew"]
+        Waiting.slow = asyncio.Event()
+        await world.runs()
+        await world.until(lambda: world.next_one is not first)
+        begun_before = world.next_one
+        world.beside.renew()
+        Waiting.slow.set()
+        await world.until(lambda: world.next_one is not begun_before)
+        await world.until(lambda: world.next_one.is_ready)
+        assert begun_before.done == ["stop"]
+
+    try:
+        play(scene)
+    finally:
+        Waiting.slow = None
 
 
 @pytest.mark.parametrize("has_spoken", [True, False])
@@ -237,7 +337,9 @@ def test_one_that_died_is_not_passed_over_if_it_has_spoken(
                 GuestError, match="clients may have heard of more than checkpoint 5"
             ):
                 await world.beside.load(cast(Store, world.store))
-            assert world.waiting.done == []
+            with pytest.raises(GuestError, match="--force"):
+                await world.beside.hand_over()
+            assert (world.waiting.done, world.disks.handed_over) == ([], [])
             world.beside.force()
         await world.beside.load(cast(Store, world.store))
 

@@ -377,11 +377,6 @@ def _check(config: VmConfig) -> None:
         raise UsageError(f"name = {config.name!r}: {_NAME_RULE}")
     if config.mode not in _MODES:
         raise UsageError(f"mode = {config.mode!r}: one of {', '.join(_MODES)}")
-    if config.has_secondary_vm and config.disks:
-        raise UsageError(
-            f"mode = {config.mode!r}: a secondary VM has no disks to write to: take "
-            'mode = "periodic" for a VM with [[disks]]'
-        )
     if config.qemu.accel not in _ACCELERATORS:
         raise UsageError(f"[qemu] accel = {config.qemu.accel!r}: one of {', '.join(_ACCELERATORS)}")
     for table, keys in _POSITIVE.items():

@@ -8,7 +8,7 @@ from typing import Final
 from colo.disks.blockfile import BlockFile
 from colo.disks.extents import Extent, Source
 
-__all__ = ["painted", "write_into"]
+__all__ = ["lay_over", "painted", "write_into"]
 
 #: From this size on, neighbours are not gathered any more to be written at once.
 _RUN_BYTES: Final = 1 << 20
@@ -50,8 +50,15 @@ def painted(
 ) -> bytes:
     """Read a range of the base with pieces of that range laid over it, the oldest first."""
     content = bytearray(base.pread(offset, length))
+    lay_over(content, offset, pieces, load)
+    return bytes(content)
+
+
+def lay_over(
+    content: bytearray, offset: int, pieces: Iterable[Extent], load: Callable[[Source], bytes]
+) -> None:
+    """Lay pieces over a range that was read at ``offset``, and that they are within."""
     for start, end, source, at in pieces:
         size = end - start
         data = memoryview(load(source))[at : at + size] if source is not None else bytes(size)
         content[start - offset : end - offset] = data
-    return bytes(content)

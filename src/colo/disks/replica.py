@@ -37,7 +37,7 @@ from uuid import UUID
 from colo.disks.blockfile import BlockFile, Data
 from colo.disks.durable import Durable
 from colo.disks.epochs import Epochs
-from colo.disks.extents import Extent, Source, folded
+from colo.disks.extents import Extent, Extents, Source, folded
 from colo.disks.journal import RECORD_MAX
 from colo.disks.overlay import painted
 from colo.disks.standing import At, Condition, Limits, Stale
@@ -348,8 +348,10 @@ class Replica:
         journal, first = self._durable.journal, self._epochs.first
         journal.release(journal.next if first is None else first)
 
-    def hand_over(self) -> None:
+    def hand_over(self, over: Extents | None = None) -> None:
         """A VM is about to run on the base: make it the disk at the last commit.
+
+        ``over``: what the VM has written over that already, beside.
 
         First it is made durable that it is at no checkpoint any more.  So what is not merged yet
         is written at once, and nobody waits for that to be durable: the VM's own writes follow.
@@ -363,7 +365,8 @@ class Replica:
             self._condition = Condition.HANDED_OVER
             self._end_views("a VM runs on it")
         with self._failing():
-            rest = folded(epoch.extents for epoch in batch)
+            written = [epoch.extents for epoch in batch] + ([over] if over is not None else [])
+            rest = folded(written)
             self._durable.hand_over(self._epochs.committed, rest)
         with self._lock:
             self._epochs.merged()

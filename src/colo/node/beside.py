@@ -17,15 +17,18 @@ import contextlib
 import logging
 import shutil
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 from colo.config import VmConfig
+from colo.disks.extents import Extents
 from colo.errors import ChannelLost, ColoError, GuestError, PeerError
 from colo.membership.grant import Grant
+from colo.node.replicas import Replicas
+from colo.node.secondary_disks import SecondaryDisks
 from colo.packets.gate import Rule
 from colo.packets.hybrid_words import HYBRID_VERSION, Kind, Said
 from colo.qemu.command_line import taps
@@ -96,7 +99,8 @@ class Beside:
     """The secondary VM of ``store``, and the QEMU that waits to be the next one.
 
     ``waiting``: the QEMU that takes over from the store, and becomes what runs here.  ``settled``
-    waits until the store's images equal its last whole checkpoint.
+    waits until the store's images equal its last whole checkpoint.  ``disks``: what is kept of the
+    VM's.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Beside:
         open_taps: OpenTaps,
         settled: Callable[[], Awaitable[None]],
         on_change: Callable[[], None],
+        disks: Replicas,
     ) -> None:
         self._vm_name = config.name
         self._limit = int(config.network.hold_limit_mib * (1 << 20))
@@ -119,9 +124,14 @@ class Beside:
         self._plan, self._store, self._folder = plan, store, folder
         self._waiting, self.taps, self._settled = waiting, open_taps, settled
         self._on_change = on_change
+        self._disks = disks
+        self._paths = [disk.secondary for disk in config.disks]
+        self._has_new_disks = False
+        self._renewals = 0
         self._next: WaitingQemu | None = None
         self._numbers = count()
         self._vm: SecondaryVm | None = None
+        self._written: Callable[[], Mapping[str, Extents]] = dict
         self._number = -1  # the checkpoint that it runs from
         self._committed = -1
         self._has_spoken = False
@@ -136,12 +146,19 @@ class Beside:
         self._is_over = False
         self._why: str | None = None
         self.begun = 0
+        self.has_taken_over = False
 
     # -- the QEMU that waits --------------------------------------------------------------
 
     async def prepare(self) -> None:
         """Have the first one wait.  Raises GuestError."""
         self._next = await self._launch()
+
+    def renew(self) -> None:
+        """Have other ones wait: a disk has another size than these know."""
+        self._renewals += 1
+        if self._next is not None:
+            self._next.renew()
 
     async def _launch(self) -> WaitingQemu:
         folder = self._folder / f"secondary-vm-{next(self._numbers) % _FOLDERS}"
@@ -158,14 +175,19 @@ class Beside:
 
     async def _prepare_next(self) -> None:
         while not self._is_over:
+            renewals = self._renewals
             try:
-                self._next = await self._launch()
+                made = await self._launch()
             except GuestError as error:
                 self._why = f"no secondary VM: {error}"
                 _log.error("%s", self._why)
                 self._on_change()
                 await asyncio.sleep(_AGAIN_S)
                 continue
+            if renewals != self._renewals:
+                await made.stop()
+                continue
+            self._next = made
             self._say_ready()
             return
 
@@ -261,11 +283,16 @@ class Beside:
             return
         folder = self._next.folder
         qemu, self._next = self._next.give(), None
-        self._vm = vm = SecondaryVm(
-            qemu, folder, self._images, self.taps, self._limit, partial(self._rule, number)
-        )
+        rule = partial(self._rule, number)
+        disks = SecondaryDisks(self._disks.replicas, self._paths, folder, self._full)
+        self._vm = vm = SecondaryVm(qemu, folder, self._images, self.taps, self._limit, rule, disks)
+        self._written = disks.written
         self._number, self._has_spoken = number, False
         self._beginning = self._spawn(self._begin(vm, number))
+
+    def _full(self) -> None:
+        """It has written so much that it is not kept: only a checkpoint ends that."""
+        self._end("it has written as much to its disks as is kept of that in memory")
 
     def _rule(self, number: int, card: int) -> Rule:
         def said(data: bytes, now: float) -> int:
@@ -341,7 +368,7 @@ class Beside:
 
     def forget(self) -> None:
         """The primary's session is over, and nothing of it counts."""
-        self._committed = -1
+        self._committed, self._has_new_disks = -1, False
         if self._vm is not None:
             self._drop_vm(self._vm)
         self._drop_link()
@@ -354,19 +381,46 @@ class Beside:
 
     async def load(self, store: Store) -> None:
         """Have what is to run ready.  Raises GuestError."""
+        if await self._living() is not None:
+            return
+        self._require_checkpoint()
+        if self._vm is not None:
+            self._drop_vm(self._vm)
+        await self._waiting.load(store)
+
+    async def hand_over(self) -> None:
+        """Have the disks' files be those of what is to run.  Raises DiskError, GuestError."""
+        vm = await self._living()
+        if vm is None:
+            self._require_checkpoint()
+            await self._disks.hand_over()
+        elif self._paths:
+            await vm.take_disks(self._put_into_disks)
+
+    async def _put_into_disks(self) -> None:
+        self._has_new_disks = True
+        await self._disks.hand_over(self._written())
+
+    async def _living(self) -> SecondaryVm | None:
+        """The secondary VM, where one runs."""
         if self._vm is not None and self._beginning is not None:
             await asyncio.wait({self._beginning})
         vm = self._vm
-        if vm is not None and vm.is_running and not vm.is_ended:
-            return
-        if vm is not None and self._has_spoken and not self._is_forced:
+        return vm if vm is not None and vm.is_running and not vm.is_ended else None
+
+    def _require_checkpoint(self) -> None:
+        """Raise GuestError where the VM must not run from the last checkpoint."""
+        if self._has_new_disks:
+            raise GuestError(
+                f"the secondary VM has died, and its disks have gone on since checkpoint "
+                f"{self._committed}: end colo and start it again, and `colo failover` starts the "
+                "VM anew on them"
+            )
+        if self._vm is not None and self._has_spoken and not self._is_forced:
             raise GuestError(
                 "the secondary VM has died, and clients may have heard of more than "
                 f"checkpoint {self._committed} has; `colo failover --force` runs that one"
             )
-        if vm is not None:
-            self._drop_vm(vm)
-        await self._waiting.load(store)
 
     async def run(self) -> None:
         """Have it run.  Raises GuestError."""
@@ -376,7 +430,7 @@ class Beside:
             await self._waiting.run()
         else:
             await vm.unleash()
-            self._vm = None
+            self._vm, self.has_taken_over = None, True
             assert self._watching is not None
             self._watching.cancel()
             await self._waiting.replace(vm.qemu)

@@ -102,10 +102,10 @@ class SecondaryNode(Performer):
             self._forwarding = Forwarding(
                 who, store, self._kept.settled, forward, silence_s, self.say
             )
-        guest = self._kept.beside or self.waiting
+        guest, disks = self._kept.beside or self.waiting, self._kept.beside or self._kept.disks
         holder = partial(guest.instance, host)
         self._takeover = Takeover(
-            self.member, arbiter, fence, store, self._kept.disks, guest, holder, self.say
+            self.member, arbiter, fence, store, disks, guest, holder, self.say
         )
         self._loading: asyncio.Task[None] | None = None
         self._runs_here = False
@@ -404,7 +404,7 @@ class SecondaryNode(Performer):
         facts = self._takeover.facts
         self._kept.facts["takeover"] = facts
         self.say(
-            f"RUNNING HERE, from checkpoint {self._kept.number}, started in "
+            f"RUNNING HERE, {self._kept.origin}, started in "
             f"{facts['total_ms']:.0f} ms (QEMU {self.waiting.pid})"
         )
         self._kept.store.remove()  # the running QEMU holds its memory; nobody needs the files

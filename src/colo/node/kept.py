@@ -43,7 +43,7 @@ class Kept:
     ) -> None:
         self.store = store
         told = self._disks_are_here, self._disks_lost
-        self.disks = Replicas(config, folder, waiting, *told)
+        self.disks = Replicas(config, folder, self, *told)
         self.figures = Figures()
         self.session: Receiving | None = None
         self.number = -1
@@ -125,7 +125,25 @@ class Kept:
     def have_beside(self, plan: LaunchPlan, taps: OpenTaps, on_change: Callable[[], None]) -> None:
         """A secondary VM is to run beside its primary."""
         of = self._config, plan, self.store, self._folder
-        self.beside = Beside(*of, self._waiting, taps, self.settled, on_change)
+        of_vm = self._waiting, taps, self.settled, on_change
+        self.beside = Beside(*of, *of_vm, self.disks)
+
+    @property
+    def origin(self) -> str:
+        """What the VM that runs here has come from."""
+        goes_on = self.beside is not None and self.beside.has_taken_over
+        return f"{'as the secondary VM since' if goes_on else 'from'} checkpoint {self.number}"
+
+    @property
+    def read_only(self) -> dict[str, str]:
+        """The digests of what a guest here would only read, by the drives' names."""
+        return self._waiting.read_only
+
+    def renew(self) -> None:
+        """Have other QEMUs wait: a disk has another size than these know."""
+        self._waiting.renew()
+        if self.beside is not None:
+            self.beside.renew()
 
     async def open(self) -> None:
         """Have what a QEMU needs to wait: disks, taps.  Raises UsageError, GuestError."""

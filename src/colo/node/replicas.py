@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 from uuid import uuid4
@@ -32,6 +32,7 @@ _HELLO_S: Final = 2.0
 #: Of a disk whose primary has not been heard of yet.
 _UNKNOWN_BYTES: Final = 1 << 20
 _QCOW2: Final = ".qcow2"
+_NOTHING: Final[Mapping[str, Extents]] = {}
 #: Of a disk and its path: why that cannot be one.
 QCOW2_REPLICA: Final = (
     "[[disks]] {}: {} is a qcow2, and a replica has to be raw: take another name here, or "
@@ -201,15 +202,18 @@ class Replicas:
             if replica.condition in (Condition.COPYING, Condition.WHOLE):
                 replica.drop()
 
-    async def hand_over(self) -> None:
-        """The VM is about to run on the disks, as of the last commit.  Raises DiskError."""
+    async def hand_over(self, over: Mapping[str, Extents] = _NOTHING) -> None:
+        """The VM is about to run on the disks, as of the last commit.  Raises DiskError.
+
+        ``over``: what it has written over that already, by disk.
+        """
         intake, self.intake = self.intake, None
         if intake is not None:
             intake.close()
             await intake.settled()
         for replica in self._replicas:
             if replica.condition is not Condition.HANDED_OVER:
-                await asyncio.to_thread(replica.hand_over)
+                await asyncio.to_thread(replica.hand_over, over.get(replica.disk))
 
     async def _settled(self) -> None:
         """Wait until the session before has ended."""

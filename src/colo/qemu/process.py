@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from qemu.qmp import QMPError
 
@@ -116,21 +116,24 @@ class LaunchPlan:
     def _machine(self, role_args: Sequence[str], paths: Sequence[Path]) -> list[str]:
         qemu = self.config.qemu
         disks = zip(self.config.disks, paths, strict=True)
-        nodes = [word for disk, at in disks for word in ("-blockdev", _node(disk.id, at))]
+        nodes = [word for disk, at in disks for word in ("-blockdev", _blockdev(disk.id, at))]
         return [qemu.binary, *qemu.args, *role_args, *nodes, *self.accelerator_args]
 
 
-def _node(name: str, path: Path) -> str:
-    """A ``-blockdev`` for the disk at ``path``; what is in it does not say its format."""
+def _blockdev(name: str, path: Path) -> str:
+    return json.dumps(disk_node(name, path))
+
+
+def disk_node(name: str, path: Path) -> dict[str, Any]:
+    """The block node for the disk at ``path``; what is in it does not say its format."""
     is_device = path.is_block_device()
-    node = {
+    return {
         "node-name": name,
         "driver": "qcow2" if path.suffix == ".qcow2" else "raw",
         "discard": "unmap",
         "detect-zeroes": "unmap",
         "file": {"driver": "host_device" if is_device else "file", "filename": str(path)},
     }
-    return json.dumps(node)
 
 
 def plan(config: VmConfig, say: Callable[[str], None] = _log.warning) -> LaunchPlan:

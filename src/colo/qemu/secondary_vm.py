@@ -11,32 +11,50 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from colo.errors import GuestError
 from colo.packets.gate import Rule
 from colo.qemu.guest_clock import tell_since
 from colo.qemu.incoming import load_stream
 from colo.qemu.mirrored_input import Feeds
+from colo.qemu.monitor import Monitor
 from colo.qemu.open_taps import OpenTaps
 from colo.qemu.packet_filters import NetGate, cards
 from colo.qemu.process import Qemu
 from colo.store.store import Since
 
-__all__ = ["SecondaryVm"]
+__all__ = ["Disks", "SecondaryVm"]
 
 _BEGIN_S: Final = 10.0
 _ANNOUNCED: Final[dict[str, Any]] = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
 _PRIVATE: Final = ("Private_Dirty:", "Anonymous:", "Swap:")
 
 
+class Disks(Protocol):
+    """The disks that it sees instead of the files that its QEMU was started on."""
+
+    async def begin(self, qemu: Monitor) -> None:
+        """Have its QEMU, which waits, see them.  Raises GuestError."""
+
+    def let_go(self) -> None:
+        """It is about to be stopped: no write of it waits any more."""
+
+    async def become_files(self, qemu: Monitor) -> None:
+        """It stands, and the files have all: have it go on upon those.  Raises GuestError."""
+
+    async def close(self) -> None:
+        """It does without them from now on."""
+
+
 class SecondaryVm:
     """The VM in ``qemu``, which waits for a stream; it is owned from here on.
 
     ``images``: the files that are its memory.  ``limit``: how much of what it says is held, in
-    bytes, a card.  ``rule``: makes a rule for each card, which hears all that it says.
+    bytes, a card.  ``rule``: makes a rule for each card, which hears all that it says.  ``disks``:
+    those that it has beside the primary's.
     """
 
     def __init__(
@@ -47,8 +65,10 @@ class SecondaryVm:
         taps: OpenTaps,
         limit: int,
         rule: Callable[[int], Rule],
+        disks: Disks,
     ) -> None:
         self.qemu = qemu
+        self._disks = disks
         self._folder = folder
         self._images = images
         self._taps, self._rule = taps, rule
@@ -58,6 +78,7 @@ class SecondaryVm:
         self._feeds = Feeds(qemu, folder)
         self.is_running = False
         self.is_ended = False
+        self._stands = False
 
     async def begin(self, stream: Iterable[bytes], since: Since | None) -> None:
         """Load a checkpoint and run it.  Raises GuestError; it is of no use then."""
@@ -69,6 +90,7 @@ class SecondaryVm:
                 await self._feeds.install(netdevs, self._gate.virtio)
                 self._see_untouched()
                 await self.qemu.execute("migrate-set-parameters", announce_rounds=1)
+                await self._disks.begin(self.qemu)
                 if since is not None:
                     tell_since(self.qemu.pid, since.stood, since.saved)
                 await load_stream(self.qemu, self._folder / "incoming.sock", stream)
@@ -125,6 +147,23 @@ class SecondaryVm:
         """Remove what is left of it, once it was killed."""
         await self._gate.remove()
         await self.qemu.kill()
+        await self._disks.close()
+
+    async def take_disks(self, hand_over: Callable[[], Awaitable[None]]) -> None:
+        """Have it go on upon the disks' files, once ``hand_over`` has put into them what it wrote.
+
+        It stands from here on, until ``unleash``.  Raises GuestError, or what ``hand_over`` does.
+        """
+        try:
+            async with asyncio.timeout(_BEGIN_S):
+                self._disks.let_go()
+                await self.qemu.execute("stop")
+                await hand_over()
+                await self._disks.become_files(self.qemu)
+        except TimeoutError:
+            raise GuestError("the secondary VM did not take its disks over in time") from None
+        await self._disks.close()
+        self._stands = True
 
     async def unleash(self) -> None:
         """It is the VM from now on: the network hears it, and what nobody may have heard yet.
@@ -136,6 +175,8 @@ class SecondaryVm:
         self._taps.restore(self._sizes, self._offloads)
         self._gate.set_rules([])
         self._gate.open()
+        if self._stands:
+            await self.qemu.execute("cont")
         await self._feeds.remove()
         await self._gate.remove()
         # The network has to learn where the VM is: it may have nothing to say by itself.
