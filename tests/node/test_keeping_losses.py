@@ -238,9 +238,15 @@ class Host:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "WaitingQemu", Waiting)
-    monkeypatch.setattr("colo.arbiters.asking._ANSWER_S", 0.2)
+    monkeypatch.setattr("colo.arbiters.asking._ANSWER_S", 10.0)  # it answers, if maybe late
     monkeypatch.setattr("colo.node.keeping._AGAIN_S", 0.01)
     monkeypatch.setattr("colo.arbiters.asking._calls", [])
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arbiter of this test is out of reach for a while."""
+    monkeypatch.setattr("colo.arbiters.asking._ANSWER_S", 0.2)
 
 
 @contextlib.asynccontextmanager
@@ -366,6 +372,7 @@ async def lost_with_the_arbiter(host: Host, arbiter: Mount, primary: Primary) ->
     await host.until_said("no grant yet")
 
 
+@pytest.mark.usefixtures("impatient")
 def test_an_order_by_force_does_without_an_arbiter_out_of_reach(tmp_path: Path) -> None:
     async def run() -> None:
         arbiter = granted(tmp_path)
@@ -396,6 +403,7 @@ def test_two_orders_at_once_are_one(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("impatient")
 def test_the_only_copy_is_given_up_at_the_second_time_of_asking(tmp_path: Path) -> None:
     async def run() -> None:
         arbiter = granted(tmp_path)
@@ -426,6 +434,7 @@ def test_a_copy_whose_primary_is_heard_is_not_the_only_one(tmp_path: Path) -> No
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("impatient")
 def test_after_the_first_time_it_still_takes_over(tmp_path: Path) -> None:
     async def run() -> None:
         arbiter = granted(tmp_path)
@@ -461,6 +470,7 @@ def test_a_takeover_under_way_ends_first_however_often_it_is_told_to_end(tmp_pat
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("impatient")
 def test_an_asking_ends_with_its_session(tmp_path: Path) -> None:
     """The mount is dead on host B; host A gets the next grant, comes back and then dies."""
 
@@ -708,6 +718,7 @@ def test_a_checkpoint_that_was_never_copied_is_not_the_next_primarys(
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_dead_mount_holds_up_nothing_but_a_stock_primary(tmp_path: Path) -> None:
     async def run() -> None:
         arbiter, loop = granted(tmp_path), asyncio.get_running_loop()
