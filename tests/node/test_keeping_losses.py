@@ -244,7 +244,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The arbiter of this test is out of reach for a while."""
     monkeypatch.setattr("colo.arbiters.asking._ANSWER_S", 0.2)
 

@@ -110,7 +110,14 @@ class AbsentArbiter(Arbiter):
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An arbiter that answers is waited for, however busy this machine is."""
+    monkeypatch.setattr("colo.arbiters.asking._ANSWER_S", 10.0)
+
+
+@pytest.fixture
+def impatient(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arbiter of this test does not answer for a while."""
     monkeypatch.setattr("colo.arbiters.asking._ANSWER_S", 0.02)
 
 
@@ -197,6 +204,7 @@ def play(folder: Path, scene: Callable[[Host], Awaitable[None]], **made: Any) ->
     asyncio.run(run())
 
 
+@pytest.mark.usefixtures("impatient")
 def test_the_grant_is_asked_for_until_it_comes(tmp_path: Path) -> None:
     async def scene(host: Host) -> None:
         host.guest.let.set()
@@ -211,6 +219,7 @@ def test_the_grant_is_asked_for_until_it_comes(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_asking_ends_at_once_and_no_answer_comes(tmp_path: Path) -> None:
     async def scene(host: Host) -> None:
         host.lose()
@@ -240,6 +249,7 @@ def test_an_answer_that_comes_in_the_very_moment_counts_for_nothing(tmp_path: Pa
     play(tmp_path, scene)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("ordered", [False, True])
 def test_an_answer_that_came_late_is_got_by_asking_again(tmp_path: Path, ordered: bool) -> None:
     """Though the QEMU that waits, and so our name, is another one by then.
@@ -290,6 +300,7 @@ def test_the_grant_is_in_the_name_of_the_qemu_that_runs(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_an_arbiter_that_is_away_then_learns_it_later(tmp_path: Path) -> None:
     async def scene(host: Host) -> None:
         await until_granted(host)
@@ -364,6 +375,7 @@ def test_a_start_that_fails_can_be_tried_again(
     play(tmp_path, scene, failures=failures)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_the_arbiter_that_does_not_answer_holds_up_nothing_else(tmp_path: Path) -> None:
     async def scene(host: Host) -> None:
         host.lose()
@@ -393,10 +405,7 @@ class FakeFence:
             raise LocalError("the fence: exit 1")
 
 
-def test_the_vm_waits_for_the_fence_with_the_grant_in_hand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("colo.arbiters.asking._ANSWER_S", 5.0)  # it is there, if maybe slow
+def test_the_vm_waits_for_the_fence_with_the_grant_in_hand(tmp_path: Path) -> None:
     fence = FakeFence()
 
     async def scene(host: Host) -> None:
@@ -448,10 +457,7 @@ def test_a_primary_that_says_it_runs_nothing_is_not_turned_off(
     play(tmp_path, scene, fence=cast(Fence, fence))
 
 
-def test_an_order_asks_the_fence_and_by_force_does_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("colo.arbiters.asking._ANSWER_S", 10.0)  # this one answers
+def test_an_order_asks_the_fence_and_by_force_does_without(tmp_path: Path) -> None:
     fence = FakeFence()
 
     async def scene(host: Host) -> None:
