@@ -109,6 +109,18 @@ def test_a_datagram_with_another_content_differs(rule: OutputRule) -> None:
     assert rule.differs is None
 
 
+def test_a_datagram_of_the_secondarys_alone_holds_up_for_a_moment_what_counts_as_heard(
+    rule: OutputRule,
+) -> None:
+    """Its own gratuitous ARP, say: what both said behind that is not to be said again for long."""
+    lone, both = udp(b"nobody else says it", port=9), udp(b"both say it")
+    rule.secondary(lone, 1.0)
+    rule.primary(both, 1.0)
+    assert rule.secondary(both, 1.0) == len(both)
+    assert rule.heard(1.1) == 0
+    assert rule.heard(1.3) == len(lone) + len(both)
+
+
 def test_what_came_before_the_secondarys_first_word_is_not_taken_for_the_same() -> None:
     """Of a stream that no checkpoint is known to cover."""
     rule = OutputRule(1 << 20)

@@ -32,7 +32,7 @@ class Doors:
 
     def __init__(self) -> None:
         self.gate = Gate(1 << 20, vnet=True)
-        self.virtio = frozenset({"n0"})
+        self.with_headers = frozenset({"n0"})
         self.left = b""
 
     def set_rules(self, rules: list[Rule]) -> None:

@@ -45,6 +45,7 @@ APPLETS = ("cat", "grep", "insmod", "ip", "mount", "sh", "switch_root")
 #: By the name of the list that the first process finds them in.
 MODULES = {
     "order": ("virtio_pci", "virtio_net", "virtio_blk", "virtio_rng"),
+    "order-vmware": ("vmxnet3",),
     "order-ext4": ("crc32c_generic", "ext4"),
 }
 TOOL_PACKAGES = {

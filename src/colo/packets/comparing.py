@@ -41,6 +41,8 @@ _FLOWS_MOST: Final = 16384
 _DATAGRAMS_MOST: Final = 1024
 #: A datagram that only the secondary has said counts as a difference for no longer.
 _STALE_S: Final = 1.0
+#: And for so long it holds up that what was said behind it counts as heard.
+_UNHEARD_S: Final = 0.2
 
 
 def _after(a: int, b: int) -> int:
@@ -184,8 +186,9 @@ class _Spoken:
 
     def may_be_forgotten(self, now: float) -> bool:
         """Whether clients know it already, or would be told again by the guest itself."""
-        if self.stream is not None:
-            self.is_heard = self.stream.is_heard(self.end, self.ack)
+        if self.stream is None:
+            return self.is_heard or now - self.at > _UNHEARD_S
+        self.is_heard = self.stream.is_heard(self.end, self.ack)
         return self.is_heard or now - self.at > _STALE_S
 
 

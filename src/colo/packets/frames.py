@@ -5,8 +5,8 @@ is compared whole, but for what two VMs may well choose differently: an IPv4 hea
 identification and checksum, an IPv6 header's flow label, a checksum of UDP, which says no more.
 
 QEMU's filters put a big-endian u32 before each frame, the length of what follows; where
-``vnet_hdr_support`` is on, as it is for virtio cards here, a second one says how much of that is a
-virtio-net header.
+``vnet_hdr_support`` is on, as it is for cards here that have one, a second one says how much of
+that is a virtio-net header.
 
 Source: RFC 791, RFC 8200, RFC 9293; ``net/filter-mirror.c`` in QEMU for the two numbers.
 """

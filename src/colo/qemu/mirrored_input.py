@@ -25,7 +25,7 @@ _CHUNK: Final = 1 << 20
 class Mirrors:
     """What the network brings for the VM's cards, copied to us while the VM gets it.
 
-    ``on_input`` gets a card's number and whole frames; of virtio cards virtio-net headers are told.
+    ``on_input`` gets a card's number and whole frames, with the virtio-net headers that it has.
     """
 
     def __init__(self, qemu: Monitor, folder: Path, on_input: Callable[[int, bytes], None]) -> None:
@@ -34,15 +34,15 @@ class Mirrors:
         self._socks: list[socket.socket] = []
         self._frames: list[WholeFrames] = []
 
-    async def install(self, netdevs: Sequence[str], virtio: Collection[str]) -> None:
+    async def install(self, netdevs: Sequence[str], with_headers: Collection[str]) -> None:
         """Put a mirror before each netdev.  Raises GuestError and leaves nothing behind.
 
-        ``virtio``: those of virtio cards.
+        ``with_headers``: those whose cards have virtio-net headers.
         """
         loop = asyncio.get_running_loop()
         try:
             for number, netdev in enumerate(netdevs):
-                vnet = netdev in virtio
+                vnet = netdev in with_headers
                 ends = CardEnds(self._qemu, self._folder, netdev, number, vnet)
                 self._ends.append(ends)
                 self._socks.append(await ends.chardev("in"))
@@ -97,10 +97,10 @@ class Feeds:
         self._socks: list[socket.socket] = []
         self._unsent: list[bytearray] = []
 
-    async def install(self, netdevs: Sequence[str], virtio: Collection[str]) -> None:
+    async def install(self, netdevs: Sequence[str], with_headers: Collection[str]) -> None:
         """Put them before each netdev, as Mirrors are.  Raises GuestError: of no use then."""
         for number, netdev in enumerate(netdevs):
-            ends = CardEnds(self._qemu, self._folder, netdev, number, netdev in virtio)
+            ends = CardEnds(self._qemu, self._folder, netdev, number, netdev in with_headers)
             self._ends.append(ends)
             await ends.nowhere("network")
             self._socks.append(await ends.chardev("in"))

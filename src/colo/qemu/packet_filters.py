@@ -21,7 +21,7 @@ from colo.qemu.monitor import Monitor
 from colo.status.figures import summarise, summary
 from colo.transport.sockets import unacknowledged
 
-__all__ = ["NetGate", "cards", "virtio_cards"]
+__all__ = ["NetGate", "cards", "vnet_cards"]
 
 _CHUNK: Final = 1 << 20
 _LITTLE_BYTES: Final = 64 << 10  # fewer than 4,000 frames, however small they are
@@ -29,14 +29,16 @@ _SETTLE_S: Final = 2.0
 _SETTLE_STEP_S: Final = 0.001
 #: «n0: index=0,type=tap,…», indented by a backslash below the card that it serves.
 _NETDEV: Final = re.compile(r"^ \\ ([^:]+): index=\d+,type=(\w[\w-]*)", re.MULTILINE)
-#: The same, with the line of a card of virtio above it.
-_VIRTIO: Final = re.compile(r"model=virtio-net[^\n]*\n \\ ([^:]+): index=\d+", re.MULTILINE)
+#: Cards that have their tap put a virtio-net header before each frame.
+_WITH_HEADERS: Final = r"(?:virtio-net|vmxnet3|e1000e|igb)\b"
+#: The same as _NETDEV, with the line of such a card above it.
+_VNET: Final = re.compile(rf"model={_WITH_HEADERS}[^\n]*\n \\ ([^:]+): index=\d+", re.MULTILINE)
 
 
-async def virtio_cards(qemu: Monitor) -> frozenset[str]:
-    """Return the ids of those that serve virtio cards: their frames have virtio-net headers."""
+async def vnet_cards(qemu: Monitor) -> frozenset[str]:
+    """Return the ids of those whose cards have virtio-net headers before their frames."""
     text = await qemu.execute("human-monitor-command", command_line="info network")
-    return frozenset(_VIRTIO.findall(str(text).replace("\r", "")))
+    return frozenset(_VNET.findall(str(text).replace("\r", "")))
 
 
 async def cards(qemu: Monitor) -> list[str]:
@@ -58,7 +60,7 @@ class NetGate:
         self._limit = limit
         self._vnet = vnet
         #: Where QEMU tells of virtio-net headers: before these netdevs.
-        self.virtio: frozenset[str] = frozenset()
+        self.with_headers: frozenset[str] = frozenset()
         self._doors: list[_Door] = []
         self.on_held: Callable[[], None] = lambda: None
 
@@ -102,9 +104,9 @@ class NetGate:
     async def install(self, netdevs: list[str]) -> None:
         """Put a gate, open, before each netdev.  Raises GuestError and leaves nothing behind."""
         try:
-            self.virtio = await virtio_cards(self._qemu) if self._vnet else frozenset()
+            self.with_headers = await vnet_cards(self._qemu) if self._vnet else frozenset()
             for number, netdev in enumerate(netdevs):
-                vnet = netdev in self.virtio
+                vnet = netdev in self.with_headers
                 gate = Gate(self._limit, vnet)
                 ends = CardEnds(self._qemu, self._folder, netdev, number, vnet)
                 door = _Door(ends, gate, self.on_held)

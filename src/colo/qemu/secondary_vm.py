@@ -87,7 +87,7 @@ class SecondaryVm:
                 netdevs = await cards(self.qemu)
                 await self._gate.install(netdevs)
                 self._gate.hold()
-                await self._feeds.install(netdevs, self._gate.virtio)
+                await self._feeds.install(netdevs, self._gate.with_headers)
                 self._see_untouched()
                 await self.qemu.execute("migrate-set-parameters", announce_rounds=1)
                 await self._disks.begin(self.qemu)

@@ -39,7 +39,7 @@ __all__ = ["Comparing", "Other"]
 _AGAIN_S: Final = 1.0
 #: Output waits no longer for a secondary VM that has yet to begin, and to catch up.
 _CATCH_UP_S: Final = 0.5
-_HEARD_S: Final = 0.05
+_HEARD_S: Final = 0.01
 #: Beside a secondary VM its primary runs at least so long, where nothing waits for a checkpoint:
 #: how much it writes is known of short runs, and says too much of a long one.
 _RUN_S: Final = 1.0
@@ -107,7 +107,7 @@ class Comparing:
         """Compare from the first copy on; the gate is in QEMU.  Raises GuestError."""
         self._covered = self._safe = -1
         self.other, self._is_cut = Other.NONE, False
-        virtio = self._gate.virtio
+        virtio = self._gate.with_headers
         self._cards = [OutputRule(self._limit, self._counts, each in virtio) for each in netdevs]
         await self._mirrors.install(netdevs, virtio)
         self._gate.set_rules([partial(self._says, number) for number in range(len(netdevs))])

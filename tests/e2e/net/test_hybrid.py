@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import time
 from typing import Any
 
@@ -28,6 +29,7 @@ ENTRIES = {"whole": ("-m", "colo"), "broken": (str(HERE / "broken_gate.py"), "un
 VMS = {
     "usual": USUAL,
     "two cards": Vm(top=HYBRID, nics=("virtio-net-pci", "e1000")),
+    "a card of another kind": Vm(top=HYBRID, nics=("vmxnet3",)),
     "two processors": Vm(top=HYBRID, args=("-no-reboot", "-smp", "2")),
 }
 
@@ -129,6 +131,34 @@ def test_datagrams_come_in_their_order(stage: Stage, vm: Vm) -> None:
     wait(flood.ended, "the flood to end", WAIT_S)
     assert flood.check()["received"] >= 1000
     echo.check()
+
+
+@pytest.mark.parametrize("vm", [Vm(top=HYBRID, options=PATIENT)], ids=["patient"])
+def test_both_vms_answer_pings_alike_and_they_go_on(stage: Stage, vm: Vm) -> None:
+    """In their order, whichever host answers."""
+    primary, secondary = stage.protected()
+    log = stage.folder / "pings"
+    with log.open("wb") as output:
+        command = (sys.executable, str(HERE / "pings.py"), stage.address)
+        stage.processes.append(stage.lab.start(Place.CLIENT, *command, stdout=output))
+
+    def answered() -> list[int]:
+        return [int(line) for line in log.read_text().split("\n")[:-1]]
+
+    def wait_answered(more: int) -> None:
+        goal = len(answered()) + more
+        wait(lambda: len(answered()) >= goal, f"{goal} answers to pings", WAIT_S)
+
+    wait_agrees(primary, 10)
+    wait_answered(50)
+    wait_agrees(primary)
+    assert "icmp" not in compared(primary)["differed"]
+    take_over(stage, primary, secondary)
+    wait_answered(50)
+    found = answered()
+    backwards = [at for at in range(1, len(found)) if found[at] <= found[at - 1]]
+    assert len(backwards) <= 1, "what may not have been heard is said again, once and in its order"
+    assert len(set(found)) >= found[-1] - 3, "what was on its way at the takeover may be missing"
 
 
 @pytest.mark.parametrize("vm", [Vm(top=HYBRID, options=PATIENT)], ids=["patient"])
