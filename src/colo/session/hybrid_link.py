@@ -13,11 +13,14 @@ from colo.errors import ChannelLost, ColoError, LimitExceeded, PeerError
 from colo.packets.hybrid_words import HYBRID_MAGIC, HYBRID_VERSION, Said, WordReader, encode
 from colo.session.first_line import HYBRID, first_line
 from colo.transport.address import Address
+from colo.transport.sockets import notice_silence
 from colo.transport.word_socket import WordSocket
 
 __all__ = ["HybridHello", "HybridLink", "answer_hybrid", "call_hybrid"]
 
 _CALL_S: Final = 5.0
+#: Over TCP: whoever takes nothing for so long is gone.
+_SILENCE_S: Final = 5.0
 _READ_BYTES: Final = 1 << 20
 
 
@@ -93,6 +96,7 @@ class HybridLink:
         self._limit = limit
         self._on_word = on_word
         self._reader = WordReader(cards)
+        notice_silence(sock, _SILENCE_S)
         called, closed = "the hybrid link", "the other host closed the hybrid link"
         self._socket = WordSocket(sock, called, closed, _READ_BYTES, self._take, on_lost)
 
