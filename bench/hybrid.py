@@ -2,8 +2,9 @@
 
 Two hosts and a client are network namespaces, and all of it shares this machine's processors.  Of
 each load all ways take turns on the same running VM, each with colos of its own; it is on for a
-while before it counts.  Beside the rates are those of two unprotected VMs at once, as many as
-hybrid mode has.  A takeover's gap is the longest silence that a client has from the kill on.
+while before it counts.  QEMU's own hybrid mode has a fresh VM each time, at the end of the round.
+Beside the rates are those of two unprotected VMs at once, as many as hybrid mode has.  A
+takeover's gap is the longest silence that a client has from the kill on.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from typing import Any, Final
 from bench.errors import BenchError
 from bench.loads import BULK, ECHO, LOADS, RATES, Samples, logged, play
 from bench.machine import busy_share
+from bench.memory import memory_mib
 from bench.network import Scene, scene_of
 from bench.pauses import stops_ms
+from bench.qemus_hybrid import qemus_own
 from bench.stats import median, summarise
 
 __all__ = ["measure"]
 
 _BARE: Final = "unprotected"
-_WAYS: Final = (_BARE, "periodic", "hybrid", "auto")
+_OWN: Final = "QEMU's own"
+_WAYS: Final = (_BARE, "periodic", "hybrid", "auto", _OWN)
 _SECONDS: Final = 6.0
 _WARM_UP_S: Final = 2.0
 _STATUS_S: Final = 0.5  # it is written several times a second
@@ -72,7 +76,8 @@ def measure(binary: str, rounds: int, say: Callable[[str], None]) -> dict[str, A
         for load, rates in beside.items():
             rates[number] = _side_by_side(binary, load)
             say(f"  {load}, two unprotected VMs: {rates[number]:.1f} MiB/s each")
-        turns = [(load, way) for load in LOADS for way in _WAYS[:: 1 if number % 2 == 0 else -1]]
+        ways = [way for way in _WAYS if way != _OWN][:: 1 if number % 2 == 0 else -1]
+        turns = [(load, way) for load in LOADS for way in ways]
         while turns:
             with scene_of(binary) as scene, scene.qemu():
                 while turns:
@@ -85,6 +90,14 @@ def measure(binary: str, rounds: int, say: Callable[[str], None]) -> dict[str, A
                         say(f"  {load}, {way}: {error}")
                         break
                     say(f"  {load}, {way}: {_told(into)}")
+        for load in LOADS:
+            into = found[load, _OWN]
+            try:
+                _qemus_turn(binary, load, into, number)
+                say(f"  {load}, {_OWN}: {_told(into)}")
+            except BenchError as error:
+                into.lost.append(str(error))
+                say(f"  {load}, {_OWN}: {error}")
     rows = []
     for (load, way), each in found.items():
         row = {"load": load, "way": way, **_summed_up(each)}
@@ -113,13 +126,14 @@ def _turn(scene: Scene, load: str, way: str, into: _Found, number: int) -> None:
         into.take(number, play(scene, load, _SECONDS))
         return
     scene.mode = way
-    with scene.secondary(f"b-{time.monotonic_ns()}"), scene.primary("a"):
+    with scene.secondary(f"b-{time.monotonic_ns()}") as host_b, scene.primary("a"):
         play(scene, load, _WARM_UP_S)
         before = scene.status("a")
         with scene.monitor() as monitor:
             since = time.time()
             samples = play(scene, load, _SECONDS)
             until = time.time()
+            samples["host_b_mib"] = [memory_mib(host_b)]
             time.sleep(_STATUS_S)
             after = scene.status("a")
             time.sleep(_LAST_S)
@@ -127,17 +141,35 @@ def _turn(scene: Scene, load: str, way: str, into: _Found, number: int) -> None:
             stopped = list(stops_ms(monitor.events, since, until))
     if after["state"] != "PROTECTED" or after["grant"] != before["grant"]:
         raise BenchError(f"protection was lost: {after['error']} ({after['state']})")
-    seconds = until - since
-    samples["checkpoints_per_s"] = [len(stopped) / seconds]
-    samples["stopped_share"] = [sum(stopped) / 1e3 / seconds]
-    if stopped:
-        samples["stopped_ms"] = stopped
-    into.take(number, samples)
+    into.take(number, samples | _of_stops(stopped, until - since))
     if (now := after.get("hybrid")) is not None:
         was = before["hybrid"]
         into.counts.update({name: now[name] - was[name] for name in _IN_STATUS})
         into.ended_by.update(Counter(now["ended_by"]) - Counter(was["ended_by"]))
         into.differed.update(Counter(now["differed"]) - Counter(was["differed"]))
+
+
+def _qemus_turn(binary: str, load: str, into: _Found, number: int) -> None:
+    """The same with QEMU's own hybrid mode, on a VM of its own."""
+    with scene_of(binary) as scene, scene.qemu(), qemus_own(scene) as host_b:
+        play(scene, load, _WARM_UP_S)
+        with scene.monitor() as monitor:
+            since = time.time()
+            samples = play(scene, load, _SECONDS)
+            until = time.time()
+            samples["host_b_mib"] = [memory_mib(host_b)]
+            time.sleep(_LAST_S)
+            if monitor.execute("query-migrate").get("status") != "colo":
+                raise BenchError("QEMU's own hybrid mode has ended")
+            stopped = list(stops_ms(monitor.events, since, until))
+    into.take(number, samples | _of_stops(stopped, until - since))
+
+
+def _of_stops(stopped: list[float], seconds: float) -> Samples:
+    """What is said of the stops, in ms, of a turn of so long."""
+    found = {"checkpoints_per_s": [len(stopped) / seconds]}
+    found["stopped_share"] = [sum(stopped) / 1e3 / seconds]
+    return {**found, **({"stopped_ms": stopped} if stopped else {})}
 
 
 def _summed_up(found: _Found) -> dict[str, Any]:

@@ -25,13 +25,33 @@ from bench.vm import (
     read_status,
 )
 
-__all__ = ["PRIMARIES", "measure"]
+__all__ = ["PRIMARIES", "measure", "memory_mib"]
 
 #: Who checkpoints the VM: its QEMU by itself, or host A's colo.
 PRIMARIES: Final = ("stock", "colo")
 
 _SAMPLE_S: Final = 0.05
 _MIB: Final = 1 << 20
+
+
+def memory_mib(pid: int) -> float:
+    """The memory of a process and of its children, what they share counted once, in MiB."""
+    total = 0
+    for each in _family(pid):
+        with contextlib.suppress(OSError):  # it has ended
+            text = Path(f"/proc/{each}/smaps_rollup").read_text()
+            found = re.search(r"^Pss: +(\d+) kB$", text, re.MULTILINE)
+            total += int(found[1]) << 10 if found else 0
+    return total / _MIB
+
+
+def _family(pid: int) -> list[int]:
+    found = [pid]
+    with contextlib.suppress(OSError):
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in children.read_text().split():
+                found += _family(int(child))
+    return found
 
 
 def measure(binary: str, by: str, seconds: float) -> dict[str, Any]:

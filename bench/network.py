@@ -247,13 +247,22 @@ class Scene:
             yield
 
     @contextlib.contextmanager
-    def secondary(self, state: str) -> Iterator[None]:
-        """``colo secondary`` on host B."""
+    def qemus_secondary(self) -> Iterator[tuple[int, Path]]:
+        """A QEMU on host B that waits for this VM, as its own secondary; its pid and monitor."""
+        launch, qmp = plan(load(self._vm)), self.folder / "own.qmp"
+        command = [each.replace("primary.console", "own.console") for each in launch.primary()]
+        command += ["-incoming", "defer", "-qmp", f"unix:{qmp},server=on,wait=off"]
+        with self._process(Place.HOST_B, "own", command, env=launch.environment) as process:
+            yield process.pid, qmp
+
+    @contextlib.contextmanager
+    def secondary(self, state: str) -> Iterator[int]:
+        """``colo secondary`` on host B; yields its pid."""
         self._write("")
-        with self._colo(Place.HOST_B, state, "secondary", "--listen", _TO):
+        with self._colo(Place.HOST_B, state, "secondary", "--listen", _TO) as process:
             wait_until("host B", lambda: self._state(state), _START_S)
             try:
-                yield
+                yield process.pid
             finally:
                 with contextlib.suppress(OSError, ValueError):
                     os.kill(int((self.folder / state / "qemu.pid").read_text()), signal.SIGKILL)

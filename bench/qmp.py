@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -45,7 +46,14 @@ class Monitor:
     def execute(self, command: str, **arguments: Any) -> Any:
         """Execute a command; all events until then are in ``events`` when it returns."""
         names = {key.replace("_", "-"): value for key, value in arguments.items()}
-        request = json.dumps({"execute": command, "arguments": names}).encode()
+        return self._execute(command, names)
+
+    def add_object(self, kind: str, name: str, properties: Mapping[str, Any]) -> None:
+        """Add an object; its properties are called as they are, with hyphens or underscores."""
+        self._execute("object-add", {"qom-type": kind, "id": name, **properties})
+
+    def _execute(self, command: str, arguments: Mapping[str, Any]) -> Any:
+        request = json.dumps({"execute": command, "arguments": arguments}).encode()
         try:
             self._sock.sendall(request + b"\n")
         except OSError as error:
