@@ -59,6 +59,7 @@ def test_a_stock_qemu_goes_on_from_an_exported_checkpoint(scene: Scene) -> None:
     host.wait_checkpoint(host.status()["checkpoint"] + 3)
 
 
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 def test_there_is_nothing_to_export_before_the_first_copy_and_after_the_takeover(
     scene: Scene,
 ) -> None:

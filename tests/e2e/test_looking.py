@@ -36,6 +36,7 @@ def status_of_all(nodes: Nodes) -> tuple[int, dict[str, dict[str, Any]]]:
     return done.returncode, {Path(view["state_dir"]).name: view for view in json.loads(done.stdout)}
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 def test_a_vm_is_looked_at_and_goes_over_by_a_click_and_a_key(nodes: Nodes) -> None:
     a, b = nodes.a, nodes.b
     a.start()

@@ -90,6 +90,7 @@ def telling(nodes: Nodes, host: NodeHost, port: int) -> NodeHost:
     return NodeHost(nodes.folder, host.name, file)
 
 
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 def test_what_prometheus_gathers_is_what_happens(nodes: Nodes) -> None:
     ports = dict(zip("ab", free_ports(2), strict=True))
     a = nodes.a = telling(nodes, nodes.a, ports["a"])

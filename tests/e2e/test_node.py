@@ -76,6 +76,7 @@ def test_the_vm_lives_on_whoever_dies_comes_back_or_is_told_to_go(nodes: Nodes) 
     assert left == []
 
 
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 def test_colo_is_killed_on_either_host_and_the_vm_lives_on(nodes: Nodes) -> None:
     a, b = nodes.a, nodes.b
     a.start()
@@ -100,6 +101,7 @@ def test_colo_is_killed_on_either_host_and_the_vm_lives_on(nodes: Nodes) -> None
     b.console.verify()
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 def test_a_host_that_is_gone_for_good_is_done_without_by_an_operator(nodes: Nodes) -> None:
     a, b = nodes.a, nodes.b
     a.start()
@@ -143,6 +145,7 @@ def test_what_an_operator_forces_without_an_arbiter_outlives_the_colo_that_was_t
     nodes.wait_protected(b)
 
 
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 def test_a_vm_that_died_with_its_host_is_started_anew_where_the_other_one_has_nothing_of_it(
     nodes: Nodes,
 ) -> None:

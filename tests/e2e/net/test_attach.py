@@ -25,6 +25,7 @@ def heard_of_checkpoints(colo: Colo) -> bool:
     return int(colo.status()["peer"]["checkpoint"]) > 0
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 @pytest.mark.parametrize("vm", [TWO_CARDS], ids=["two cards"])
 def test_protection_ends_by_order_and_begins_again(stage: Stage, vm: Vm) -> None:
     by_hand = stage.qemu("q")
@@ -156,6 +157,7 @@ def test_another_size_of_memory_is_refused_before_anything_is_sent(stage: Stage)
     assert not secondary.said("connected")
 
 
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 def test_colo_is_killed_and_comes_back(stage: Stage) -> None:
     """The secondary is out of reach meanwhile, and is not told: the VM is claimed here."""
     by_hand = stage.qemu("q")
@@ -174,6 +176,7 @@ def test_colo_is_killed_and_comes_back(stage: Stage) -> None:
     client.check()
 
 
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 @pytest.mark.parametrize("vm", [Vm(arbiter="manual")], ids=["manual"])
 def test_manual_arbiter(stage: Stage, vm: Vm) -> None:
     """Without an operator's word the VM is silent, and with it nobody has noticed."""

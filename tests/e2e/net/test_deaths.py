@@ -79,6 +79,7 @@ def test_guest_process_hangs(stage: Stage, vm: Vm, draw: random.Random) -> None:
     check(watching)
 
 
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 def test_colo_dies_and_its_vm_is_mute(stage: Stage, draw: random.Random) -> None:
     """Its guest lives, sends its stream and answers: nothing of that may come out."""
     primary, secondary = stage.protected()
@@ -102,6 +103,7 @@ def test_colo_dies_and_its_vm_is_mute(stage: Stage, draw: random.Random) -> None
     check(watching)
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 def test_hosts_come_and_go(stage: Stage, draw: random.Random) -> None:
     """Host B dies, another comes; its waiting QEMU dies; then host A dies.  One connection."""
     primary, secondary = stage.protected()
@@ -244,6 +246,7 @@ def test_guest_process_dies_while_nobody_has_decided(stage: Stage) -> None:
         check(watching)
 
 
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 def test_guest_shuts_down(stage: Stage) -> None:
     primary, secondary = stage.protected()
     stage.order_guest("poweroff")

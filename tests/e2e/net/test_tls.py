@@ -33,6 +33,7 @@ def use(stage: Stage, files: TlsFiles) -> None:
     stage.vm = replace(stage.vm, options=f"[tls]\n{lines}")
 
 
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 def test_hosts_come_and_go_over_tls(stage: Stage, draw: random.Random, tmp_path: Path) -> None:
     authority = Authority.make(tmp_path / "ca")
     stranger = Authority.make(tmp_path / "other").issue("b")
