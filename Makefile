@@ -64,8 +64,9 @@ bench: setup ## measure on this machine, into build/bench.json
 	@mkdir -p build
 	$(PYTHON) -m bench --json build/bench.json
 
-docs: setup ## draw the diagrams in docs/protocol.md and docs/host.md from the tables again
+docs: setup ## draw the diagrams in docs/protocol.md and docs/host.md from the tables again, and the picture
 	$(PYTHON) scripts/diagrams.py docs/protocol.md docs/host.md
+	$(PYTHON) scripts/picture.py docs/architecture.svg
 
 sim: setup-test ## play the simulated world: RUNS seeds (20000), or one with SEED=n, told step by step
 	$(PYTHON) -m tests.sim.run $(if $(SEED),--seed $(SEED),--runs $(RUNS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,17 @@ def test_the_diagrams_are_those_of_the_tables() -> None:
     command = [sys.executable, "scripts/diagrams.py", "--check", "docs/protocol.md", "docs/host.md"]
     done = subprocess.run(command, cwd=ROOT, check=False)
     assert done.returncode == 0, "run `make docs`"
+
+
+def test_the_picture_is_the_scripts_and_names_what_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = [sys.executable, "scripts/picture.py", "--check", "docs/architecture.svg"]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    picture = importlib.import_module("picture")
+    lacking = [each for each in picture.modules() if not (ROOT / f"src/colo/{each}.py").exists()]
+    assert lacking == []
 
 
 def test_the_readmes_vm_file_is_one(tmp_path: Path) -> None:
