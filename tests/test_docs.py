@@ -10,6 +10,8 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import cast, get_args, get_type_hints
 
+import pytest
+
 from colo.cli import main
 from colo.config import TlsFiles, VmConfig, load
 from colo.transport.tls import Tls
