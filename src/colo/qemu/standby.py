@@ -204,12 +204,12 @@ class WaitingQemu:
             await await_stream(qemu, self._incoming, self._is_shared)
             machine = await qemu.execute("qom-get", path="/machine", property="type")
             drives = await read_only_drives(qemu)
-        except GuestError:
+            parts = await ask_machine(qemu, _log.warning)
+        except BaseException:  # a takeover, or an end, which need no other one, too
             await qemu.kill()
             raise
-        self.read_only = drives
+        self.read_only, self._parts = drives, parts
         self._machine = str(machine).removesuffix(_MACHINE_SUFFIX)
-        self._parts = await ask_machine(qemu, _log.warning)
         self.starts += 1
         self._ready.set()
         return qemu

@@ -1,0 +1,88 @@
+"""A QEMU that is being started to wait: whatever happens meanwhile, none is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from colo.errors import GuestError
+from colo.qemu import standby
+from colo.qemu.process import LaunchPlan
+from colo.qemu.standby import WaitingQemu
+
+STEPS = ("await_stream", "execute", "read_only_drives", "ask_machine")
+
+
+class Qemu:
+    """Starts at once, and hangs or fails at one of the steps after that."""
+
+    made: list[Qemu]
+    step = ""
+    fails = False
+
+    def __init__(self, *_: object) -> None:
+        self.is_killed = False
+        self.hangs = asyncio.Event()
+        Qemu.made.append(self)
+
+    async def start(self) -> None:
+        pass
+
+    async def kill(self) -> None:
+        self.is_killed = True
+
+    async def reached(self, step: str) -> None:
+        if step == Qemu.step:
+            if Qemu.fails:
+                raise GuestError("it has died")
+            self.hangs.set()
+            await asyncio.Event().wait()
+
+    async def execute(self, command: str, **arguments: Any) -> str:
+        await self.reached("execute")
+        return "pc-machine"
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WaitingQemu:
+    def step(name: str, answer: object) -> None:
+        async def perform(qemu: Qemu, *_: object) -> object:
+            await qemu.reached(name)
+            return answer
+
+        monkeypatch.setattr(standby, name, perform)
+
+    Qemu.made = []
+    monkeypatch.setattr(standby, "Qemu", Qemu)
+    step("await_stream", None)
+    step("read_only_drives", {})
+    step("ask_machine", None)
+    plan = SimpleNamespace(waiting=lambda *_: [], environment={})
+    return WaitingQemu(cast(LaunchPlan, plan), {}, tmp_path, lambda: None)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_start_that_fails_or_is_given_up_leaves_none(
+    waiting: WaitingQemu, step: str, fails: bool
+) -> None:
+    async def play() -> None:
+        Qemu.step, Qemu.fails = step, fails
+        start = asyncio.create_task(waiting.start())
+        if fails:
+            with pytest.raises(GuestError, match="it has died"):
+                await start
+        else:
+            while not Qemu.made:
+                await asyncio.sleep(0)
+            await Qemu.made[0].hangs.wait()
+            start.cancel()
+            await asyncio.wait({start})
+            assert start.cancelled()
+        assert [each.is_killed for each in Qemu.made] == [True]
+
+    asyncio.run(play())
