@@ -51,6 +51,7 @@ class Waiting:
         if Waiting.slow is not None:
             await Waiting.slow.wait()
         self.is_ready = True
+        self.done.append("start")
 
     def renew(self) -> None:
         self.done.append("renew")
@@ -128,6 +129,8 @@ class Vm:
 
     async def unleash(self) -> None:
         self.done.append("unleash")
+        if self.is_ended:
+            raise GuestError("the secondary VM has died")
 
     def says(self, data: bytes) -> None:
         assert self.rule(0)(data, 0.0) == 0
@@ -298,11 +301,29 @@ def test_once_its_disks_have_gone_on_no_checkpoint_is_run(play: Callable[[Scene]
     assert world.disks.handed_over == [{}, None]
 
 
+def test_one_that_dies_as_it_is_let_out_leaves_a_qemu_for_an_operators_force(
+    play: Callable[[Scene], World],
+) -> None:
+    async def scene(world: World) -> None:
+        vm = await world.runs()
+        vm.says(b"something")
+        await world.beside.load(cast(Store, world.store))
+        vm.kill()
+        with pytest.raises(GuestError, match="the secondary VM has died"):
+            await world.beside.run()
+        with pytest.raises(GuestError, match="--force"):
+            await world.beside.load(cast(Store, world.store))
+        world.beside.force()
+        await world.beside.load(cast(Store, world.store))
+
+    assert play(scene).waiting.done == ["replace", "start", "load"]
+
+
 def test_a_disk_of_another_size_takes_another_qemu(play: Callable[[Scene], World]) -> None:
     async def scene(world: World) -> None:
         first = world.next_one
         world.beside.renew()
-        assert first.done == ["renew"]
+        assert first.done == ["start", "renew"]
         Waiting.slow = asyncio.Event()
         await world.runs()
         await world.until(lambda: world.next_one is not first)
@@ -311,7 +332,7 @@ def test_a_disk_of_another_size_takes_another_qemu(play: Callable[[Scene], World
         Waiting.slow.set()
         await world.until(lambda: world.next_one is not begun_before)
         await world.until(lambda: world.next_one.is_ready)
-        assert begun_before.done == ["stop"]
+        assert begun_before.done == ["start", "stop"]
 
     try:
         play(scene)

@@ -45,15 +45,15 @@ def test_a_status_is_replaced_as_a_whole_or_not_at_all(
 class LeftQemu:
     """A process that looks like a QEMU of this folder, and answers QMP with ``state``, or not."""
 
-    def __init__(self, folder: StateFolder, state: str | None) -> None:
-        qmp = folder.path / "colo-qmp.sock"
+    def __init__(self, folder: Path, state: str | None) -> None:
+        qmp = folder / "colo-qmp.sock"
         self.process = subprocess.Popen(
             [sys.executable, "-c", "import sys; sys.stdin.read()", str(qmp)], stdin=subprocess.PIPE
         )
         command = Path(f"/proc/{self.process.pid}/cmdline")
         while os.fsencode(qmp) not in command.read_bytes():  # it has been started, and has none yet
             time.sleep(0.001)
-        (folder.path / "qemu.pid").write_text(str(self.process.pid))
+        (folder / "qemu.pid").write_text(str(self.process.pid))
         self._state = state
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(qmp))
@@ -96,6 +96,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateFol
     folder.close()
 
 
+@pytest.mark.parametrize("is_the_vm", [True, False])
+def test_secondary_vms_that_were_left_behind_are_ended_but_not_one_that_is_the_vm(
+    tmp_path: Path, is_the_vm: bool
+) -> None:
+    below = tmp_path / "secondary-vm-3"
+    below.mkdir()
+    with LeftQemu(below, None) as left:
+        if is_the_vm:
+            (below / "qemu.pid").rename(tmp_path / "qemu.pid")
+        folder = StateFolder(tmp_path)
+        assert (left.process.poll() is None) == is_the_vm
+        assert folder.leftover() == (left.process.pid if is_the_vm else None)
+        assert not below.exists()
+        folder.close()
+
+
 @pytest.mark.parametrize("state", ["running", "paused", "colo", None])
 def test_a_qemu_that_may_run_the_vm_is_not_ended(
     folder: StateFolder, state: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -104,7 +120,7 @@ def test_a_qemu_that_may_run_the_vm_is_not_ended(
     if state is None:
         monkeypatch.setattr("colo.node.state_folder._QMP_S", 0.2)
     (tmp_path / "store").mkdir()
-    with LeftQemu(folder, state) as left:
+    with LeftQemu(folder.path, state) as left:
         for clean in (partial(folder.clean, tmp_path / "store"), folder.clean_start):
             with pytest.raises(UsageError) as caught:
                 clean()
@@ -117,7 +133,7 @@ def test_a_qemu_that_may_run_the_vm_is_not_ended(
 
 @pytest.mark.parametrize("state", ["inmigrate", "prelaunch"])
 def test_a_qemu_in_which_no_vm_has_run_is_ended(folder: StateFolder, state: str) -> None:
-    with LeftQemu(folder, state) as left:
+    with LeftQemu(folder.path, state) as left:
         reaper = threading.Thread(target=left.process.wait)
         reaper.start()
         folder.clean(folder.path / "elsewhere")
@@ -143,7 +159,7 @@ def test_what_is_of_no_use_to_anybody_goes_with_its_colo(tmp_path: Path) -> None
     folder.clean(tmp_path / "store")
     for name in ("control.sock", "incoming.sock", "qmp.sock"):
         (folder.path / name).touch()
-    with LeftQemu(folder, "running"):
+    with LeftQemu(folder.path, "running"):
         folder.close()
     left = {"lock", "incoming.sock", "qmp.sock", "colo-qmp.sock", "qemu.pid"}
     assert {path.name for path in folder.path.iterdir()} == left

@@ -29,6 +29,7 @@ from colo.errors import ChannelLost, ColoError, GuestError, PeerError
 from colo.membership.grant import Grant
 from colo.node.replicas import Replicas
 from colo.node.secondary_disks import SecondaryDisks
+from colo.node.state_folder import SECONDARY_VM
 from colo.packets.gate import Rule
 from colo.packets.hybrid_words import HYBRID_VERSION, Kind, Said
 from colo.qemu.command_line import taps
@@ -161,7 +162,7 @@ class Beside:
             self._next.renew()
 
     async def _launch(self) -> WaitingQemu:
-        folder = self._folder / f"secondary-vm-{next(self._numbers) % _FOLDERS}"
+        folder = self._folder / f"{SECONDARY_VM}{next(self._numbers) % _FOLDERS}"
         folder.mkdir(mode=0o700, exist_ok=True)
         made = WaitingQemu(
             self._plan, self._images, folder, self._say_ready, self.taps.files, is_shared=False
@@ -429,11 +430,16 @@ class Beside:
         if vm is None:
             await self._waiting.run()
         else:
-            await vm.unleash()
-            self._vm, self.has_taken_over = None, True
             assert self._watching is not None
-            self._watching.cancel()
+            # First it stands where the next colo finds the VM, should this one be killed now.
             await self._waiting.replace(vm.qemu)
+            try:
+                await vm.unleash()
+            except GuestError:
+                await self._waiting.start()  # for a checkpoint that an operator has run by force
+                raise
+            self._watching.cancel()
+            self._vm, self.has_taken_over = None, True
         await self.close()
 
     async def _end_next(self) -> None:
@@ -471,7 +477,7 @@ class Beside:
         self.taps.close()
         for number in range(_FOLDERS):
             with contextlib.suppress(OSError):
-                shutil.rmtree(self._folder / f"secondary-vm-{number}")
+                shutil.rmtree(self._folder / f"{SECONDARY_VM}{number}")
 
     def status(self) -> dict[str, Any]:
         """What the status file has of it."""

@@ -11,11 +11,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +26,10 @@ from colo.errors import LocalError, UsageError
 from colo.membership.grant import Grant
 from colo.status.history import History
 
-__all__ = ["LONGEST_STATE_FOLDER", "StateFolder", "check_length"]
+__all__ = ["LONGEST_STATE_FOLDER", "SECONDARY_VM", "StateFolder", "check_length"]
+
+#: How the folders below it begin in which QEMUs are started to be secondary VMs.
+SECONDARY_VM: Final = "secondary-vm-"
 
 #: The longest path of a state folder in bytes: what sun_path holds of a socket in it, less its NUL.
 LONGEST_STATE_FOLDER: Final = 107 - len("/gate-back.sock")
@@ -57,6 +63,7 @@ class StateFolder:
         with contextlib.suppress(OSError):
             for half in self.path.glob(".*-????????"):  # a colo was killed while it wrote them
                 half.unlink()
+        self._end_secondary_vms()
         self._grant = _number(self.path / "known-grant")
         self._overridden = _number(self.path / "overridden-grant") or None
         self._granted = _grant(self.path / "granted")
@@ -184,6 +191,17 @@ class StateFolder:
                 link.unlink()
         os.close(self._lock)
 
+    def _end_secondary_vms(self) -> None:
+        """End the QEMUs of secondary VMs that a colo left behind that was killed.
+
+        One that has become the VM has its pid in this folder itself, and stays.
+        """
+        for folder in self.path.glob(f"{SECONDARY_VM}*"):
+            pid = _started_for(folder)
+            if pid is not None:
+                _kill(pid, partial(_started_for, folder))
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _end_leftover(self, refusal: str) -> None:
         """End a QEMU of this folder in which certainly no VM has run; one that is silent may.
 
@@ -196,20 +214,14 @@ class StateFolder:
         if state not in _MUTE:
             qemu = f"pid {pid}, {state or 'which does not answer'}"
             raise UsageError(refusal.format(qemu=qemu, qmp=self.path / "qmp.sock"))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + _QMP_S
-        while self.leftover() == pid and time.monotonic() < deadline:
-            time.sleep(_POLL_S)  # it has the tap, and the folder's sockets
+        _kill(pid, self.leftover)
 
     def leftover(self) -> int | None:
-        """The id of a QEMU that was started for this folder and still is there."""
-        try:
-            pid = int((self.path / "qemu.pid").read_text())
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (OSError, ValueError):
-            return None
-        return pid if os.fsencode(self.qemu_socket) in command else None
+        """The id of a QEMU that was started for this folder and still is there.
+
+        It may have been started to be a secondary VM, and have become the VM.
+        """
+        return _started_for(self.path)
 
 
 def check_length(path: Path) -> None:
@@ -219,6 +231,27 @@ def check_length(path: Path) -> None:
             f"state folder {path}: {length} bytes, too long for its sockets: take a "
             f"shorter one, of at most {LONGEST_STATE_FOLDER}"
         )
+
+
+def _started_for(folder: Path) -> int | None:
+    """The id of the QEMU whose pid is in this folder, if it was started for it and is there."""
+    try:
+        pid = int((folder / "qemu.pid").read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return None
+    below = rb"/(" + re.escape(os.fsencode(SECONDARY_VM)) + rb"\d+/)?colo-qmp\.sock"
+    own = re.escape(os.fsencode(folder)) + below
+    return pid if re.search(own, command) else None
+
+
+def _kill(pid: int, left: Callable[[], int | None]) -> None:
+    """Kill a QEMU, and wait for its end: it has the tap, and its folder's sockets."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + _QMP_S
+    while left() == pid and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
 
 
 def _number(path: Path) -> int:

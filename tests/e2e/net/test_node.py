@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +59,57 @@ def test_a_client_stays_connected_while_the_vm_moves_and_hosts_die(stage: Stage,
 
     stage.order_guest("poweroff")
     assert (a.wait_exit(), b.wait_exit()) == (0, 0)
+
+
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
+@pytest.mark.parametrize("vm", [Vm(top='mode = "hybrid"')], ids=["hybrid"])
+def test_colo_is_killed_where_secondary_vms_run_and_where_one_has_become_the_vm(
+    stage: Stage, vm: Vm
+) -> None:
+    """What it has left behind is ended where it was a secondary VM, and kept where it is the VM."""
+    a, b = node(stage, "a", Place.HOST_A), node(stage, "b", Place.HOST_B)
+    wait_protected(a)
+    stage.wait_booted(a)
+    client = stage.client("echo")
+    wait_runs_beside(a)
+
+    stage.kill(b, qemu=False)
+    b.start("node", "--host", "b")
+    wait(lambda: a.state_name() != "PROTECTED", "host a to notice", 30)
+    wait_protected(a)
+    client.wait_heard()
+    wait_runs_beside(a)
+
+    stage.kill(a)
+    b.wait_said("as the secondary VM since checkpoint")
+    vm_pid = b.qemu_pid()
+    client.wait_heard()
+    stage.kill(b, qemu=False)
+    b.start("node", "--host", "b")
+    a.start("node", "--host", "a")
+    wait_protected(b)
+    assert b.qemu_pid() == vm_pid
+    client.wait_heard()
+    client.check()
+    assert left_of_secondary_vms(b) == 0
+
+
+def wait_runs_beside(primary: Colo) -> None:
+    """Wait until a secondary VM has said something that this host's VM has said too."""
+
+    def agrees() -> bool:
+        hybrid = primary.status().get("hybrid") or {}
+        return hybrid.get("other") == "RUNS" and hybrid["alike"] > 0
+
+    wait(agrees, "a secondary VM that agrees", 90)
+
+
+def left_of_secondary_vms(host: Colo) -> int:
+    """How many QEMUs were started to be secondary VMs of this host, and are not the VM."""
+    count = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            is_its = os.fsencode(host.state / "secondary-vm-") in command
+            count += is_its and process.name != str(host.qemu_pid())
+    return count
