@@ -12,7 +12,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final
 
 from colo.arbiters.arbiter import Arbiter, require_memory
@@ -35,6 +34,7 @@ from colo.node.state_folder import StateFolder
 from colo.qemu.identity import instance
 from colo.qemu.monitor import AttachedQemu, Monitor
 from colo.qemu.process import LaunchPlan, Qemu
+from colo.qemu.running import Running
 from colo.service.notify import Notifier
 from colo.transport.address import Address
 
@@ -65,7 +65,7 @@ class Daemon(Performer):
         plan: LaunchPlan,
         folder: StateFolder,
         arbiter: Arbiter,
-        adopted: Path | None,
+        adopted: Running | None,
         say: Callable[[str], None],
         notifier: Notifier,
     ) -> None:
@@ -81,6 +81,7 @@ class Daemon(Performer):
         self._plan = plan
         self._arbiter = arbiter
         self._adopted = adopted
+        self._is_adopted = False  # the QEMU that is here now
         self._notifier = notifier
         self._why = ""  # nothing is done now
         self._told = ""
@@ -208,10 +209,9 @@ class Daemon(Performer):
         since = f"{record.left_by} has run it since (grant {record.number})"
         if not record.left_by:
             since = f"it has run elsewhere since, and was shut down (grant {record.number})"
-        if foreign and self._adopted is not None:
+        if foreign and self._is_adopted:
             raise UsageError(
-                f"the QEMU at {self._adopted} has a stale copy of {self._config.name}: {since}; "
-                "end that QEMU"
+                f"{self._adopted} has a stale copy of {self._config.name}: {since}; end that QEMU"
             )
         if foreign:
             self.say(f"a stale copy of the VM is ended here: {since}")
@@ -239,10 +239,12 @@ class Daemon(Performer):
 
     async def _find(self) -> Monitor | None:
         """The QEMU that runs the VM on this host, or None; one that is of no use is ended."""
+        self._is_adopted = False
         if self._adopted is not None:
-            qemu = AttachedQemu(self._adopted)
-            await qemu.attach()
-            return qemu
+            adopted = await self._adopted.find(self.say)
+            self._is_adopted = adopted is not None
+            if adopted is not None:
+                return adopted
         pid = self._folder.leftover()
         if pid is None:
             return None
@@ -262,6 +264,9 @@ class Daemon(Performer):
         """Have a QEMU, in which nothing runs yet, and the grant to start the VM in it."""
         if self._ending is not None:
             await self._ending
+        if self._adopted is not None:  # whoever has started it before starts it
+            self._why = self._adopted.start
+            return Event.NO_ANSWER, {}
         self._folder.clean_start()
         try:
             await asyncio.to_thread(run_on, self._config, self._folder.path)
@@ -335,7 +340,7 @@ class Daemon(Performer):
             self._code = await node.run()
         except UsageError as error:  # the right to run it is another's by now
             await qemu.detach()
-            if self._adopted is not None:
+            if self._is_adopted:
                 raise
             self._why = str(error)
         except BaseException:
