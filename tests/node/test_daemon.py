@@ -26,6 +26,7 @@ from colo.node.orders import Order, give_order
 from colo.node.state_folder import StateFolder
 from colo.qemu.identity import instance
 from colo.qemu.process import LaunchPlan
+from colo.qemu.running import Running
 from colo.service.notify import Notifier
 from colo.transport.address import Address
 
@@ -59,6 +60,21 @@ class FakeQemu:
         self.world.did.append(f"lets go of its QEMU ({self.what})")
 
 
+class Adopted:
+    """A QEMU that somebody else starts: what there is to adopt, if it ``runs``."""
+
+    start = "the domain does not run: start it"
+
+    def __init__(self, world: World, runs: bool = True) -> None:
+        self.world, self.runs = world, runs
+
+    def __str__(self) -> str:
+        return "the domain web1"
+
+    async def find(self, say: Callable[[str], None]) -> FakeQemu | None:
+        return FakeQemu(self.world, "adopted") if self.runs else None
+
+
 class World:
     """Host a, its daemon, and what happens to it: ``leads`` and ``follows`` are how parts end."""
 
@@ -73,7 +89,7 @@ class World:
         self.peer_stays = False
         self.left: int | None = None
         self.run_state, self.silent, self.protected = "running", False, True
-        self.adopted: Path | None = None
+        self.adopted: Adopted | None = None
         config = VmConfig("web1", failover=Failover(arbiter=f"file:{folder / 'grant'}"))
         self.config = replace(config, hosts=HOSTS)
         world = self
@@ -156,7 +172,7 @@ class World:
                     plan,
                     folder,
                     self.arbiter,
-                    self.adopted,
+                    cast(Running | None, self.adopted),
                     self.said.append,
                     Notifier({}),
                 )
@@ -335,10 +351,52 @@ def test_what_was_left_and_runs_nothing_is_killed(world: World, what: str) -> No
 
 def test_somebody_elses_qemu_that_has_no_right_is_not_ended_but_refused(world: World) -> None:
     world.record(THEIRS)
-    world.adopted = world.path / "qmp"
-    with pytest.raises(UsageError, match=r"b/7/7 has run it since \(grant 1\); end that QEMU"):
+    world.adopted = Adopted(world)
+    with pytest.raises(
+        UsageError,
+        match=r"the domain web1 has .* b/7/7 has run it since \(grant 1\); end that QEMU",
+    ):
         world.play()
     assert world.did == []
+
+
+def test_a_vm_that_somebody_else_starts_is_waited_for(world: World) -> None:
+    world.adopted = Adopted(world, runs=False)
+    world.leads = [State.ENDED]
+
+    async def start(world: World) -> None:
+        while not world.said:
+            await asyncio.sleep(0.001)
+        assert world.adopted is not None
+        world.adopted.runs = True
+
+    assert world.play(also=start) == 0
+    assert world.said[0] == "web1: the domain does not run: start it"
+    assert world.did == ["leads", "lets go of its QEMU (adopted)"]
+
+
+def test_the_other_hosts_vm_is_followed_where_the_domain_does_not_run(world: World) -> None:
+    world.record(THEIRS)
+    world.adopted = Adopted(world, runs=False)
+    world.follows = [State.SHUTDOWN]
+    world.play()
+    assert world.did == ["follows"]
+
+
+def test_a_vm_that_came_back_to_colos_own_qemu_is_no_domain_any_more(world: World) -> None:
+    """It is refused in the very moment of a takeover, and ended as what colo has started."""
+    world.record(instance(os.getpid(), "a"))
+    world.adopted = Adopted(world, runs=False)
+    world.left, world.leads = os.getpid(), [UsageError("the right belongs to b")]
+    world.follows = [State.SHUTDOWN]
+
+    async def take_over(world: World) -> None:
+        while "leads" not in world.did:
+            await asyncio.sleep(0.001)
+        world.arbiter.order(THEIRS)
+
+    world.play(also=take_over)
+    assert world.did[0] == "leads" and world.did[-1] == "follows"
 
 
 def test_a_vm_that_died_with_its_host_is_started_where_the_other_one_has_nothing(

@@ -32,6 +32,7 @@ __all__ = ["LibvirtQemu"]
 #: All that anybody here listens to.  STOP and RESUME, which each checkpoint has, are of no use.
 _HEARD: Final = ("SHUTDOWN", "COLO_EXIT", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 _AGAIN_S: Final = 1.0
+_LOOK_S: Final = 0.05
 _UNIX: Final = "unix:"
 _TGID: Final = re.compile(r"^Tgid:\s+(\d+)$", re.MULTILINE)
 
@@ -55,17 +56,24 @@ class LibvirtQemu(Monitor):
 
     async def attach(self) -> bool:
         """Connect; False where the domain does not run.  Raises GuestError, UsageError."""
+        why: LibvirtError | None = None
         try:
             async with asyncio.timeout(ATTACH_S):
                 self._domain = await _in_thread(self._open)
-                if not await _in_thread(self._domain.is_active):
-                    await self._hang_up()
-                    return False
-                self._watch(await self._process())
+                while self.pid == 0:
+                    if not await _in_thread(self._domain.is_active):
+                        await self._hang_up()
+                        return False
+                    try:
+                        self._watch(await self._process())
+                    except LibvirtError as error:  # mostly its QEMU has just ended
+                        why = error
+                        await asyncio.sleep(_LOOK_S)
         except BaseException as error:
             await self._hang_up()
             if isinstance(error, TimeoutError):
-                raise GuestError(f"libvirt does not answer in {ATTACH_S:.0f} s") from None
+                words = why or f"libvirt does not answer in {ATTACH_S:.0f} s"
+                raise GuestError(f"libvirt's domain {self._name}: {words}") from why
             if isinstance(error, LibvirtError):
                 raise GuestError(f"libvirt's domain {self._name}: {error}") from error
             raise
@@ -126,7 +134,7 @@ class LibvirtQemu(Monitor):
             if self.exited:
                 raise GuestError(f"QEMU died at {command}") from error
             if await _in_thread(domain.is_reached):
-                raise GuestError(f"libvirt refuses {command}: {error}") from error
+                raise LibvirtError(f"libvirt refuses {command}: {error}") from error
             self._closed()
             if not command.startswith("query-"):  # nobody knows whether that was done
                 raise GuestError(f"libvirt went away at {command}") from error
