@@ -149,6 +149,8 @@ def nodes(stage: Stage, libvirt: Libvirt) -> tuple[Colo, Colo]:
 def test_a_domain_is_protected_and_taken_over(stage: Stage, libvirt: Libvirt) -> None:
     a, b = nodes(stage, libvirt)
     libvirt.virsh("autostart", "web1")
+    fits = (colo(), "check", str(a.file), "--host", "a", "--libvirt", "web1")
+    assert "note: libvirt would start web1 by itself" in stage.lab.run(Place.HOST_A, *fits)
     b.start("node", "--host", "b")
     a.start("node", "--host", "a", "--libvirt", "web1")
     wait_protected(a)
