@@ -25,6 +25,7 @@ from colo.node.daemon import Daemon
 from colo.node.orders import Order, give_order
 from colo.node.state_folder import StateFolder
 from colo.qemu.identity import instance
+from colo.qemu.libvirt_library import LibvirtError
 from colo.qemu.process import LaunchPlan
 from colo.qemu.running import Running
 from colo.service.notify import Notifier
@@ -67,11 +68,14 @@ class Adopted:
 
     def __init__(self, world: World, runs: bool = True) -> None:
         self.world, self.runs = world, runs
+        self.error: GuestError | None = None
 
     def __str__(self) -> str:
         return "the domain web1"
 
     async def find(self, say: Callable[[str], None]) -> FakeQemu | None:
+        if self.error is not None:
+            raise self.error
         return FakeQemu(self.world, "adopted") if self.runs else None
 
 
@@ -373,6 +377,24 @@ def test_a_vm_that_somebody_else_starts_is_waited_for(world: World) -> None:
     assert world.play(also=start) == 0
     assert world.said[0] == "web1: the domain does not run: start it"
     assert world.did == ["leads", "lets go of its QEMU (adopted)"]
+
+
+def test_libvirt_that_does_not_answer_is_waited_for(world: World) -> None:
+    world.adopted = adopted = Adopted(world)
+    adopted.error = LibvirtError("libvirt does not answer")
+    world.leads = [State.ENDED]
+
+    async def answer(world: World) -> None:
+        while not world.said:
+            await asyncio.sleep(0.001)
+        adopted.error = None
+
+    assert world.play(also=answer) == 0
+    assert "whether the VM runs here: libvirt does not answer" in world.said[0]
+    assert world.did[0] == "leads"
+    adopted.error = GuestError("it is no process of this host")
+    with pytest.raises(GuestError, match="no process"):
+        world.play()
 
 
 def test_the_other_hosts_vm_is_followed_where_the_domain_does_not_run(world: World) -> None:

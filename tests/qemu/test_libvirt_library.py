@@ -10,7 +10,7 @@ import pytest
 
 from colo.errors import UsageError
 from colo.qemu import libvirt_library
-from colo.qemu.libvirt_library import Domain, LibvirtError, _Library
+from colo.qemu.libvirt_library import Domain, LibvirtError, NoDomain, _Library
 
 CONNECTION, DOMAIN = 0x1000, 0x2000
 
@@ -152,17 +152,25 @@ def test_no_library_and_an_old_one_are_one_line(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_a_function_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    results: dict[str, Any] = {
+        "virConnectOpen": None, "virInitialize": -1, "virDomainRef": 0,
+        "virGetLastErrorMessage": b"no such\n thing", "virGetLastErrorCode": 1,
+    }  # fmt: skip
+
     class Functions:
         def __getattr__(self, name: str) -> Any:
             def function() -> Any:
-                results = {"virConnectOpen": None, "virInitialize": -1, "virDomainRef": 0}
-                return b"no such\n thing" if name == "virGetLastErrorMessage" else results[name]
+                return results[name]
 
             return function
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Functions())
     library = _Library()
     for name in ("virConnectOpen", "virInitialize"):
-        with pytest.raises(LibvirtError, match=r"^no such thing$"):
+        with pytest.raises(LibvirtError, match=r"^no such thing$") as found:
             library.call(name)
+        assert not isinstance(found.value, NoDomain)
+    results["virGetLastErrorCode"] = 42
+    with pytest.raises(NoDomain):
+        library.call("virConnectOpen")
     assert library.call("virDomainRef") == 0

@@ -17,7 +17,7 @@ from qemu.qmp import EventListener
 
 from colo.errors import GuestError, QemuRefusal
 from colo.qemu import libvirt_monitor
-from colo.qemu.libvirt_library import LibvirtError
+from colo.qemu.libvirt_library import LibvirtError, NoDomain
 from colo.qemu.libvirt_monitor import LibvirtQemu
 from colo.qemu.running import Domain
 
@@ -27,6 +27,7 @@ class FakeLibvirt:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.has_domain = True
         self.active, self.gone, self.autostart = True, False, False
         self.answers: dict[str, Any] = {"query-status": {"status": "running"}}
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -41,6 +42,8 @@ class FakeLibvirt:
     def connect(self, *arguments: Any) -> FakeDomain:
         if self.gone:
             raise LibvirtError("Failed to connect socket")
+        if not self.has_domain:
+            raise NoDomain("Domain not found")
         self.domains.append(FakeDomain(self, *arguments))
         return self.domains[-1]
 
@@ -336,9 +339,15 @@ def attach(libvirt: FakeLibvirt) -> tuple[bool, list[str]]:
 def test_a_domain_that_does_not_run_is_none(libvirt: FakeLibvirt) -> None:
     libvirt.active = False
     assert attach(libvirt) == (False, [])
-    with pytest.raises(GuestError, match=r"libvirt's domain web1 does not run: start it by `virsh"):
+    with pytest.raises(GuestError, match=r"no domain web1 that runs: `virsh start web1` starts it"):
         asyncio.run(Domain("web1").attach(print))
     assert libvirt.open == 0
+
+
+def test_a_domain_that_is_not_there_does_not_run(libvirt: FakeLibvirt) -> None:
+    """A transient one is there only while it runs."""
+    libvirt.has_domain = False
+    assert attach(libvirt) == (False, [])
 
 
 def test_a_domain_whose_qemu_has_just_died_is_none(libvirt: FakeLibvirt) -> None:

@@ -32,6 +32,7 @@ from colo.node.replicas import run_on
 from colo.node.retry import RETRY_S, Retry
 from colo.node.state_folder import StateFolder
 from colo.qemu.identity import instance
+from colo.qemu.libvirt_library import LibvirtError
 from colo.qemu.monitor import AttachedQemu, Monitor
 from colo.qemu.process import LaunchPlan, Qemu
 from colo.qemu.running import Running
@@ -200,7 +201,11 @@ class Daemon(Performer):
         except LocalError as error:
             self._why = f"nobody can say who may run the VM: {error}"
             return Event.NO_ANSWER, {}
-        self._qemu = qemu = await self._find()
+        try:
+            self._qemu = qemu = await self._find()
+        except LibvirtError as error:  # which is being started too, mostly
+            self._why = f"nobody can say whether the VM runs here: {error}"
+            return Event.NO_ANSWER, {}
         holder = "" if qemu is None else instance(qemu.pid, self._host)
         overridden = None if qemu is None else self._folder.overridden
         granted = self._folder.granted

@@ -28,12 +28,13 @@ from typing import Any, Final
 
 from colo.errors import GuestError, UsageError
 
-__all__ = ["Domain", "LibvirtError"]
+__all__ = ["Domain", "LibvirtError", "NoDomain"]
 
 _NAMES: Final = ("libvirt.so.0", "libvirt-qemu.so.0")
 _REGEX: Final = 1  # VIR_CONNECT_DOMAIN_QEMU_MONITOR_EVENT_REGISTER_REGEX
 _LIFECYCLE: Final = 0  # VIR_DOMAIN_EVENT_ID_LIFECYCLE
 _STOPPED: Final = 5  # VIR_DOMAIN_EVENT_STOPPED
+_NO_DOMAIN: Final = 42  # VIR_ERR_NO_DOMAIN
 
 _ERROR: Final = CFUNCTYPE(None, c_void_p, c_void_p)
 _CLOSE: Final = CFUNCTYPE(None, c_void_p, c_int, c_void_p)
@@ -47,6 +48,7 @@ _FUNCTIONS: Final[dict[str, tuple[Any, ...]]] = {
     "virInitialize": (c_int,),
     "virSetErrorFunc": (None, c_void_p, _ERROR),
     "virGetLastErrorMessage": (c_char_p,),
+    "virGetLastErrorCode": (c_int,),
     "virEventRegisterDefaultImpl": (c_int,),
     "virEventRunDefaultImpl": (c_int,),
     "virConnectOpen": (c_void_p, c_char_p),
@@ -84,6 +86,10 @@ class LibvirtError(GuestError):
     """libvirt refuses something, or is gone, in its own words."""
 
 
+class NoDomain(LibvirtError):
+    """libvirt has no domain of that name."""
+
+
 class _Library:
     """The functions, by their names."""
 
@@ -109,7 +115,9 @@ class _Library:
         result = self._functions[name](*arguments)
         if result is None or result < 0:
             words = self._functions["virGetLastErrorMessage"]() or b"it failed"
-            raise LibvirtError(" ".join(words.decode(errors="replace").split()))
+            is_none = self._functions["virGetLastErrorCode"]() == _NO_DOMAIN
+            kind = NoDomain if is_none else LibvirtError
+            raise kind(" ".join(words.decode(errors="replace").split()))
         return result
 
     def quietly(self, name: str, *arguments: Any) -> None:
@@ -148,7 +156,7 @@ class Domain:
     The callbacks: ``on_event`` with an event of QEMU's, of those ``names``; ``on_stopped`` when the
     domain runs no more, behind all of them; ``on_closed`` when libvirt is gone.
 
-    Raises UsageError without the library, LibvirtError without the domain.
+    Raises UsageError without the library, NoDomain without the domain, LibvirtError.
     """
 
     def __init__(

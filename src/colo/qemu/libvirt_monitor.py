@@ -24,7 +24,7 @@ from typing import Any, Final, TypeVar
 from qemu.qmp import Message
 
 from colo.errors import GuestError, QemuRefusal
-from colo.qemu.libvirt_library import Domain, LibvirtError
+from colo.qemu.libvirt_library import Domain, LibvirtError, NoDomain
 from colo.qemu.monitor import ATTACH_S, COMMAND_S, Monitor
 
 __all__ = ["LibvirtQemu"]
@@ -55,7 +55,11 @@ class LibvirtQemu(Monitor):
         self._shut_down = False
 
     async def attach(self) -> bool:
-        """Connect; False where the domain does not run.  Raises GuestError, UsageError."""
+        """Connect; False where the domain does not run.
+
+        Raises UsageError without libvirt's library, LibvirtError, which may be over in a while, and
+        GuestError.
+        """
         why: LibvirtError | None = None
         try:
             async with asyncio.timeout(ATTACH_S):
@@ -69,14 +73,15 @@ class LibvirtQemu(Monitor):
                     except LibvirtError as error:  # mostly its QEMU has just ended
                         why = error
                         await asyncio.sleep(_LOOK_S)
+        except NoDomain:  # one that is transient is there only while it runs
+            return False
         except BaseException as error:
             await self._hang_up()
-            if isinstance(error, TimeoutError):
-                words = why or f"libvirt does not answer in {ATTACH_S:.0f} s"
-                raise GuestError(f"libvirt's domain {self._name}: {words}") from why
-            if isinstance(error, LibvirtError):
-                raise GuestError(f"libvirt's domain {self._name}: {error}") from error
-            raise
+            if not isinstance(error, TimeoutError | LibvirtError):
+                raise
+            late = f"libvirt does not answer in {ATTACH_S:.0f} s"
+            words = error if isinstance(error, LibvirtError) else why or late
+            raise LibvirtError(f"libvirt's domain {self._name}: {words}") from error
         self._settled.set()
         self._tasks.append(asyncio.create_task(self._tell_events()))
         return True

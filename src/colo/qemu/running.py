@@ -54,7 +54,7 @@ class Domain:
     @property
     def start(self) -> str:
         """What to do where it does not run."""
-        return f"{self} does not run: start it by `virsh start {self.name}`"
+        return f"libvirt has no domain {self.name} that runs: `virsh start {self.name}` starts it"
 
     async def attach(self, say: Callable[[str], None]) -> Monitor:
         """Attach to it; ``say`` is told of libvirt.  Raises GuestError, UsageError."""
@@ -64,7 +64,7 @@ class Domain:
         return qemu
 
     async def find(self, say: Callable[[str], None]) -> Monitor | None:
-        """The same, or None where it does not run."""
+        """The same, or None where it does not run.  Raises LibvirtError, for a while."""
         qemu = LibvirtQemu(self.name, say)
         if not await qemu.attach():
             return None
