@@ -16,7 +16,7 @@ from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.file import FileRegister
 from colo.config import VmConfig
 from colo.config.vm import Failover
-from colo.errors import ChannelLost, GuestError, Refused, UsageError
+from colo.errors import ChannelLost, DiskError, GuestError, Refused, UsageError
 from colo.membership.grant import Ending, Grant
 from colo.membership.member import Member
 from colo.membership.states import State
@@ -377,6 +377,67 @@ def test_a_vm_that_somebody_else_starts_is_waited_for(world: World) -> None:
     assert world.play(also=start) == 0
     assert world.said[0] == "web1: the domain does not run: start it"
     assert world.did == ["leads", "lets go of its QEMU (adopted)"]
+
+
+@pytest.mark.parametrize("how", ["died", "was shut down"])
+def test_a_vm_that_somebody_else_has_started_anew_gets_a_grant(world: World, how: str) -> None:
+    world.record(DEAD)
+    if how == "was shut down":
+        world.arbiter.give_back(DEAD, Ending.LEFT)  # its last writes are on this host's disks
+    world.adopted = Adopted(world)
+    world.leads = [State.ENDED]
+    assert world.play() == 0
+    assert world.did == ["lets go of its QEMU (adopted)", "leads", "lets go of its QEMU (adopted)"]
+    assert world.arbiter.current().grant == Grant(2, instance(os.getpid(), "a"))
+
+
+def test_a_vm_that_was_started_anew_waits_where_the_other_host_has_a_newer_state(
+    world: World,
+) -> None:
+    world.record(DEAD)
+    world.adopted = Adopted(world)
+    world.peer, world.peer_stays = Refused("b refuses: checkpoint 7 waits"), True
+
+    async def stop(world: World) -> None:
+        while not world.said:
+            await asyncio.sleep(0.001)
+        world.daemon.stop()
+
+    world.play(also=stop)
+    assert "checkpoint 7 waits" in world.said[0] and "leads" not in world.did
+    assert world.arbiter.current().grant == Grant(1, DEAD)
+
+
+def test_a_domain_beside_the_qemu_that_runs_the_vm_is_refused(world: World) -> None:
+    world.record(instance(os.getppid(), "a"))
+    world.adopted = Adopted(world)
+    with pytest.raises(UsageError, match="has a stale copy of web1: a/"):
+        world.play()
+    assert world.did == []
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_disks_that_no_vm_may_run_on_are_told(
+    world: World, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before somebody else starts it they are looked to; after that, only looked at."""
+
+    def bad(config: VmConfig, folder: Path) -> None:
+        raise DiskError("root", "it is a mixture")
+
+    monkeypatch.setattr(daemon, "runs_on" if runs else "run_on", bad)
+    world.record(DEAD)
+    world.adopted = Adopted(world, runs)
+
+    async def stop(world: World) -> None:
+        while not world.said or len(world.did) < 2 * runs:
+            await asyncio.sleep(0.001)
+        world.daemon.stop()
+
+    world.play(also=stop)
+    assert world.said == ["web1: disk root: it is a mixture"]
+    assert "leads" not in world.did
+    assert set(world.did) == ({"lets go of its QEMU (adopted)"} if runs else set())
 
 
 def test_libvirt_that_does_not_answer_is_waited_for(world: World) -> None:
