@@ -183,7 +183,7 @@ class World:
                 self.daemon = made
                 work = asyncio.ensure_future(asyncio.wait_for(made.run(), 10))
                 if also is not None:
-                    await also(self)
+                    await asyncio.wait_for(also(self), 10)
                 return await work
             finally:
                 folder.close()
