@@ -38,6 +38,26 @@ def test_a_stock_secondary_has_no_tls(tmp_path: Path) -> None:
     assert "--stock and [tls]: " in result.output
 
 
+@pytest.mark.parametrize(
+    ("command", "which", "told"),
+    [
+        ("primary", [], "colo: which QEMU? say its --qmp, or its --libvirt domain"),
+        ("primary", ["--qmp", "unix:/q", "--libvirt", "web1"], "colo: --qmp and --libvirt: "),
+        ("node", ["--qmp", "unix:/q", "--libvirt", "web1"], "colo: --qmp and --libvirt: "),
+        ("check", ["--qmp", "unix:/q", "--libvirt", "web1"], "colo: --qmp and --libvirt: "),
+    ],
+)
+def test_a_qemu_that_runs_is_named_once(
+    command: str, which: list[str], told: str, tmp_path: Path
+) -> None:
+    where = ["--to", "unix:/b"] if command == "primary" else []
+    arguments = [command, str(tls_file(tmp_path)), *which, *where]
+    result = CliRunner().invoke(main, [*arguments, "--state-dir", str(tmp_path / "state")])
+    assert result.exit_code == 2
+    assert result.output.startswith(told) and len(result.output.splitlines()) == 1
+    assert not (tmp_path / "state").exists()
+
+
 @pytest.mark.parametrize("command", ["secondary", "run"])
 def test_a_certificate_that_is_missing_is_told_at_once(command: str, tmp_path: Path) -> None:
     path = tls_file(tmp_path)

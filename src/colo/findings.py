@@ -48,6 +48,7 @@ class Topic(Enum):
     DISK_FORMAT = "disk-format"
     FILES = "files"
     QMP = "qmp"
+    LIBVIRT = "libvirt"
     VM_STOPPED = "vm-stopped"
     MIGRATION = "migration"
     TLS_CREDS = "tls-creds"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -17,6 +18,7 @@ from colo.errors import GuestError, QemuRefusal
 from colo.findings import Finding, Topic
 from colo.qemu.monitor import Monitor
 from colo.qemu.process import LaunchPlan
+from colo.qemu.running import Running, Socket
 
 CONFIG = VmConfig("web1", qemu=QemuArgs(args=("-machine", "pc-q35-7.2")))
 ANSWERS: dict[str, Any] = {
@@ -89,29 +91,37 @@ def test_the_machines_name() -> None:
 
 
 def test_no_qemu_behind_the_socket(tmp_path: Path) -> None:
-    (each,) = asyncio.run(check_running(CONFIG, tmp_path / "q", False))
+    (each,) = asyncio.run(check_running(CONFIG, Socket(tmp_path / "q"), False))
     assert each.topic is Topic.QMP and "there is no QMP socket" in each.text
 
 
 class FakeAttached(FakeQemu):
-    """One that is attached to; it dies when it is asked for its version."""
+    """One that is attached to."""
 
     detached = 0
-
-    def __init__(self, socket: Path) -> None:
-        super().__init__({"query-version": GuestError("QEMU died at query-version")})
-
-    async def attach(self) -> None:
-        """It is there."""
 
     async def detach(self) -> None:
         FakeAttached.detached += 1
 
 
-def test_a_qemu_that_dies_is_told_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AttachedQemu", FakeAttached)
-    (each,) = asyncio.run(check_running(CONFIG, Path("/q"), False))
-    assert (each.topic, FakeAttached.detached) == (Topic.QMP, 1)
+class FakeDomain:
+    """A domain with something to be told; its QEMU dies when it is asked for its version."""
+
+    topic = Topic.LIBVIRT
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        self.answers = answers
+
+    async def attach(self, say: Callable[[str], None]) -> Monitor:
+        say("libvirt would start it")
+        return FakeAttached(self.answers)
+
+
+def test_a_qemu_that_dies_is_told_and_let_go() -> None:
+    dies = FakeDomain({"query-version": GuestError("QEMU died at query-version")})
+    died, told = asyncio.run(check_running(CONFIG, cast(Running, dies), False))
+    assert (died.topic, died.refused, FakeAttached.detached) == (Topic.LIBVIRT, True, 1)
+    assert (told.topic, told.refused, told.text) == (Topic.LIBVIRT, False, "libvirt would start it")
 
 
 class FakeStarted(FakeQemu):

@@ -16,7 +16,7 @@ from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.file import FileRegister
 from colo.config import VmConfig
 from colo.config.vm import Failover
-from colo.errors import ChannelLost, GuestError, Refused, UsageError
+from colo.errors import ChannelLost, DiskError, GuestError, Refused, UsageError
 from colo.membership.grant import Ending, Grant
 from colo.membership.member import Member
 from colo.membership.states import State
@@ -25,7 +25,9 @@ from colo.node.daemon import Daemon
 from colo.node.orders import Order, give_order
 from colo.node.state_folder import StateFolder
 from colo.qemu.identity import instance
+from colo.qemu.libvirt_library import LibvirtError
 from colo.qemu.process import LaunchPlan
+from colo.qemu.running import Running
 from colo.service.notify import Notifier
 from colo.transport.address import Address
 
@@ -59,6 +61,24 @@ class FakeQemu:
         self.world.did.append(f"lets go of its QEMU ({self.what})")
 
 
+class Adopted:
+    """A QEMU that somebody else starts: what there is to adopt, if it ``runs``."""
+
+    start = "the domain does not run: start it"
+
+    def __init__(self, world: World, runs: bool = True) -> None:
+        self.world, self.runs = world, runs
+        self.error: GuestError | None = None
+
+    def __str__(self) -> str:
+        return "the domain web1"
+
+    async def find(self, say: Callable[[str], None]) -> FakeQemu | None:
+        if self.error is not None:
+            raise self.error
+        return FakeQemu(self.world, "adopted") if self.runs else None
+
+
 class World:
     """Host a, its daemon, and what happens to it: ``leads`` and ``follows`` are how parts end."""
 
@@ -73,7 +93,7 @@ class World:
         self.peer_stays = False
         self.left: int | None = None
         self.run_state, self.silent, self.protected = "running", False, True
-        self.adopted: Path | None = None
+        self.adopted: Adopted | None = None
         config = VmConfig("web1", failover=Failover(arbiter=f"file:{folder / 'grant'}"))
         self.config = replace(config, hosts=HOSTS)
         world = self
@@ -156,14 +176,14 @@ class World:
                     plan,
                     folder,
                     self.arbiter,
-                    self.adopted,
+                    cast(Running | None, self.adopted),
                     self.said.append,
                     Notifier({}),
                 )
                 self.daemon = made
                 work = asyncio.ensure_future(asyncio.wait_for(made.run(), 10))
                 if also is not None:
-                    await also(self)
+                    await asyncio.wait_for(also(self), 10)
                 return await work
             finally:
                 folder.close()
@@ -335,10 +355,131 @@ def test_what_was_left_and_runs_nothing_is_killed(world: World, what: str) -> No
 
 def test_somebody_elses_qemu_that_has_no_right_is_not_ended_but_refused(world: World) -> None:
     world.record(THEIRS)
-    world.adopted = world.path / "qmp"
-    with pytest.raises(UsageError, match=r"b/7/7 has run it since \(grant 1\); end that QEMU"):
+    world.adopted = Adopted(world)
+    with pytest.raises(
+        UsageError,
+        match=r"the domain web1 has .* b/7/7 has run it since \(grant 1\); end that QEMU",
+    ):
         world.play()
     assert world.did == []
+
+
+def test_a_vm_that_somebody_else_starts_is_waited_for(world: World) -> None:
+    world.adopted = Adopted(world, runs=False)
+    world.leads = [State.ENDED]
+
+    async def start(world: World) -> None:
+        while not world.said:
+            await asyncio.sleep(0.001)
+        assert world.adopted is not None
+        world.adopted.runs = True
+
+    assert world.play(also=start) == 0
+    assert world.said[0] == "web1: the domain does not run: start it"
+    assert world.did == ["leads", "lets go of its QEMU (adopted)"]
+
+
+@pytest.mark.parametrize("how", ["died", "was shut down"])
+def test_a_vm_that_somebody_else_has_started_anew_gets_a_grant(world: World, how: str) -> None:
+    world.record(DEAD)
+    if how == "was shut down":
+        world.arbiter.give_back(DEAD, Ending.LEFT)  # its last writes are on this host's disks
+    world.adopted = Adopted(world)
+    world.leads = [State.ENDED]
+    assert world.play() == 0
+    assert world.did == ["lets go of its QEMU (adopted)", "leads", "lets go of its QEMU (adopted)"]
+    assert world.arbiter.current().grant == Grant(2, instance(os.getpid(), "a"))
+
+
+def test_a_vm_that_was_started_anew_waits_where_the_other_host_has_a_newer_state(
+    world: World,
+) -> None:
+    world.record(DEAD)
+    world.adopted = Adopted(world)
+    world.peer, world.peer_stays = Refused("b refuses: checkpoint 7 waits"), True
+
+    async def stop(world: World) -> None:
+        while not world.said:
+            await asyncio.sleep(0.001)
+        world.daemon.stop()
+
+    world.play(also=stop)
+    assert "checkpoint 7 waits" in world.said[0] and "leads" not in world.did
+    assert world.arbiter.current().grant == Grant(1, DEAD)
+
+
+def test_a_domain_beside_the_qemu_that_runs_the_vm_is_refused(world: World) -> None:
+    world.record(instance(os.getppid(), "a"))
+    world.adopted = Adopted(world)
+    with pytest.raises(UsageError, match="has a stale copy of web1: a/"):
+        world.play()
+    assert world.did == []
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_disks_that_no_vm_may_run_on_are_told(
+    world: World, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before somebody else starts it they are looked to; after that, only looked at."""
+
+    def bad(config: VmConfig, folder: Path) -> None:
+        raise DiskError("root", "it is a mixture")
+
+    monkeypatch.setattr(daemon, "runs_on" if runs else "run_on", bad)
+    world.record(DEAD)
+    world.adopted = Adopted(world, runs)
+
+    async def stop(world: World) -> None:
+        while not world.said or len(world.did) < 2 * runs:
+            await asyncio.sleep(0.001)
+        world.daemon.stop()
+
+    world.play(also=stop)
+    assert world.said == ["web1: disk root: it is a mixture"]
+    assert "leads" not in world.did
+    assert set(world.did) == ({"lets go of its QEMU (adopted)"} if runs else set())
+
+
+def test_libvirt_that_does_not_answer_is_waited_for(world: World) -> None:
+    world.adopted = adopted = Adopted(world)
+    adopted.error = LibvirtError("libvirt does not answer")
+    world.leads = [State.ENDED]
+
+    async def answer(world: World) -> None:
+        while not world.said:
+            await asyncio.sleep(0.001)
+        adopted.error = None
+
+    assert world.play(also=answer) == 0
+    assert "whether the VM runs here: libvirt does not answer" in world.said[0]
+    assert world.did[0] == "leads"
+    adopted.error = GuestError("it is no process of this host")
+    with pytest.raises(GuestError, match="no process"):
+        world.play()
+
+
+def test_the_other_hosts_vm_is_followed_where_the_domain_does_not_run(world: World) -> None:
+    world.record(THEIRS)
+    world.adopted = Adopted(world, runs=False)
+    world.follows = [State.SHUTDOWN]
+    world.play()
+    assert world.did == ["follows"]
+
+
+def test_a_vm_that_came_back_to_colos_own_qemu_is_no_domain_any_more(world: World) -> None:
+    """It is refused in the very moment of a takeover, and ended as what colo has started."""
+    world.record(instance(os.getpid(), "a"))
+    world.adopted = Adopted(world, runs=False)
+    world.left, world.leads = os.getpid(), [UsageError("the right belongs to b")]
+    world.follows = [State.SHUTDOWN]
+
+    async def take_over(world: World) -> None:
+        while "leads" not in world.did:
+            await asyncio.sleep(0.001)
+        world.arbiter.order(THEIRS)
+
+    world.play(also=take_over)
+    assert world.did[0] == "leads" and world.did[-1] == "follows"
 
 
 def test_a_vm_that_died_with_its_host_is_started_where_the_other_one_has_nothing(

@@ -18,7 +18,7 @@ from colo.disks.standing import Condition
 from colo.disks.words import DiskHello, Kind, OneDisk, Said, encode, header
 from colo.errors import ColoError, DiskError, UsageError
 from colo.membership.grant import Grant
-from colo.node.replicas import Replicas, run_on
+from colo.node.replicas import Replicas, run_on, runs_on
 
 SIZE = 3 << 20
 GRANT = Grant(3, "a/1/1")
@@ -250,6 +250,21 @@ def test_a_vm_may_start_on_a_disk_at_a_commit_and_then_it_is_at_none(tmp_path: P
     run_on(config(tmp_path), tmp_path)
     assert (tmp_path / "root.raw").read_bytes()[:3] == b"abc"
     run_on(config(tmp_path), tmp_path)
+
+
+def test_a_vm_that_others_started_may_not_have_done_so_on_a_replica(tmp_path: Path) -> None:
+    runs_on(config(tmp_path), tmp_path)  # one that never was one
+    play(tmp_path, committed)
+    journal = tmp_path / "root.journal"
+    before = journal.read_bytes()
+    with pytest.raises(DiskError, match="started on it while it was a replica: end it"):
+        runs_on(config(tmp_path), tmp_path)
+    assert journal.read_bytes() == before
+    run_on(config(tmp_path), tmp_path)
+    runs_on(config(tmp_path), tmp_path)
+    journal.write_bytes(b"")
+    with pytest.raises(DiskError):
+        runs_on(config(tmp_path), tmp_path)
 
 
 def test_no_vm_starts_on_half_a_copy(tmp_path: Path) -> None:

@@ -9,7 +9,13 @@ import sys
 import pytest
 
 from colo.errors import UsageError
-from colo.qemu.identity import instance, only_one
+from colo.qemu.identity import instance, lives, only_one
+
+
+def test_a_process_lives_by_its_name() -> None:
+    name = instance(os.getpid(), "a/b")
+    assert lives(name)
+    assert not lives(f"{name}0") and not lives("a/999999999/1")
 
 
 def test_one_colo_protects_a_qemu_and_another_one_when_that_is_gone() -> None:

@@ -12,30 +12,32 @@ from colo.findings import Finding, Topic, note
 from colo.qemu.argument_obstacles import is_versioned
 from colo.qemu.colo_mode import never_enters
 from colo.qemu.mirrors import find_disks
-from colo.qemu.monitor import AttachedQemu, Monitor
+from colo.qemu.monitor import Monitor
 from colo.qemu.obstacles import obstacles
 from colo.qemu.options import machine_keys
 from colo.qemu.packet_filters import cards
 from colo.qemu.process import Qemu, plan
+from colo.qemu.running import Running
 
 __all__ = ["check_qemu", "check_running", "check_started", "machine_of"]
 
 _MACHINE: Final = "-machine"
 
 
-async def check_running(config: VmConfig, socket: Path, allow_disks: bool) -> list[Finding]:
-    """What stands in the way in the QEMU with this QMP socket."""
-    qemu = AttachedQemu(socket)
+async def check_running(config: VmConfig, where: Running, allow_disks: bool) -> list[Finding]:
+    """What stands in the way in this QEMU."""
+    told: list[str] = []
     try:
-        await qemu.attach()
-    except GuestError as error:
-        return [Finding(Topic.QMP, str(error))]
-    try:
-        return await check_qemu(config, qemu, allow_disks)
+        qemu = await where.attach(told.append)
     except ColoError as error:
-        return [Finding(Topic.QMP, str(error))]
+        return [Finding(where.topic, str(error))]
+    try:
+        found = await check_qemu(config, qemu, allow_disks)
+    except ColoError as error:
+        found = [Finding(where.topic, str(error))]
     finally:
         await qemu.detach()
+    return [*found, *(note(where.topic, line) for line in told)]
 
 
 async def check_started(config: VmConfig, allow_disks: bool) -> list[Finding]:

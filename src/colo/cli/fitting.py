@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from colo.cli.base import FAILED, main, reporting
-from colo.cli.hosts import qmp_path
+from colo.cli.hosts import qmp_path, running_qemu
 from colo.errors import UsageError
 from colo.terminal import printable
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from colo.config import VmConfig
     from colo.findings import Finding
     from colo.importing.draft import Draft
+    from colo.qemu.running import Running
 
 __all__ = ["check", "import_command"]
 
@@ -26,6 +27,7 @@ __all__ = ["check", "import_command"]
 @main.command()
 @click.argument("vm_file", type=click.Path(path_type=Path))
 @click.option("--qmp", metavar="unix:PATH", help="Ask this running QEMU, too, and change nothing.")
+@click.option("--libvirt", metavar="DOMAIN", help="Or this domain of libvirt's, which runs.")
 @click.option(
     "--start",
     is_flag=True,
@@ -54,6 +56,7 @@ __all__ = ["check", "import_command"]
 def check(
     vm_file: Path,
     qmp: str | None,
+    libvirt: str | None,
     start: bool,
     other: Path | None,
     host: str | None,
@@ -70,8 +73,8 @@ def check(
     """
     from colo.checking import report
 
-    socket = qmp_path(qmp) if qmp is not None else None
-    name, found = _found(vm_file, socket, start, other, host, role, state_dir, unprotected_disks)
+    where = running_qemu(qmp, libvirt)
+    name, found = _found(vm_file, where, start, other, host, role, state_dir, unprotected_disks)
     if as_json:
         click.echo(json.dumps(report.as_json(name, found), indent=1))
     else:
@@ -82,7 +85,7 @@ def check(
 
 def _found(
     vm_file: Path,
-    qmp: Path | None,
+    where: Running | None,
     start: bool,
     other: Path | None,
     host: str | None,
@@ -106,8 +109,8 @@ def _found(
         return vm_file.name, [Finding(topic, str(error))]
     found = list(check_host(config, part, state_dir))
     found += asyncio.run(check_arbiter(config, part))
-    if qmp is not None:
-        found += asyncio.run(check_running(config, qmp, allow_disks))
+    if where is not None:
+        found += asyncio.run(check_running(config, where, allow_disks))
     if start and part.first:
         found += asyncio.run(check_started(config, allow_disks))
     elif start:

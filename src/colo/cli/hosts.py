@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from colo.node.first_start import Start
     from colo.node.state_folder import StateFolder
     from colo.qemu.monitor import Monitor
+    from colo.qemu.running import Running
 
 from colo.cli.base import in_folder, main, on_signal, reporting, say, state_dir_option, trace_option
 
-__all__ = ["node", "primary", "qmp_path", "run_command", "secondary"]
+__all__ = ["node", "primary", "qmp_path", "run_command", "running_qemu", "secondary"]
 
 P = ParamSpec("P")
 
@@ -117,22 +118,21 @@ def _protection(command: Callable[P, None]) -> Callable[P, None]:
 
 @main.command()
 @click.argument("vm_file", type=click.Path(path_type=Path))
-@click.option("--qmp", required=True, metavar="unix:PATH", help="A QMP socket of the running QEMU.")
+@click.option("--qmp", metavar="unix:PATH", help="A QMP socket of the running QEMU.")
+@click.option("--libvirt", metavar="DOMAIN", help="Or the domain of libvirt's that it is.")
 @_protection
 @reporting
-def primary(vm_file: Path, qmp: str, **options: Any) -> int:
+def primary(vm_file: Path, qmp: str | None, libvirt: str | None, **options: Any) -> int:
     """Protect a QEMU that runs already.
 
     Ctrl-C ends the protection; the VM goes on, and nothing is left behind in QEMU.
     """
-    from colo.qemu.monitor import AttachedQemu
-
-    path = qmp_path(qmp)
+    found = running_qemu(qmp, libvirt)
+    if found is None:
+        raise UsageError("which QEMU? say its --qmp, or its --libvirt domain")
 
     async def attach(config: VmConfig, folder: StateFolder) -> tuple[Monitor, None]:
-        qemu = AttachedQemu(path)
-        await qemu.attach()
-        return qemu, None
+        return await found.attach(say), None
 
     return _protect(vm_file, attach, options)
 
@@ -182,10 +182,18 @@ def _print_unit(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 )
 @click.option("--host", metavar="NAME", help="This host's name in [hosts]; else its own name.")
 @click.option("--qmp", metavar="unix:PATH", help="A QMP socket of a QEMU that runs the VM already.")
+@click.option("--libvirt", metavar="DOMAIN", help="The domain of libvirt's that the VM is here.")
 @trace_option
 @state_dir_option
 @reporting
-def node(vm_file: Path, host: str | None, qmp: str | None, trace: bool, state_dir: Path) -> int:
+def node(
+    vm_file: Path,
+    host: str | None,
+    qmp: str | None,
+    libvirt: str | None,
+    trace: bool,
+    state_dir: Path,
+) -> int:
     """Keep a VM alive with the other host of its VM file, for good.
 
     The same command runs on both hosts, in any order and after any crash.  Ctrl-C leaves the VM
@@ -202,6 +210,7 @@ def node(vm_file: Path, host: str | None, qmp: str | None, trace: bool, state_di
     from colo.transport.address import parse_address
     from colo.transport.tls import make_tls
 
+    adopted = running_qemu(qmp, libvirt)
     us = host or socket.gethostname()
     config = load(vm_file, check_failover).seen_from(us)
     tls = make_tls(config)
@@ -209,13 +218,23 @@ def node(vm_file: Path, host: str | None, qmp: str | None, trace: bool, state_di
     arbiter = make_arbiter(config)
 
     async def run(folder: StateFolder) -> int:
-        adopted = qmp_path(qmp) if qmp is not None else None
         launch = plan(config, say)
         daemon = Daemon(config, us, addresses, launch, folder, arbiter, adopted, say, Notifier())
         on_signal(daemon.stop)
         return await daemon.run()
 
     return in_folder(state_dir, trace, measured(config, arbiter, run))
+
+
+def running_qemu(qmp: str | None, libvirt: str | None) -> Running | None:
+    """What --qmp or --libvirt names; None without either.  Raises UsageError."""
+    from colo.qemu.running import Domain, Socket
+
+    if qmp is not None and libvirt is not None:
+        raise UsageError("--qmp and --libvirt: the VM is in one QEMU: say one of them")
+    if libvirt is not None:
+        return Domain(libvirt)
+    return None if qmp is None else Socket(qmp_path(qmp))
 
 
 def qmp_path(text: str) -> Path:

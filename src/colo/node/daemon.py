@@ -9,10 +9,7 @@ fenced ends its stale copy and follows.  This shell looks and waits, and has the
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final
 
 from colo.arbiters.arbiter import Arbiter, require_memory
@@ -24,23 +21,27 @@ from colo.membership.member import Means, Member, OnLoss
 from colo.membership.roles import host_of, owes_a_grant, runs_by_right, whose_turn
 from colo.membership.states import Do, Event, State
 from colo.membership.words import Hello
+from colo.node.end_qemu import end as _end
+from colo.node.end_qemu import kill as _kill
 from colo.node.first_start import Start, question
 from colo.node.keeping import SecondaryNode
 from colo.node.orders import Answer, Order, serve_orders
 from colo.node.performer import Outcome, Performer
 from colo.node.protecting import PrimaryNode
-from colo.node.replicas import run_on
+from colo.node.replicas import run_on, runs_on
 from colo.node.retry import RETRY_S, Retry
 from colo.node.state_folder import StateFolder
 from colo.qemu.identity import instance
+from colo.qemu.identity import lives as is_there
+from colo.qemu.libvirt_library import LibvirtError
 from colo.qemu.monitor import AttachedQemu, Monitor
 from colo.qemu.process import LaunchPlan, Qemu
+from colo.qemu.running import Running
 from colo.service.notify import Notifier
 from colo.transport.address import Address
 
 __all__ = ["Daemon"]
 
-_DYING_S: Final = 5.0
 _MANAGER_S: Final = 1.0
 #: The states in which nothing is kept alive yet.
 _UNREADY: Final = ("LOOKING", "WAITING", "STARTING", "REFUSED")
@@ -53,8 +54,8 @@ _DUE: Final = frozenset(
 class Daemon(Performer):
     """One VM on this host; ``addresses``: how hosts are reached, by their names.
 
-    ``adopted``: the QMP socket of a QEMU that somebody else has started.  ``plan`` is how to start
-    one; ``say`` tells the user what happens, a line at a time.
+    ``adopted``: the QEMU that somebody else starts, which is never started here.  ``plan`` is how
+    to start one; ``say`` tells the user what happens, a line at a time.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Daemon(Performer):
         plan: LaunchPlan,
         folder: StateFolder,
         arbiter: Arbiter,
-        adopted: Path | None,
+        adopted: Running | None,
         say: Callable[[str], None],
         notifier: Notifier,
     ) -> None:
@@ -81,6 +82,7 @@ class Daemon(Performer):
         self._plan = plan
         self._arbiter = arbiter
         self._adopted = adopted
+        self._is_adopted = False  # the QEMU that is here now
         self._notifier = notifier
         self._why = ""  # nothing is done now
         self._told = ""
@@ -199,19 +201,25 @@ class Daemon(Performer):
         except LocalError as error:
             self._why = f"nobody can say who may run the VM: {error}"
             return Event.NO_ANSWER, {}
-        self._qemu = qemu = await self._find()
+        try:
+            self._qemu = qemu = await self._find()
+        except LibvirtError as error:  # which is being started too, mostly
+            self._why = f"nobody can say whether the VM runs here: {error}"
+            return Event.NO_ANSWER, {}
         holder = "" if qemu is None else instance(qemu.pid, self._host)
         overridden = None if qemu is None else self._folder.overridden
         granted = self._folder.granted
         lives = qemu is not None and runs_by_right(record, holder, overridden, granted)
+        if qemu is not None and not lives and self._is_adopted and self._is_anew(record):
+            await qemu.detach()  # it is adopted once it has a grant, like one that is started
+            self._qemu = qemu = None
         foreign = qemu is not None and not lives
         since = f"{record.left_by} has run it since (grant {record.number})"
         if not record.left_by:
             since = f"it has run elsewhere since, and was shut down (grant {record.number})"
-        if foreign and self._adopted is not None:
+        if foreign and self._is_adopted:
             raise UsageError(
-                f"the QEMU at {self._adopted} has a stale copy of {self._config.name}: {since}; "
-                "end that QEMU"
+                f"{self._adopted} has a stale copy of {self._config.name}: {since}; end that QEMU"
             )
         if foreign:
             self.say(f"a stale copy of the VM is ended here: {since}")
@@ -239,10 +247,12 @@ class Daemon(Performer):
 
     async def _find(self) -> Monitor | None:
         """The QEMU that runs the VM on this host, or None; one that is of no use is ended."""
+        self._is_adopted = False
         if self._adopted is not None:
-            qemu = AttachedQemu(self._adopted)
-            await qemu.attach()
-            return qemu
+            adopted = await self._adopted.find(self.say)
+            self._is_adopted = adopted is not None
+            if adopted is not None:
+                return adopted
         pid = self._folder.leftover()
         if pid is None:
             return None
@@ -258,18 +268,28 @@ class Daemon(Performer):
         await _kill(pid)
         return None
 
+    def _is_anew(self, record: Record) -> bool:
+        """Whether the VM ran on this host last, and has ended: who runs it here has begun anew."""
+        return host_of(record.left_by) == self._host and not is_there(record.left_by)
+
     async def _begin(self, by_order: bool) -> Outcome:
-        """Have a QEMU, in which nothing runs yet, and the grant to start the VM in it."""
+        """Have a QEMU, in which nothing runs yet, and the grant to start the VM in it.
+
+        Where somebody else starts it, that one's, which runs.
+        """
         if self._ending is not None:
             await self._ending
-        self._folder.clean_start()
+        started: Qemu | None = None
         try:
-            await asyncio.to_thread(run_on, self._config, self._folder.path)
-        except DiskError as error:
-            self._why = str(error)
+            if self._adopted is None:
+                qemu: Monitor | None = (started := await self._started())
+            else:
+                qemu = await self._found_started()
+        except (DiskError, LibvirtError) as error:
+            self._why, qemu = str(error), None
+        if qemu is None:
             return Event.NO_ANSWER, {}
-        qemu = Qemu(self._plan.unstarted(), self._folder.path, self._plan.environment)
-        await qemu.start()
+        let_go = started.kill if started is not None else qemu.detach
         holder, known = instance(qemu.pid, self._host), self.member.facts.known
         try:
             if by_order:
@@ -279,21 +299,45 @@ class Daemon(Performer):
             if grant is not None:
                 self._folder.know_grant(grant.number)
         except LocalError as error:
-            await qemu.kill()
+            await let_go()
             self._why = f"no grant to start the VM: {error}"
             return Event.NO_ANSWER, {}
         except BaseException:
-            await qemu.kill()
+            await let_go()
             raise
         if grant is None:
-            await qemu.kill()
+            await let_go()
             self._why = (
                 f"another host has got the grant since grant {known.number}; where its VM is "
                 "certainly silent, `colo failover --force` starts the VM here anew"
             )
             return Event.DENIED, {}
-        self._qemu, self._start = qemu, Start(qemu)
+        self._qemu, self._start = qemu, Start(started) if started is not None else None
         return Event.GRANTED, {"grant": grant}
+
+    async def _started(self) -> Qemu:
+        """Start a QEMU on this host's disks.  Raises DiskError, GuestError."""
+        self._folder.clean_start()
+        await asyncio.to_thread(run_on, self._config, self._folder.path)
+        qemu = Qemu(self._plan.unstarted(), self._folder.path, self._plan.environment)
+        await qemu.start()
+        return qemu
+
+    async def _found_started(self) -> Monitor | None:
+        """The QEMU that somebody else has started; None before that.  Raises DiskError."""
+        assert self._adopted is not None
+        qemu = await self._adopted.find(self.say)
+        self._is_adopted = qemu is not None
+        if qemu is None:
+            await asyncio.to_thread(run_on, self._config, self._folder.path)
+            self._why = self._adopted.start
+            return None
+        try:
+            runs_on(self._config, self._folder.path)
+        except DiskError:
+            await qemu.detach()
+            raise
+        return qemu
 
     async def _question_other(self) -> Outcome:
         """The VM ran here and died: ask whether the other host has a newer state."""
@@ -310,7 +354,7 @@ class Daemon(Performer):
                 f"the VM ran here last and died, and host {self._peer} may have a newer state: "
                 f"{why}; if that host is gone for good, `colo failover` starts the VM here anew"
             )
-        else:
+        elif self._adopted is None:
             self.say(f"the VM died here, and host {self._peer} has nothing of it: starting it anew")
         return event, {}
 
@@ -335,7 +379,7 @@ class Daemon(Performer):
             self._code = await node.run()
         except UsageError as error:  # the right to run it is another's by now
             await qemu.detach()
-            if self._adopted is not None:
+            if self._is_adopted:
                 raise
             self._why = str(error)
         except BaseException:
@@ -419,37 +463,3 @@ class Daemon(Performer):
             "error": self._why,
             "qemu": None,
         }
-
-
-async def _end(qemu: Monitor) -> None:
-    """End a QEMU whose VM is not ours to run, or has ended."""
-    if isinstance(qemu, Qemu):
-        await qemu.kill()
-        return
-    pid, gone = qemu.pid, qemu.exited
-    await qemu.detach()
-    if not gone:
-        await _kill(pid)
-
-
-async def _kill(pid: int) -> None:
-    """End a process, and wait until it is gone: it has the tap, and the state folder's sockets."""
-    try:
-        file = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        signal.pidfd_send_signal(file, signal.SIGKILL)
-        ended = asyncio.Event()
-        asyncio.get_running_loop().add_reader(file, ended.set)
-        try:
-            async with asyncio.timeout(_DYING_S):
-                await ended.wait()
-        except TimeoutError:
-            raise GuestError(f"QEMU {pid} does not end, though it was killed") from None
-        finally:
-            asyncio.get_running_loop().remove_reader(file)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(file)

@@ -54,6 +54,7 @@ class GuestHere:
 
     async def look(self) -> Outcome:
         """Whether QEMU can run its VM alone; where it just died, that is told by its end."""
+        await self._qemu.reached()
         try:
             async with asyncio.timeout(_QEMU_S):
                 await self._qemu.execute("query-status")
@@ -76,7 +77,7 @@ class GuestHere:
     def shutdowns(self) -> EventListener:
         """Hear from now on that it shuts down."""
         shutdowns = EventListener("SHUTDOWN")
-        self._qemu.qmp.register_listener(shutdowns)
+        self._qemu.listen(shutdowns)
         return shutdowns
 
     async def see_shutdown(self, shutdowns: EventListener, tell: Callable[[Event], Any]) -> None:

@@ -17,6 +17,8 @@ from colo.config.vm import Disk
 from colo.disks.blockfile import RealFile
 from colo.disks.durable import Durable
 from colo.disks.extents import Extents
+from colo.disks.head import HeadState, Unreadable
+from colo.disks.journal import Journal
 from colo.disks.replica import Replica
 from colo.disks.standing import At, Condition, epoch_of
 from colo.disks.words import DiskHello, OneDisk, answer
@@ -26,7 +28,7 @@ from colo.qemu.read_only import differences
 from colo.session.disk_intake import DiskIntake
 from colo.session.first_line import first_line
 
-__all__ = ["QCOW2_REPLICA", "Replicas", "Waiting", "run_on"]
+__all__ = ["QCOW2_REPLICA", "Replicas", "Waiting", "run_on", "runs_on"]
 
 _HELLO_S: Final = 2.0
 #: Of a disk whose primary has not been heard of yet.
@@ -274,6 +276,25 @@ def run_on(config: VmConfig, folder: Path) -> None:
                     f"and remove {path}",
                     str(disk.primary),
                 )
+
+
+def runs_on(config: VmConfig, folder: Path) -> None:
+    """See that this host's disks were a VM's already when somebody else started a VM on them.
+
+    Raises DiskError where one of them was a replica yet: its journal may be ahead of it.
+    """
+    for disk in config.disks:
+        path = folder / f"{disk.id}.journal"
+        if not path.exists():
+            continue
+        with contextlib.closing(RealFile(path, disk.id)) as file:
+            try:
+                is_vms = Journal.open(file, disk.id).head.state is HeadState.HANDED_OVER
+            except Unreadable:
+                is_vms = False
+        if not is_vms:
+            why = "the VM was started on it while it was a replica: end it, and start it after colo"
+            raise DiskError(disk.id, why, str(disk.primary))
 
 
 def _resize(disk: Disk, size: int) -> bool:

@@ -65,7 +65,7 @@ class ColoPrimary:
         self._delay_ms = _SOON_MS
         self._found: _Found | None = None
         self.stood_since: float | None = None
-        qemu.qmp.register_listener(self._exits)
+        qemu.listen(self._exits)
 
     async def check(self) -> None:
         """Learn the version.  Raises GuestError for one whose COLO does not work."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from colo.errors import LocalError, UsageError
 from colo.membership.roles import holder_name
 
-__all__ = ["instance", "only_one"]
+__all__ = ["instance", "lives", "only_one"]
 
 #: The field of /proc/PID/stat with the process's start, counted after the command's name.
 _START_TIME = 19
@@ -25,6 +25,12 @@ def instance(pid: int, host: str = "") -> str:
     except (OSError, IndexError):
         started = "0"
     return holder_name(host or socket.gethostname(), pid, started)
+
+
+def lives(holder: str) -> bool:
+    """Whether the process of this name, of this host, is there."""
+    host, pid, _ = holder.rsplit("/", 2)
+    return instance(int(pid), host) == holder
 
 
 def only_one(name: str) -> socket.socket:

@@ -36,7 +36,7 @@ async def await_stream(qemu: Qemu, at: Path, is_shared: bool) -> None:
 async def load_stream(qemu: Qemu, at: Path, stream: Iterable[bytes]) -> None:
     """Send it there, and see it loaded.  Raises GuestError with QEMU's last words."""
     progress = EventListener("MIGRATION")
-    qemu.qmp.register_listener(progress)
+    qemu.listen(progress)
     loaded = asyncio.ensure_future(_completed(progress))
     death = asyncio.ensure_future(qemu.wait())
     try:

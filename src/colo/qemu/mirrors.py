@@ -91,7 +91,7 @@ class Mirrors:
         """
         self._sources = sources
         self._listener = EventListener(("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"))
-        self._qemu.qmp.register_listener(self._listener)
+        self._qemu.listen(self._listener)
         self._listening = asyncio.create_task(self._listen(self._listener))
         for number, source in enumerate(sources):
             job = f"{_JOB}{number}"
@@ -135,7 +135,7 @@ class Mirrors:
         """Whatever ends from now on is meant to."""
         if self._listening is not None and self._listener is not None:
             self._listening.cancel()
-            self._qemu.qmp.remove_listener(self._listener)
+            self._qemu.unlisten(self._listener)
             self._listening = self._listener = None
 
     async def clean(self) -> None:

@@ -32,7 +32,7 @@ from colo.qemu.command_line import (
     with_files,
     with_open_taps,
 )
-from colo.qemu.monitor import Monitor
+from colo.qemu.monitor import QmpMonitor
 from colo.qemu.options import escape
 from colo.qemu.preload import CLOCK_LIBRARY, TCG_LIBRARY, needs_preload
 
@@ -188,7 +188,7 @@ def working_accelerator(qemu: QemuArgs) -> str:
     )
 
 
-class Qemu(Monitor):
+class Qemu(QmpMonitor):
     """A QEMU that colo starts, and its QMP connection.
 
     ``folder`` gets ``qmp.sock``, ``colo-qmp.sock``, ``qemu.pid`` and ``qemu.log``.  ``files``: open

@@ -1,0 +1,79 @@
+"""Where a QEMU is that somebody else has started: at a QMP socket, or libvirt's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from colo.errors import GuestError
+from colo.findings import Topic
+from colo.qemu.libvirt_monitor import LibvirtQemu
+from colo.qemu.monitor import AttachedQemu, Monitor
+
+__all__ = ["Domain", "Running", "Socket"]
+
+
+@dataclass(frozen=True)
+class Socket:
+    """A QEMU with a QMP socket for colo."""
+
+    path: Path
+    topic: ClassVar[Topic] = Topic.QMP
+
+    def __str__(self) -> str:
+        return f"the QEMU at {self.path}"
+
+    @property
+    def start(self) -> str:
+        """What to do where it does not run."""
+        return f"{self} does not run: start it"
+
+    async def attach(self, say: Callable[[str], None]) -> Monitor:
+        """Attach to it.  Raises GuestError."""
+        qemu = AttachedQemu(self.path)
+        await qemu.attach()
+        return qemu
+
+    async def find(self, say: Callable[[str], None]) -> Monitor | None:
+        """The same: without its socket nobody can say whether it runs."""
+        return await self.attach(say)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain of libvirt's, which may run or not."""
+
+    name: str
+    topic: ClassVar[Topic] = Topic.LIBVIRT
+
+    def __str__(self) -> str:
+        return f"libvirt's domain {self.name}"
+
+    @property
+    def start(self) -> str:
+        """What to do where it does not run."""
+        return f"libvirt has no domain {self.name} that runs: `virsh start {self.name}` starts it"
+
+    async def attach(self, say: Callable[[str], None]) -> Monitor:
+        """Attach to it; ``say`` is told of libvirt.  Raises GuestError, UsageError."""
+        qemu = await self.find(say)
+        if qemu is None:
+            raise GuestError(self.start)
+        return qemu
+
+    async def find(self, say: Callable[[str], None]) -> Monitor | None:
+        """The same, or None where it does not run.  Raises LibvirtError, for a while."""
+        qemu = LibvirtQemu(self.name, say)
+        if not await qemu.attach():
+            return None
+        if await qemu.is_autostarted():
+            say(
+                f"libvirt would start {self.name} by itself when this host boots, also where the "
+                f"VM runs on the other one: say `virsh autostart --disable {self.name}`"
+            )
+        return qemu
+
+
+Running = Socket | Domain
