@@ -79,7 +79,7 @@ class Vm:
         self.is_running = self.is_ended = False
         self.unfed_bytes = 0
         self.died = asyncio.Event()
-        self.qemu = SimpleNamespace(pid=42, wait=self._wait, last_words=lambda: "oh")
+        self.qemu = SimpleNamespace(pid=42, exited=False, wait=self._wait, last_words=lambda: "oh")
 
     async def _wait(self) -> str:
         await self.died.wait()
@@ -100,8 +100,17 @@ class Vm:
     async def clear(self) -> None:
         self.done.append("clear")
 
+    dies = False
+
+    @property
+    def is_dead(self) -> bool:
+        return self.is_ended or self.qemu.exited
+
     async def unleash(self) -> None:
         self.done.append("unleash")
+        if self.dies:
+            self.qemu.exited = True
+            raise GuestError("the secondary VM has died")
 
     def says(self, data: bytes) -> None:
         assert self.rule(0)(data, 0.0) == 0
@@ -242,6 +251,35 @@ def test_one_that_died_is_not_passed_over_if_it_has_spoken(
         await world.beside.load(cast(Store, world.store))
 
     assert play(scene).waiting.done == ["load"]
+
+
+def test_one_that_dies_as_it_is_let_out_is_not_passed_over(play: Callable[[Scene], World]) -> None:
+    """It had said nothing to its primary, and yet clients may have heard it."""
+
+    async def scene(world: World) -> None:
+        vm = await world.runs()
+        vm.dies = True
+        await world.beside.load(cast(Store, world.store))
+        with pytest.raises(GuestError):
+            await world.beside.run()
+        with pytest.raises(GuestError, match="may have heard of more than checkpoint 5"):
+            await world.beside.load(cast(Store, world.store))
+
+    assert play(scene).waiting.done == []
+
+
+def test_one_that_had_died_unheard_is_passed_over(play: Callable[[Scene], World]) -> None:
+    async def scene(world: World) -> None:
+        vm = await world.runs()
+        await world.beside.load(cast(Store, world.store))
+        vm.qemu.exited = True
+        with pytest.raises(GuestError):
+            await world.beside.run()
+        await world.beside.load(cast(Store, world.store))
+        await world.beside.run()
+
+    assert play(scene).waiting.done == ["load", "run"]
+    assert Vm.last.done == ["clear"]
 
 
 def test_the_next_checkpoint_covers_what_one_that_died_had_said(

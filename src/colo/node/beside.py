@@ -306,6 +306,8 @@ class Beside:
         """Have what is to run ready.  Raises GuestError."""
         if self._vm is not None and self._beginning is not None:
             await asyncio.wait({self._beginning})
+        if self._vm is not None and self._vm.is_dead:
+            self._stand_in.died()
         match self._stand_in.goes_on_with():
             case GoesOn.VM:
                 return
@@ -325,7 +327,11 @@ class Beside:
         vm = self._vm
         if vm is None:
             await self._waiting.run()
+        elif vm.is_dead:
+            self._stand_in.died()
+            raise GuestError("the secondary VM has died")
         else:
+            self._stand_in.let_out()
             await vm.unleash()
             self._vm = None
             assert self._watching is not None

@@ -161,6 +161,10 @@ class StandIn:
         """An operator has the VM run, also from a checkpoint that may be too old."""
         self._is_forced = True
 
+    def let_out(self) -> None:
+        """The network is about to have it: whatever comes of that, clients may have heard it."""
+        self.has_spoken = True
+
     def goes_on_with(self) -> GoesOn:
         """What a takeover goes on with; while one begins, that is to be awaited first."""
         if self.phase is Phase.RUNS:
