@@ -282,6 +282,24 @@ def test_one_that_had_died_unheard_is_passed_over(play: Callable[[Scene], World]
     assert Vm.last.done == ["clear"]
 
 
+def test_none_begins_once_the_checkpoint_is_being_taken_over(
+    play: Callable[[Scene], World],
+) -> None:
+    """Its primary's last words may be on their way still."""
+
+    async def scene(world: World) -> None:
+        world.says(Kind.CUT, 5)
+        world.commit(5)
+        await world.until_heard(Kind.READY)
+        await world.beside.load(cast(Store, world.store))
+        world.says(Kind.START, 5)
+        gone = await world.until_heard(Kind.GONE)
+        assert gone.payload == b"the VM is being taken over"
+        await world.beside.run()
+
+    assert play(scene).waiting.done == ["load", "run"]
+
+
 def test_the_next_checkpoint_covers_what_one_that_died_had_said(
     play: Callable[[Scene], World],
 ) -> None:

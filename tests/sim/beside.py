@@ -176,6 +176,7 @@ class Beside:
 
     def load(self, name: str, store: Moment, ran: Callable[[TalkingVm | None], object]) -> None:
         """Have what is to run run; tell which VM that is, or None where it cannot."""
+        self.stand_in.take_over()
         self._try(name, store, ran, _TRIES)
 
     def _try(

@@ -48,9 +48,11 @@ class Checks:
         self._turned_at = 0.0  # when that one was heard first
         self._first = 0  # lives before this one are undone
         self._said: dict[int, list[int]] = {}  # in hybrid mode, by each life
-        self._inputs: dict[int, list[int]] = {}  # how many it had then; before it said anything
+        self._has: dict[int, list[int]] = {}  # and so much input it had then
+        self._told: dict[int, list[int]] = {}  # of which it told its clients
         self._acked = 0
         self.beside = self.went_on = 0  # secondary VMs that ran, and that were taken over
+        self.early = 0  # packets that left as both VMs said them
         self.packets = 0
         self.late = 0
         self.lives = 0
@@ -63,12 +65,13 @@ class Checks:
 
     def begins(self, life: int, inputs: int) -> None:
         """In hybrid mode: with so many inputs."""
-        self._said[life], self._inputs[life] = [], [inputs]
+        self._said[life], self._has[life], self._told[life] = [], [inputs], [0]
 
-    def says(self, life: int, value: int, inputs: int) -> None:
+    def says(self, life: int, value: int, inputs: int, acknowledges: bool) -> None:
         """In hybrid mode: it says this at its next position, heard or not."""
         self._said[life].append(value)
-        self._inputs[life].append(inputs)
+        self._has[life].append(inputs)
+        self._told[life].append(inputs if acknowledges else 0)
 
     def undone(self) -> None:
         """All that was heard is undone, and rightly: the VM begins anew, as somebody ordered."""
@@ -88,9 +91,9 @@ class Checks:
         if at.position <= self._heard.get(at.life, -1):
             raise Violation(f"{at} is heard twice")
         self._heard[at.life] = at.position
-        if at.life in self._inputs:
-            self._acked = max(self._acked, self._inputs[at.life][at.position])
-            if self._inputs[self._voice][-1] < self._acked:
+        if at.life in self._told:
+            self._acked = max(self._acked, self._told[at.life][at.position])
+            if self._has[self._voice][-1] < self._acked:
                 raise Violation(f"life {self._voice} lacks input that a client was told is here")
 
     def _is_late(self, at: Moment, now_s: float) -> bool:
@@ -143,6 +146,6 @@ class Checks:
         if at is None or at.life < self._first:
             return False
         past = {**self._past_of(at.life, at.position), at.life: at.position}
-        if at.life in self._inputs and self._inputs[at.life][at.position] < self._acked:
+        if at.life in self._has and self._has[at.life][at.position] < self._acked:
             return False
         return all(position <= past.get(life, -1) for life, position in self._heard.items())

@@ -94,6 +94,7 @@ class Comparing:
     def close(self) -> None:
         """The session is over."""
         self._is_over = True
+        self.colo.cluster.checks.early += self.other_vm.status(self.world.now)["alike"]
         if self.link is not None:
             self.link[0].close(self.link[1])
             self.link = None

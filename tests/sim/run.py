@@ -46,6 +46,7 @@ class Outcome:
     lives: int = 0
     beside: int = 0
     went_on: int = 0
+    early: int = 0
     rows: set[Taken] = field(default_factory=set)
 
 
@@ -104,6 +105,7 @@ def play(
     checks = cluster.checks
     outcome.packets, outcome.late, outcome.lives = checks.packets, checks.late, checks.lives
     outcome.beside, outcome.went_on = checks.beside, checks.went_on
+    outcome.early = checks.early
     outcome.rows = world.rows
     return outcome
 
@@ -216,6 +218,7 @@ class Total:
     lives: int = 0
     beside: int = 0
     went_on: int = 0
+    early: int = 0
     rows: set[Taken] = field(default_factory=set)
     failures: list[Outcome] = field(default_factory=list)
 
@@ -227,6 +230,7 @@ class Total:
         self.lives += outcome.lives
         self.beside += outcome.beside
         self.went_on += outcome.went_on
+        self.early += outcome.early
         self.rows |= outcome.rows
         if outcome.violation:
             self.failures.append(outcome)
@@ -271,7 +275,8 @@ def main() -> int:
     left = sorted(ROWS - total.rows)
     print(
         f"{total.runs:,} runs, {total.faults.total():,} faults, {total.lives:,} lives of the VM, "
-        f"{total.packets:,} packets heard, {total.late:,} of them late; {total.beside:,} secondary "
+        f"{total.packets:,} packets heard, {total.late:,} of them late and {total.early:,} before their "
+        f"checkpoint; {total.beside:,} secondary "
         f"VMs, {total.went_on:,} of them taken over; in {took_s:.0f} s; of "
         f"{len(ROWS)} rows of all tables {len(ROWS) - len(left)} were taken"
     )

@@ -42,9 +42,14 @@ class Guest:
             self, depth=self.depth + 1, value=value, due=self.due + 0.01 + (value >> 8) % 110 / 1e3
         )
 
+    @property
+    def acknowledges(self) -> bool:
+        """Whether its last word tells how much input it has; others are datagrams."""
+        return self.depth % _DATAGRAM_EVERY > 0
+
     def word(self) -> bytes:
         """The frame that says it."""
-        if self.depth % _DATAGRAM_EVERY:
+        if self.acknowledges:
             return tcp(self.depth * _SIZE, self.inputs, self.value.to_bytes(_SIZE, "big"))
         return udp(_WORD.pack(self.depth, self.value))
 
@@ -107,7 +112,8 @@ class TalkingVm(Vm):
         due = max(self._guest.due, now - _BEHIND_S)
         self._guest = replace(self._guest, due=due).next(drawn)
         self.position += 1
-        self._checks.says(self.life, self._guest.value, self._guest.inputs)
+        guest = self._guest
+        self._checks.says(self.life, guest.value, guest.inputs, guest.acknowledges)
         self._transmit()
 
     def _frame(self) -> bytes:

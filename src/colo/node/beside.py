@@ -304,6 +304,7 @@ class Beside:
 
     async def load(self, store: Store) -> None:
         """Have what is to run ready.  Raises GuestError."""
+        self._stand_in.take_over()
         if self._vm is not None and self._beginning is not None:
             await asyncio.wait({self._beginning})
         if self._vm is not None and self._vm.is_dead:

@@ -87,12 +87,14 @@ class StandIn:
         self.phase = Phase.NONE
         self.number = self.committed = -1
         self.has_spoken = False
-        self._is_forced = False
+        self._is_forced = self._is_taken_over = False
 
     # -- the secondary VM -----------------------------------------------------------------
 
     def refusal(self, number: int, is_ready: bool) -> str | None:
         """Why none begins from this checkpoint, or None.  ``is_ready``: a QEMU waits."""
+        if self._is_taken_over:
+            return "the VM is being taken over"
         if not is_ready or self.phase is not Phase.NONE:
             return "no QEMU waits"
         if number != self.committed or self.inputs.since(number) is None:
@@ -138,7 +140,7 @@ class StandIn:
 
     def forget(self) -> None:
         """The primary's session is over, and nothing of it counts."""
-        self.committed = -1
+        self.committed, self._is_taken_over = -1, False
 
     # -- input ----------------------------------------------------------------------------
 
@@ -160,6 +162,10 @@ class StandIn:
     def force(self) -> None:
         """An operator has the VM run, also from a checkpoint that may be too old."""
         self._is_forced = True
+
+    def take_over(self) -> None:
+        """A takeover begins: what there is now is what it goes on with."""
+        self._is_taken_over = True
 
     def let_out(self) -> None:
         """The network is about to have it: whatever comes of that, clients may have heard it."""
