@@ -190,6 +190,24 @@ def test_a_question_of_a_host_whose_vm_is_dead_voids_no_copy() -> None:
     assert Do.FORGET in member.handle(Event.LINK_UP, grant=Grant(3, A.holder))
 
 
+@pytest.mark.parametrize("cut_off", [False, True])
+@pytest.mark.parametrize("lacks", [False, True])
+def test_who_lacks_what_clients_heard_leaves_the_grant_to_the_primary(
+    cut_off: bool, lacks: bool
+) -> None:
+    """Its secondary VM has spoken and died: it would only silence the one that has all."""
+    member = Member("web1", Means(node=True), State.KEEPING)
+    member.facts = Facts(known=A, linked=True, connected=True)
+    if cut_off:
+        assert member.handle(Event.LOST, lacks=lacks) == (Do.CLOSE,)
+    effects = member.handle(Event.LINK_LOST, lacks=lacks)
+    assert member.state is State.ORPHANED
+    assert effects == ((Do.CLOSE,) if lacks else (Do.CLOSE, Do.ASK))
+    if lacks:
+        assert member.handle(Event.ORDER, force=True)[-1] is Do.ASK_BY_ORDER
+        assert member.handle(Event.NO_ANSWER) == (Do.LOAD,)
+
+
 def test_what_was_ordered_by_force_the_arbiter_is_told_as_soon_as_it_can_be() -> None:
     member = lost(Means(node=True))
     member.handle(Event.ORDER, force=True)

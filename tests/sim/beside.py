@@ -32,6 +32,7 @@ class Beside:
         self.vm: TalkingVm | None = None
         self.link: tuple[Connection, End] | None = None
         self._is_heard = self._is_over = False
+        self.lacked = False  # what it takes to go on, when the primary was lost
         self._is_ready = True
 
     # -- the link -------------------------------------------------------------------------

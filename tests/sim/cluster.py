@@ -89,6 +89,18 @@ class Cluster:
         if vm.is_alive and record is not None and self._forced == (vm, record.number):
             raise Violation("a VM is ended that an operator has had run, and nobody has said more")
 
+    def check_silenced(self, host: Host, vm: Vm) -> None:
+        """In hybrid mode: a host has lost its VM to the other one, which has to have it.
+
+        Raises Violation where that one knew that it had not, when it asked for it.
+        """
+        other = self.other(host).colo
+        if other is None or other.beside is None or not vm.is_alive or self.copies():
+            return
+        knew = other.state in (State.ORPHANED, State.TAKING_OVER) and other.beside.lacked
+        if knew and not other.member.facts.forced and self.checks.covers(vm.now):
+            raise Violation("a VM is silenced, and the host that asked for it knew that it lacks")
+
     def copies(self) -> bool:
         """Whether a whole checkpoint is anywhere, from which the VM could go on."""
         return any(

@@ -90,7 +90,7 @@ class Follows(Shell):
 
     def _channel_lost(self) -> None:
         self.do_close()
-        self.tell(Event.LOST)
+        self.tell(Event.LOST, lacks=self.lacks)
 
     def do_forget(self) -> None:
         self.do_stop_asking()

@@ -14,9 +14,7 @@ from colo.packets.hybrid_words import Kind, Said
 from colo.packets.other_vm import Other, OtherVm
 from colo.packets.stand_in import GoesOn, Phase, StandIn
 from tests.sim import comparing
-from tests.sim.beside import Beside
 from tests.sim.breaking import set_attribute as _set
-from tests.sim.world import Connection, End
 
 __all__ = ["HYBRID_MUTANTS", "HYBRID_ONLY", "HYBRID_SEEDS"]
 
@@ -34,7 +32,12 @@ HYBRID_ONLY: Final[dict[str, tuple[str, ...]]] = {
     "what_was_let_out_is_not_noted": ("primary_dies_beside_a_secondary_vm",),
     "the_words_of_an_epoch_outlive_it": (*_LOSSES, "vms_differ"),
     "words_of_an_older_epoch_count": (*_LOSSES, "vms_differ"),
-    "old_words_are_said_over_a_new_link": ("hybrid_link_breaks", *_LOSSES),
+    "an_acknowledgement_leaves_unasked": (
+        "hybrid_link_is_silent",
+        "primary_dies_beside_a_secondary_vm",
+    ),
+    "asks_for_what_it_may_not_run": ("secondary_vm_dies_and_then_its_primary",),
+    "one_begins_beside_a_takeover": ("connection_breaks", "words_lag", "order_switchover"),
     "lets_out_where_it_may_not_be_heard": ("host_hangs", "words_lag"),
 }
 
@@ -62,6 +65,16 @@ def what_was_let_out_is_not_noted(stack: contextlib.ExitStack) -> None:
 
 
 @_mutant
+def asks_for_what_it_may_not_run(stack: contextlib.ExitStack) -> None:
+    _set(stack, StandIn, "lacks", False)
+
+
+@_mutant
+def one_begins_beside_a_takeover(stack: contextlib.ExitStack) -> None:
+    _set(stack, StandIn, "take_over", lambda self: None)
+
+
+@_mutant
 def the_checkpoint_is_preferred_to_a_secondary_vm(stack: contextlib.ExitStack) -> None:
     _set(stack, StandIn, "goes_on_with", lambda self: GoesOn.CHECKPOINT)
 
@@ -79,14 +92,20 @@ def a_commit_leaves_the_secondary_vm_running(stack: contextlib.ExitStack) -> Non
 
 @_mutant
 def words_of_an_older_epoch_count(stack: contextlib.ExitStack) -> None:
-    hear = OtherVm.hear
+    """They come late where the next one is begun without host B's saying that it is ready."""
+    hear, cover = OtherVm.hear, OtherVm.cover
 
     def hear_all(self: OtherVm, said: Said, now: float) -> None:
         if said.kind is Kind.SAID:
             said = replace(said, number=self._covered)
         hear(self, said, now)
 
+    def cover_and_begin(self: OtherVm, number: int, now: float) -> None:
+        cover(self, number, now)
+        self.other = Other.READY
+
     _set(stack, OtherVm, "hear", hear_all)
+    _set(stack, OtherVm, "cover", cover_and_begin)
 
 
 @_mutant
@@ -95,31 +114,6 @@ def the_words_of_an_epoch_outlive_it(stack: contextlib.ExitStack) -> None:
         self.differs = None
 
     _set(stack, OutputRule, "forget", keep)
-
-
-@_mutant
-def old_words_are_said_over_a_new_link(stack: contextlib.ExitStack) -> None:
-    """Host A goes on comparing where the link was cut, and host B says then what it had not."""
-    tell, take = Beside._tell, Beside.take
-    unsaid: list[tuple[int, bytes]] = []
-
-    def keep(self: Beside, number: int, data: bytes) -> None:
-        tell(self, number, data)
-        if self.link is None:
-            unsaid.append((number, data))
-
-    def take_and_say(self: Beside, made: Connection, end: End) -> None:
-        take(self, made, end)
-        for number, data in unsaid:
-            self._say(Kind.SAID, number, data)
-        unsaid.clear()
-
-    def unlinked(self: OtherVm, now: float) -> None:
-        self._is_linked = False
-
-    _set(stack, Beside, "_tell", keep)
-    _set(stack, Beside, "take", take_and_say)
-    _set(stack, OtherVm, "unlinked", unlinked)
 
 
 @_mutant
@@ -144,22 +138,6 @@ def all_leaves_beside_a_secondary_vm(stack: contextlib.ExitStack) -> None:
         return size
 
     _set(stack, OutputRule, "release", release)
-
-
-@_mutant
-def lets_out_before_it_runs(stack: contextlib.ExitStack) -> None:
-    """What the checkpoint covers is on its way still, and nothing says that it is safe."""
-    cover = OtherVm.cover
-
-    def cover_and_live(self: OtherVm, number: int, now: float) -> None:
-        was = self.other
-        cover(self, number, now)
-        if was is Other.RUNS:
-            for each in self.cards:
-                each.live(now)
-            self.other, self._safe = was, number
-
-    _set(stack, OtherVm, "cover", cover_and_live)
 
 
 @_mutant

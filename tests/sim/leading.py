@@ -276,6 +276,8 @@ class Leads(Shell):
             self.it.vm.open()
 
     def do_shut(self) -> None:
+        if self.state is State.FENCED and self.it.vm is not None:
+            self.cluster.check_silenced(self.it, self.it.vm)
         if self.it.vm is not None and self.it.vm.gate is not None:
             self.it.vm.gate.shut()
 

@@ -275,10 +275,9 @@ def main() -> int:
     left = sorted(ROWS - total.rows)
     print(
         f"{total.runs:,} runs, {total.faults.total():,} faults, {total.lives:,} lives of the VM, "
-        f"{total.packets:,} packets heard, {total.late:,} of them late and {total.early:,} before their "
-        f"checkpoint; {total.beside:,} secondary "
-        f"VMs, {total.went_on:,} of them taken over; in {took_s:.0f} s; of "
-        f"{len(ROWS)} rows of all tables {len(ROWS) - len(left)} were taken"
+        f"{total.packets:,} packets heard, {total.late:,} of them late and {total.early:,} before "
+        f"their checkpoint; {total.beside:,} secondary VMs, {total.went_on:,} of them taken over; "
+        f"in {took_s:.0f} s; of {len(ROWS)} rows of all tables {len(ROWS) - len(left)} were taken"
     )
     for role, state, event, number in left if options.rows else []:
         print(f"not taken: {role}: {event} in {state}, row {number}")

@@ -138,8 +138,15 @@ class Shell(Process):
 
     _words = 0
 
+    @property
+    def lacks(self) -> bool:
+        """Whether clients may have heard of more than is here."""
+        return self.beside is not None and self.beside.stand_in.lacks
+
     def _entered(self, before: State) -> None:
         self.cluster.entered(self.it)
+        if self.state is State.ORPHANED and self.beside is not None:
+            self.beside.lacked = self.lacks
         if self.state in (State.PROTECTED, State.KEEPING) and self.link is not None:
             self.link[0].be_strict(self.link[1], HEARTBEAT_LIMIT_S)
         if self.state is State.PROTECTED:

@@ -300,6 +300,11 @@ class Beside:
         """An operator has the VM run, also from a checkpoint that may be too old."""
         self._stand_in.force()
 
+    @property
+    def lacks(self) -> bool:
+        """Whether clients may have heard of more than is here."""
+        return self._stand_in.lacks
+
     # -- a takeover -----------------------------------------------------------------------
 
     async def load(self, store: Store) -> None:

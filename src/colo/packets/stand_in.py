@@ -171,6 +171,11 @@ class StandIn:
         """The network is about to have it: whatever comes of that, clients may have heard it."""
         self.has_spoken = True
 
+    @property
+    def lacks(self) -> bool:
+        """Whether clients may have heard of more than is here."""
+        return self.goes_on_with() is GoesOn.NOTHING
+
     def goes_on_with(self) -> GoesOn:
         """What a takeover goes on with; while one begins, that is to be awaited first."""
         if self.phase is Phase.RUNS:
