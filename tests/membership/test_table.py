@@ -204,7 +204,8 @@ def test_who_lacks_what_clients_heard_leaves_the_grant_to_the_primary(
     assert member.state is State.ORPHANED
     assert effects == ((Do.CLOSE,) if lacks else (Do.CLOSE, Do.ASK))
     if lacks:
-        assert member.handle(Event.ORDER, force=True)[-1] is Do.ASK_BY_ORDER
+        assert member.handle(Event.ORDER, lacks=True) == (Do.DECLINE,)
+        assert member.handle(Event.ORDER, force=True, lacks=True)[-1] is Do.ASK_BY_ORDER
         assert member.handle(Event.NO_ANSWER) == (Do.LOAD,)
 
 

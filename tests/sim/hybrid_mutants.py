@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from colo.membership.states import Event, State, When
+from colo.membership.table import TABLE
 from colo.packets.comparing import OutputRule
 from colo.packets.frames import ACK, Segment
 from colo.packets.hybrid_words import Kind, Said
@@ -22,7 +24,12 @@ __all__ = ["HYBRID_MUTANTS", "HYBRID_ONLY", "HYBRID_SEEDS"]
 HYBRID_MUTANTS: Final[dict[str, Callable[[contextlib.ExitStack], None]]] = {}
 
 #: A seed at which it shows.
-HYBRID_SEEDS: Final[dict[str, int]] = {}
+HYBRID_SEEDS: Final[dict[str, int]] = {
+    "what_a_dead_secondary_vm_said_is_forgotten": 17,
+    "what_it_says_is_not_noted": 17,
+    "what_was_let_out_is_not_noted": 69,
+    "is_protected_before_the_arbiter_is_told": 720,
+}
 
 _LOSSES: Final = (
     "secondary_vm_dies_and_then_its_primary", "primary_dies_beside_a_secondary_vm", "words_lag",
@@ -170,3 +177,12 @@ def what_waits_for_a_dead_one_waits_for_ever(stack: contextlib.ExitStack) -> Non
 
     _set(stack, OtherVm, "hear", hear_but_that)
     _set(stack, OtherVm, "due_at", never)
+
+
+@_mutant
+def is_protected_before_the_arbiter_is_told(stack: contextlib.ExitStack) -> None:
+    """What an operator has forced: no rule of hybrid mode, and found in one of its worlds."""
+    table = cast(MutableMapping[Any, Any], TABLE)
+    for key in ((State.RESUMING, Event.RUNS), (State.STARTING, Event.FIT)):
+        stack.callback(table.__setitem__, key, table[key])
+        table[key] = tuple(row for row in table[key] if When.OWES not in row.when)

@@ -86,12 +86,7 @@ SEEDS: Final[dict[str, int]] = {
 }
 
 #: What shows seldom, unless nothing else goes wrong than that.
-ONLY: Final = {
-    "parts_without_holding": ("colo_is_told_to_end", "host_is_cut_off"),
-    "is_protected_before_the_arbiter_is_told": (
-        "arbiter_is_cut_off", "colo_dies", "host_dies_and_the_other_is_forced", "host_hangs",
-    ),
-}  # fmt: skip
+ONLY: Final = {"parts_without_holding": ("colo_is_told_to_end", "host_is_cut_off")}
 
 #: What shows in the search, and seldom by chance.
 SEARCHED: Final = ("overrides_the_arbiter_by_an_order",)
@@ -335,13 +330,6 @@ def forgets_what_an_operator_has_forced(stack: contextlib.ExitStack) -> None:
 @_mutant
 def ends_what_may_run_where_nobody_answers(stack: contextlib.ExitStack) -> None:
     _row(stack, _S.LOOKING, _E.NO_ANSWER, Row(_S.WAITING, (_D.END_GUEST, _D.DECLINE, _D.PAUSE)))
-
-
-@_mutant
-def is_protected_before_the_arbiter_is_told(stack: contextlib.ExitStack) -> None:
-    for key in ((_S.RESUMING, _E.RUNS), (_S.STARTING, _E.FIT)):
-        untold = (row for row in TABLE[key] if When.OWES not in row.when)
-        _row(stack, *key, *untold)
 
 
 @_mutant

@@ -87,8 +87,10 @@ class Shell(Process):
     # -- the machine ----------------------------------------------------------------------
 
     def tell(self, event: Event, **facts: Any) -> tuple[Do, ...]:
-        if facts.get("force") and self.beside is not None:
-            self.beside.stand_in.force()
+        if event is Event.ORDER and self.beside is not None:
+            if facts.get("force"):
+                self.beside.stand_in.force()
+            facts["lacks"] = self.lacks
         self._events.append((event, facts))
         if self._telling:
             return ()

@@ -54,7 +54,7 @@ _ELSEWHERE: Final = frozenset(
 )
 _UNDECIDED: Final = frozenset({State.LOST, State.PARTING, State.ORPHANED})
 _NOBODY: Final = Grant(0, "")
-_LOSSES: Final = frozenset({Event.LOST, Event.LINK_LOST, Event.SAYS_GONE})
+_WHAT_IS_HERE: Final = frozenset({Event.LOST, Event.LINK_LOST, Event.SAYS_GONE, Event.ORDER})
 _ASKED: Final = frozenset({Do.ASK, Do.ASK_BY_ORDER})
 
 
@@ -185,13 +185,13 @@ class Member:
         SAYS_GONE; ``turn`` and ``foreign`` with RECORD; ``owes`` with RECORD and RUNS; ``force``
         with ORDER; ``final`` with LOST, REJECTED and UNFIT: no further try changes it;
         ``may_be_done`` with NO_ANSWER; ``starts`` with BEGIN; ``lacks`` with a secondary's LOST,
-        LINK_LOST and SAYS_GONE.
+        LINK_LOST, SAYS_GONE and ORDER.
 
         Raises LocalProtocolError where the event is out of place, InvariantBroken where a rule
         would be broken; nothing has changed then.
         """
         before = self.facts
-        self.facts = replace(before, lacks=lacks) if event in _LOSSES else before
+        self.facts = replace(before, lacks=lacks) if event in _WHAT_IS_HERE else before
         self.facts = self._learn(
             event, grant, word, turn, foreign, owes, force, final, may_be_done, starts
         )
@@ -353,6 +353,8 @@ class Member:
                 return means.fence and facts.word is None and not facts.forced
             case When.NEWER:
                 return facts.newer
+            case When.LACKS:
+                return facts.lacks
             case When.OWES:
                 return facts.owes
             case When.NODE:

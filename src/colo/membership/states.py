@@ -129,6 +129,7 @@ class When(Enum):
     HAS_GRANT = "the grant is ours already"
     MUST_FENCE = "the other host may still run, and there is a fence to turn it off"
     NEWER = "it runs the VM by a later grant than that of the checkpoint here"
+    LACKS = "clients may have heard of more than is here"
     OWES = "the VM runs by force, and the arbiter does not know yet"
     NODE = "this colo goes on when its part has ended"
 

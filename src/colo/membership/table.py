@@ -328,6 +328,7 @@ _KEEPING: Final = {
     **_all({_S.CUT_OFF}, {
         _E.SAYS_GONE: _ORPHANED,
         _E.ORDER: (_to(_S.ORPHANED, _D.ASK_BY_ORDER, when=_W.OVERRIDES),
+                   _to(_S.CUT_OFF, _D.DECLINE, when=_W.LACKS),
                    _to(_S.ORPHANED, _D.ASK)),
         _E.INTERRUPT: _to(_S.GONE, _D.FORGET),
     }),
@@ -353,6 +354,7 @@ _KEEPING: Final = {
                   _to(_S.ORPHANED, _D.ASK)),
         _E.ORDER: (_to(_S.ORPHANED, _D.STOP_ASKING, _D.ASK_BY_ORDER, when=_W.OVERRIDES),
                    _to(_S.ORPHANED, when=_W.ORDERED),
+                   _to(_S.ORPHANED, _D.DECLINE, when=_W.LACKS),
                    _to(_S.ORPHANED, _D.STOP_ASKING, _D.ASK)),
         _E.INTERRUPT: (_to(_S.GONE, _D.STOP_ASKING, _D.FORGET, when=_W.WARNED),
                        _to(_S.ORPHANED, _D.WARN)),

@@ -450,12 +450,16 @@ class SecondaryNode(Performer):
             return Answer(True, "the VM runs here already")
         if order.force and self._kept.beside is not None:
             self._kept.beside.force()
-        return await self.pending.answered(lambda: self.tell(Event.ORDER, force=order.force))
+        facts = {"force": order.force, "lacks": self._kept.lacks}
+        return await self.pending.answered(lambda: self.tell(Event.ORDER, **facts))
 
     def _answer(self, ok: bool) -> None:
         """Tell an operator what came of an order to run the VM here."""
         waits, error = self._takeover.waits_for is not None, self._takeover.error
-        self.pending.answer(ok, ordered(self.state, ok, self._kept.number, waits, error))
+        text = ordered(self.state, ok, self._kept.number, waits, error)
+        if not ok and self._kept.lacks and self.state in (State.CUT_OFF, State.ORPHANED):
+            text = self._kept.holding(self._folder.path)
+        self.pending.answer(ok, text)
 
     def say(self, text: str) -> None:
         """Tell the user a line; what was refused is told again after it."""
