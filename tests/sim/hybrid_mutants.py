@@ -28,6 +28,16 @@ HYBRID_SEEDS: Final[dict[str, int]] = {
     "what_a_dead_secondary_vm_said_is_forgotten": 17,
     "what_it_says_is_not_noted": 17,
     "what_was_let_out_is_not_noted": 69,
+    "asks_for_what_it_may_not_run": 8,
+    "one_begins_beside_a_takeover": 44,
+    "the_checkpoint_is_preferred_to_a_secondary_vm": 13,
+    "a_commit_leaves_the_secondary_vm_running": 5,
+    "the_words_of_an_epoch_outlive_it": 4,
+    "an_acknowledgement_leaves_unasked": 49,
+    "all_leaves_beside_a_secondary_vm": 4,
+    "lets_out_where_it_may_not_be_heard": 3,
+    "what_differs_waits_for_ever": 1,
+    "what_waits_for_a_dead_one_waits_for_ever": 1,
     "is_protected_before_the_arbiter_is_told": 720,
 }
 
@@ -38,7 +48,11 @@ _LOSSES: Final = (
 HYBRID_ONLY: Final[dict[str, tuple[str, ...]]] = {
     "what_was_let_out_is_not_noted": ("primary_dies_beside_a_secondary_vm",),
     "the_words_of_an_epoch_outlive_it": (*_LOSSES, "vms_differ"),
-    "words_of_an_older_epoch_count": (*_LOSSES, "vms_differ"),
+    "words_of_an_older_epoch_count": (
+        "words_lag",
+        "primary_dies_beside_a_secondary_vm",
+        "vms_differ",
+    ),
     "an_acknowledgement_leaves_unasked": (
         "hybrid_link_is_silent",
         "primary_dies_beside_a_secondary_vm",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from colo.membership.grant import Foreign, Record
 from colo.membership.states import FINAL, Do, Event, State
+from colo.packets.stand_in import GoesOn
 from colo.protocol.courier import Courier
 from colo.protocol.messages import Message
 from colo.protocol.secondary import Secondary
@@ -148,7 +149,7 @@ class Shell(Process):
     def _entered(self, before: State) -> None:
         self.cluster.entered(self.it)
         if self.state is State.ORPHANED and self.beside is not None:
-            self.beside.lacked = self.lacks
+            self.beside.lacked = self.beside.stand_in.goes_on_with() is GoesOn.NOTHING
         if self.state in (State.PROTECTED, State.KEEPING) and self.link is not None:
             self.link[0].be_strict(self.link[1], HEARTBEAT_LIMIT_S)
         if self.state is State.PROTECTED:
