@@ -98,13 +98,14 @@ def test_nothing_leaves_by_comparing_between_a_checkpoint_and_its_secondary_vm()
 def test_what_one_has_said_that_is_gone_is_covered_at_once(is_link: bool) -> None:
     host = Host()
     host.runs()
-    host.vm.says(0, ONE, 1.0)
+    host.hears(Kind.SAID, 0, ONE)
     if is_link:
         host.vm.unlinked(1.0)
         host.vm.linked()
     else:
         host.hears(Kind.GONE, 0)
     assert host.urged == 1 and host.vm.other is Other.NONE
+    assert host.vm.says(0, ONE, 1.0) == 0
     host.hears(Kind.SAID, 0, ONE)
     assert host.released == 0
     host.hears(Kind.READY)

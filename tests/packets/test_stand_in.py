@@ -36,7 +36,7 @@ def test_what_runs_is_the_vm_whether_it_has_spoken_or_not(spoken: bool) -> None:
 def test_one_that_has_spoken_and_died_is_not_passed_over_until_the_next_checkpoint() -> None:
     stand_in = running(spoken=True)
     stand_in.died()
-    assert stand_in.goes_on_with() is GoesOn.NOTHING
+    assert stand_in.goes_on_with() is GoesOn.NOTHING and stand_in.lacks
     assert stand_in.commits(6)
     stand_in.ended()
     assert stand_in.goes_on_with() is GoesOn.CHECKPOINT
@@ -74,6 +74,9 @@ def test_one_begins_from_the_last_checkpoint_if_all_that_came_since_is_known() -
     assert committed().refusal(5, is_ready=True) is None
     assert committed().refusal(5, is_ready=False) == "no QEMU waits"
     assert committed().refusal(4, is_ready=True) == "another checkpoint is the last one"
+    on_its_way = committed()
+    on_its_way.cut(6)
+    assert on_its_way.refusal(6, is_ready=True) == "another checkpoint is the last one"
     unlinked = committed()
     unlinked.unlinked()
     assert unlinked.refusal(5, is_ready=True) == "another checkpoint is the last one"
