@@ -190,19 +190,51 @@ def test_a_question_of_a_host_whose_vm_is_dead_voids_no_copy() -> None:
     assert Do.FORGET in member.handle(Event.LINK_UP, grant=Grant(3, A.holder))
 
 
+@pytest.mark.parametrize("cut_off", [False, True])
+@pytest.mark.parametrize("lacks", [False, True])
+def test_who_lacks_what_clients_heard_leaves_the_grant_to_the_primary(
+    cut_off: bool, lacks: bool
+) -> None:
+    """Its secondary VM has spoken and died: it would only silence the one that has all."""
+    member = Member("web1", Means(node=True), State.KEEPING)
+    member.facts = Facts(known=A, linked=True, connected=True)
+    if cut_off:
+        assert member.handle(Event.LOST, lacks=lacks) == (Do.CLOSE,)
+    effects = member.handle(Event.LINK_LOST, lacks=lacks)
+    assert member.state is State.ORPHANED
+    assert effects == ((Do.CLOSE,) if lacks else (Do.CLOSE, Do.ASK))
+    if lacks:
+        assert member.handle(Event.ORDER, lacks=True) == (Do.DECLINE,)
+        assert member.handle(Event.ORDER, force=True, lacks=True)[-1] is Do.ASK_BY_ORDER
+        assert member.handle(Event.NO_ANSWER) == (Do.LOAD,)
+
+
 def test_what_was_ordered_by_force_the_arbiter_is_told_as_soon_as_it_can_be() -> None:
     member = lost(Means(node=True))
     member.handle(Event.ORDER, force=True)
     assert member.handle(Event.ANSWERS) == (Do.ASK_BY_ORDER,)
     assert member.handle(Event.NO_ANSWER) == (Do.RUN_ALONE,)
-    assert member.handle(Event.RUNS)[-1] is Do.CALL
-    member.handle(Event.UNREACHED)
-    assert member.handle(Event.TIME) == (Do.ASK_BY_ORDER,)
+    assert member.handle(Event.RUNS)[-1] is Do.ASK_BY_ORDER
     assert member.handle(Event.NO_ANSWER) == (Do.PAUSE,)
     member.handle(Event.TIME)
     assert member.handle(Event.GRANTED, grant=Grant(9, A.holder)) == (Do.CALL,)
     member.handle(Event.UNREACHED)
     assert member.handle(Event.TIME) == (Do.CALL,)
+
+
+def test_what_was_ordered_by_force_is_told_before_the_vm_is_protected_anew() -> None:
+    """What was asked before may have been granted unheard: who is protected by a grant that it does
+    not know takes the same one for an answer at the next loss, and the other host has the next."""
+    member = Member("web1", Means(), State.LOST)
+    member.facts = Facts(grant=A, contested=True, protected=True)
+    member.handle(Event.ANSWERS)
+    member.handle(Event.ORDER, force=True)
+    assert Do.RUN_ALONE in member.handle(Event.NO_ANSWER, may_be_done=True)
+    effects = member.handle(Event.RUNS)
+    assert effects[-1] is Do.ASK_BY_ORDER and Do.OPEN in effects and Do.CALL not in effects
+    assert member.handle(Event.NO_ANSWER) == (Do.PAUSE,)
+    assert member.handle(Event.TIME) == (Do.ASK_BY_ORDER,)
+    assert member.handle(Event.GRANTED, grant=Grant(3, "a/1/1")) == (Do.CALL,)
 
 
 def test_a_vm_taken_over_by_force_is_led_without_a_claim_that_would_be_refused() -> None:
@@ -213,6 +245,7 @@ def test_a_vm_taken_over_by_force_is_led_without_a_claim_that_would_be_refused()
     member.handle(Event.RUNS)
     member.handle(Event.GO_ON)
     assert member.handle(Event.BEGIN) == (Do.PREPARE,)
+    assert member.handle(Event.FIT) == (Do.ASK_BY_ORDER,)
 
 
 def test_a_secondary_that_went_late_lets_the_vm_go_on_all_the_same() -> None:

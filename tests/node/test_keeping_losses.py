@@ -30,6 +30,7 @@ from colo.membership.words import Hello, Word, WordKind
 from colo.migration.reader import Migration
 from colo.node import keeping
 from colo.node.keeping import SecondaryNode
+from colo.node.kept import Kept
 from colo.node.orders import Answer, Order
 from colo.node.state_folder import StateFolder
 from colo.node.taking_over import Takeover
@@ -385,6 +386,28 @@ def test_an_order_by_force_does_without_an_arbiter_out_of_reach(tmp_path: Path) 
             answer = await host.order(force=True)
             assert answer == Answer(True, "the VM runs here, from checkpoint 0")
             assert host.node._folder.overridden == host.node.member.facts.known.number == 1
+
+    asyncio.run(run())
+
+
+def test_where_clients_heard_of_more_the_grant_is_left_to_the_primary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A secondary VM has spoken and died; only an operator's force runs the checkpoint."""
+    monkeypatch.setattr(Kept, "lacks", True)
+
+    async def run() -> None:
+        arbiter = granted(tmp_path)
+        async with hosted(tmp_path, arbiter) as host:
+            primary = Primary()
+            await primary.protect(host, 1)
+            primary.die()
+            await host.until_said("clients may have heard of more than checkpoint 0 has")
+            assert not host.node.member.facts.asking
+            refused = await host.order()
+            assert not refused.ok and refused.text.endswith("--force` runs that one")
+            assert arbiter.current().number == 1, "the primary may take the next one"
+            assert (await host.order(force=True)).ok
 
     asyncio.run(run())
 

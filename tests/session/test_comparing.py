@@ -14,11 +14,12 @@ from colo.config import VmConfig
 from colo.errors import ChannelLost, ColoError
 from colo.packets.gate import Gate, Rule
 from colo.packets.hybrid_words import Kind, Said
+from colo.packets.other_vm import Other
 from colo.packets.pace import Pace
 from colo.qemu.monitor import Monitor
 from colo.qemu.packet_filters import NetGate
 from colo.session import comparing as module
-from colo.session.comparing import Comparing, Other
+from colo.session.comparing import Comparing
 from colo.session.hybrid_link import HybridLink
 from colo.transport.address import Address
 from tests.packets.two_vms import tcp
@@ -122,9 +123,9 @@ class World:
         """Have a secondary VM run from this checkpoint."""
         self.checkpoint(number)
         self.says(Kind.READY)
-        await self.until(lambda: self.comparing.other is Other.BEGINS)
+        await self.until(lambda: self.comparing.other_vm.other is Other.BEGINS)
         self.says(Kind.RUNS, number)
-        await self.until(lambda: self.comparing.other is Other.RUNS)
+        await self.until(lambda: self.comparing.other_vm.other is Other.RUNS)
 
     def kinds(self) -> list[Kind]:
         return [said.kind for said in self.heard]
@@ -197,7 +198,7 @@ def test_what_another_secondary_vm_said_does_not_count(
         world.doors.says(ONE)
         world.says(Kind.SAID, number, ONE)
         world.says(Kind.SAID, 1, TWO)
-        await world.until(lambda: world.comparing._cards[0]._spoken)
+        await world.until(lambda: world.comparing.other_vm.cards[0]._spoken)
 
     assert play(scene).doors.left == b""
 
@@ -212,7 +213,7 @@ def test_nothing_leaves_by_comparing_while_a_checkpoint_is_on_its_way(
         world.comparing.cover(1)
         world.says(Kind.SAID, 0, ONE)
         world.says(Kind.READY)
-        await world.until(lambda: world.comparing.other is Other.READY)
+        await world.until(lambda: world.comparing.other_vm.other is Other.READY)
         assert world.doors.left == b""
         world.doors.left += world.doors.gate.release(0.0)
         world.comparing.safe(1, 0.005)
@@ -240,7 +241,7 @@ def test_a_secondary_vm_that_dies_is_covered_at_once(play: Callable[..., World])
     async def scene(world: World) -> None:
         await world.runs(0)
         world.says(Kind.GONE, 0, b"it was killed")
-        await world.until(lambda: world.comparing.other is Other.NONE)
+        await world.until(lambda: world.comparing.other_vm.other is Other.NONE)
 
     world = play(scene)
     assert world.urged == 1
@@ -261,7 +262,7 @@ def test_a_link_that_breaks_is_made_anew_and_what_was_said_is_covered(
         await world.until(lambda: world.calls == 2)
         await asyncio.sleep(0.01)
         world.says(Kind.READY)
-        await world.until(lambda: world.comparing.other is Other.READY)
+        await world.until(lambda: world.comparing.other_vm.other is Other.READY)
         assert Kind.START not in world.kinds()[2:]  # what came since is not known there
         world.checkpoint(1)
         await world.until(lambda: world.kinds()[-1] is Kind.START)
@@ -285,16 +286,16 @@ def test_what_is_held_waits_for_a_secondary_vm_and_not_for_one_that_differs(
 ) -> None:
     async def scene(world: World) -> None:
         comparing = world.comparing
-        assert comparing.waits_until(PACE, 1.0, 10) is None
+        assert comparing.other_vm.waits_until(PACE, 1.0, 10) is None
         await world.runs(0)
-        assert comparing.waits_until(PACE, None, 0) == float("inf")
-        waits = comparing.waits_until(PACE, 1.0, 10)
+        assert comparing.other_vm.waits_until(PACE, None, 0) == float("inf")
+        waits = comparing.other_vm.waits_until(PACE, 1.0, 10)
         assert waits is not None
-        assert comparing.waits_until(PACE, 1.0, PACE.high_water) is None
+        assert comparing.other_vm.waits_until(PACE, 1.0, PACE.high_water) is None
         world.doors.says(ONE)
         world.says(Kind.SAID, 0, tcp(1000, 5, b"other"))
-        await world.until(lambda: comparing._cards[0].differs)
-        assert comparing.waits_until(PACE, 1.0, 10) is None
+        await world.until(lambda: comparing.other_vm.cards[0].differs)
+        assert comparing.other_vm.waits_until(PACE, 1.0, 10) is None
 
     assert play(scene).comparing.status()["differed"] == {"tcp": 1}
 
@@ -304,12 +305,12 @@ def test_with_auto_one_that_does_not_pay_is_put_off(play: Callable[..., World]) 
         await world.runs(0)
         world.doors.says(ONE)
         world.says(Kind.GONE, 0, b"it was killed")
-        await world.until(lambda: world.comparing.other is Other.NONE)
+        await world.until(lambda: world.comparing.other_vm.other is Other.NONE)
         world.checkpoint(1)
         world.says(Kind.READY)
-        await world.until(lambda: world.comparing.other is Other.READY)
+        await world.until(lambda: world.comparing.other_vm.other is Other.READY)
         await asyncio.sleep(0.01)
-        assert world.comparing.other is Other.READY
+        assert world.comparing.other_vm.other is Other.READY
 
     world = play(scene, mode="auto")
     assert world.kinds().count(Kind.START) == 1

@@ -12,7 +12,6 @@ from colo.membership.roles import host_of
 from colo.membership.states import FINAL, Event, State
 from tests.sim.arbiter import Move
 from tests.sim.shell import Shell
-from tests.sim.vm import Vm
 
 __all__ = ["Asks"]
 
@@ -60,7 +59,7 @@ class Asks(Shell):
 
     def _new_vm(self) -> None:
         name = self.it.new_name()
-        self.it.vm = Vm(self.world, self.host, name, self.cluster.checks)
+        self.it.vm = self.cluster.new_vm(self.it, name)
 
     def do_ask(self) -> None:
         facts = self.member.facts

@@ -11,6 +11,8 @@ from colo.membership.states import State
 from tests.sim.arbiter import SimArbiter
 from tests.sim.checks import Checks, Moment, Violation
 from tests.sim.colo import Colo
+from tests.sim.shell import Shell
+from tests.sim.talking_vm import TalkingVm
 from tests.sim.vm import Vm, nothing
 from tests.sim.world import World
 
@@ -23,13 +25,17 @@ class Day:
 
     ``stock``: the primary's QEMU speaks for itself, and there is no control link.  ``holds``: no
     secondary asks by itself.  ``unfit``: how likely what can be refused is refused.  ``eager``: how
-    likely a fault comes right behind a change of state.
+    likely a fault comes right behind a change of state.  ``hybrid``: secondary VMs run, whether
+    they pay or not where it ``is_always``; ``differs``: how likely a VM draws something at a word.
     """
 
     stock: bool = False
     holds: bool = False
     unfit: float = 0.0
     eager: float = 0.0
+    hybrid: bool = False
+    is_always: bool = True
+    differs: float = 0.0
 
 
 class Cluster:
@@ -57,6 +63,18 @@ class Cluster:
     def other(self, host: Host) -> Host:
         return self.hosts["b" if host.name == "a" else "a"]
 
+    def new_vm(self, host: Host, name: str) -> Vm:
+        """A QEMU on this host."""
+        if self.day.hybrid:
+            return self.new_talking_vm(host, name)
+        return Vm(self.world, host.name, name, self.checks)
+
+    def new_talking_vm(self, host: Host, name: str) -> TalkingVm:
+        """One for hybrid mode."""
+        vm = TalkingVm(self.world, host.name, name, self.checks)
+        vm.differs = self.day.differs
+        return vm
+
     def is_refused(self) -> bool:
         """Whether what can be refused is refused now."""
         return self.world.random.random() < self.day.unfit
@@ -71,6 +89,18 @@ class Cluster:
         if vm.is_alive and record is not None and self._forced == (vm, record.number):
             raise Violation("a VM is ended that an operator has had run, and nobody has said more")
 
+    def check_silenced(self, host: Host, vm: Vm) -> None:
+        """In hybrid mode: a host has lost its VM to the other one, which has to have it.
+
+        Raises Violation where that one knew that it had not, when it asked for it.
+        """
+        other = self.other(host).colo
+        if other is None or other.beside is None or not vm.is_alive or self.copies():
+            return
+        knew = other.state in (State.ORPHANED, State.TAKING_OVER) and other.beside.lacked
+        if knew and not other.member.facts.forced and self.checks.covers(vm.now):
+            raise Violation("a VM is silenced, and the host that asked for it knew that it lacks")
+
     def copies(self) -> bool:
         """Whether a whole checkpoint is anywhere, from which the VM could go on."""
         return any(
@@ -78,9 +108,16 @@ class Cluster:
             and host.colo.is_alive
             and host.colo.store is not None
             and not self._is_outlived(host.colo.store)
-            and self.checks.covers(host.colo.store)
+            and self.has_copy(host.colo)
             for host in self.hosts.values()
         )
+
+    def has_copy(self, colo: Shell) -> bool:
+        """Whether it could have the VM go on with all that was heard."""
+        vm = colo.beside.vm if colo.beside is not None else None
+        if vm is not None and vm.is_alive and self.checks.covers(vm.now):
+            return True
+        return self.checks.covers(colo.store)
 
     def runs_alone(self, vm: Vm) -> None:
         """A VM runs alone by right: by that, what the other host keeps of it is old."""
@@ -148,16 +185,31 @@ class Host:
 
     def end_colo(self) -> None:
         if self.colo is not None and self.colo.is_alive:
+            self._end_beside()
             self.colo.kill()
             if self.vm is not None:
                 self.vm.is_deaf = True
                 self.vm.cut_off()
                 self.vm.died = self.vm.shut_down = self.vm.on_held = nothing
 
+    @property
+    def secondary_vm(self) -> TalkingVm | None:
+        """The VM that runs beside that of the other host."""
+        beside = self.colo.beside if self.colo is not None else None
+        return beside.vm if beside is not None else None
+
+    def _end_beside(self) -> None:
+        """The secondary VM is nothing without its colo."""
+        vm = self.secondary_vm
+        if vm is not None:
+            vm.died = nothing
+            vm.kill()
+
     def power_off(self) -> None:
         """All that runs here is gone, and nobody is told."""
         self.is_up = False
         if self.colo is not None:
+            self._end_beside()
             self.colo.kill(with_host=True)
         if self.vm is not None:
             self.vm.died = nothing

@@ -71,14 +71,14 @@ def colo_hangs(cluster: Cluster, host: Host) -> None:
 @_fault
 def host_hangs(cluster: Cluster, host: Host) -> None:
     """Its colo and its QEMU, as long as a paused machine may be."""
-    colo, vm = host.colo, host.vm
-    for process in (colo, vm):
+    colo, vm, beside = host.colo, host.vm, host.secondary_vm
+    for process in (colo, vm, beside):
         if process is not None and process.is_alive and not process.is_paused:
             process.pause()
     least_s = cluster.world.some(0.05, 20.0)
 
     def go_on() -> None:
-        for process in (vm, colo):
+        for process in (vm, beside, colo):
             if process is not None and process.is_paused:
                 process.resume()
 
@@ -308,10 +308,13 @@ def heal(cluster: Cluster) -> None:
     cluster.day, cluster.entered = replace(cluster.day, unfit=0.0), nothing
     world.cut.clear()
     world.slow_s = 0.0
+    for connection in world.connections:
+        connection.deaf.clear()
+        connection.lag_s = 0.0
     world.changed()
     cluster.arbiter.is_up, cluster.arbiter.slow_s, cluster.arbiter.loses = True, 0.0, 0.0
     for host in cluster.hosts.values():
-        for process in (host.vm, host.colo):
+        for process in (host.vm, host.secondary_vm, host.colo):
             if process is not None and process.is_alive and process.is_paused:
                 process.resume()
         if not host.is_up:

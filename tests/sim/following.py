@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from colo.membership.grant import Grant
 from colo.membership.states import Event, State
 from colo.membership.words import WordKind
 from colo.protocol.messages import Message
 from colo.protocol.secondary import Secondary
 from colo.protocol.tables import Do as ProtocolDo
 from colo.protocol.tables import SecondaryEvent, SecondaryState
-from tests.sim.checks import Violation
+from tests.sim.beside import Beside
+from tests.sim.checks import Moment, Violation
 from tests.sim.coverage import watched
 from tests.sim.shell import Shell
 from tests.sim.talking import SILENCE_S
-from tests.sim.vm import Vm
+from tests.sim.talking_vm import TalkingVm
+from tests.sim.world import Connection, End
 
 __all__ = ["Follows"]
 
@@ -71,6 +74,8 @@ class Follows(Shell):
             match effect.do:
                 case ProtocolDo.COMMIT:
                     self.store = self._staged
+                    if self.beside is not None and self.secondary is not None:
+                        self.beside.committed(self.secondary.number)
                 case ProtocolDo.SEND:
                     self._send(Message(effect.message, effect.value))
                 case ProtocolDo.PREPARE:
@@ -85,13 +90,15 @@ class Follows(Shell):
 
     def _channel_lost(self) -> None:
         self.do_close()
-        self.tell(Event.LOST)
+        self.tell(Event.LOST, lacks=self.lacks)
 
     def do_forget(self) -> None:
         self.do_stop_asking()
         self.do_close()
         self.do_hang_up()
         self.secondary, self.store = None, None
+        if self.beside is not None:
+            self.beside.forget()
 
     def _follow(self, event: SecondaryEvent) -> None:
         if self.secondary is not None and self.secondary.can(event):
@@ -101,7 +108,10 @@ class Follows(Shell):
         if self.store is None:
             raise Violation("a takeover from nothing whole")
         name = self._waiting_name[1] if self._waiting_name is not None else self.it.new_name()
-        vm = self.it.vm = Vm(self.world, self.host, name, self.cluster.checks)
+        if self.beside is not None:
+            self._load_beside(self.beside, name, self.store)
+            return
+        vm = self.it.vm = self.cluster.new_vm(self.it, name)
         at = self.store
         self._follow(SecondaryEvent.FAILOVER)
         if self.member.facts.forced:
@@ -121,3 +131,40 @@ class Follows(Shell):
             self.after(0.005, lambda: self.tell(Event.RUNS))
 
         self.after(self.world.some(0.005, 0.05), run)
+
+    # -- hybrid mode ----------------------------------------------------------------------
+
+    def _renew_beside(self) -> None:
+        if self.beside is not None:
+            self.beside.close()
+        self.beside = Beside(self) if self.cluster.day.hybrid else None
+
+    def greets_hybrid(self, grant: Grant) -> bool:
+        """Whether a primary with this grant may have a hybrid link."""
+        greeted = State.GREETED, State.RECEIVING, State.KEEPING
+        is_known = self.state in greeted and self.member.facts.known.number == grant.number
+        return is_known and self.beside is not None
+
+    def take_hybrid(self, made: Connection, end: End) -> None:
+        """It has one."""
+        assert self.beside is not None
+        self.beside.take(made, end)
+
+    def _load_beside(self, beside: Beside, name: str, at: Moment) -> None:
+        self._follow(SecondaryEvent.FAILOVER)
+        is_forced = self.member.facts.forced
+        if is_forced or not self.means.automatic:
+            self.cluster.checks.undone()  # an operator takes what there is
+
+        def ran(vm: TalkingVm | None) -> None:
+            self.it.vm = vm
+            if vm is None:
+                self._follow(SecondaryEvent.NOT_STARTED)
+                self.tell(Event.STUCK)
+                return
+            if is_forced:
+                self.cluster.is_forced(vm, self.member.facts.known.number)
+            self._follow(SecondaryEvent.RESUMED)
+            self.after(0.005, lambda: self.tell(Event.RUNS))
+
+        beside.load(name, at, ran)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from colo.membership.states import Event, State
@@ -12,9 +11,11 @@ from colo.protocol.messages import COLOMessage, Message
 from colo.protocol.tables import CourierEvent, CourierState, SecondaryEvent
 from colo.protocol.tables import Do as ProtocolDo
 from tests.sim.checks import Violation
+from tests.sim.comparing import Comparing
 from tests.sim.coverage import watched
 from tests.sim.shell import HEARTBEAT_LIMIT_S, Shell
 from tests.sim.talking import SILENCE_S
+from tests.sim.talking_vm import TalkingVm
 from tests.sim.vm import Vm, nothing
 
 __all__ = ["Leads"]
@@ -31,9 +32,6 @@ class Leads(Shell):
         assert vm is not None
         vm.died = lambda: self.soon(lambda: self._ended(vm, Event.DIED))
         vm.shut_down = lambda: self.soon(lambda: self._ended(vm, Event.SHUT_DOWN))
-
-    def soon(self, act: Callable[[], object]) -> None:
-        self.after(self.world.some(0.001, 0.06), act)
 
     def _ended(self, vm: Vm, event: Event) -> None:
         if vm is self.it.vm and vm.died is not nothing:
@@ -73,8 +71,10 @@ class Leads(Shell):
                 if self.state is State.BEGINNING:
                     self.tell(Event.LOST)
                 return
-            vm.gate = Gate(1 << 20)
+            vm.gate = Gate(1 << 20, vm.vnet)
             vm.is_deaf = False
+            if isinstance(vm, TalkingVm):
+                self.comparing = Comparing(self, vm)
             vm.on_held = self._held
             vm.send = self._from_qemu
             vm.migrate()
@@ -151,6 +151,8 @@ class Leads(Shell):
             case ProtocolDo.RESUME if self._rests and kind is COLOMessage.VMSTATE_LOADED:
                 self._rests = False
                 self.ask(self.world.some(0.001, 0.02), self._at_rest)
+        if self.comparing is not None and self.courier is not None:
+            self.comparing.carried(effect, self.courier.number)
 
     @property
     def _is_doubtful(self) -> bool:
@@ -168,15 +170,28 @@ class Leads(Shell):
     def _schedule(self, delay_s: float = 0.0) -> None:
         if self.courier is None or self.courier.state is not CourierState.REPLIED:
             return
+        if self.comparing is not None:
+            self.comparing.schedule()
+            return
         delay_s = delay_s or (0.0 if self._rests else self.world.some(0.002, 1.0))
         if self._due is not None:
             self._due.cancel()
         self._due = self.after(delay_s, self._checkpoint)
 
-    def _checkpoint(self) -> None:
+    @property
+    def may_begin(self) -> bool:
+        """Whether a checkpoint can."""
         courier = self.courier
         replied = courier is not None and courier.state is CourierState.REPLIED
-        if replied and self.channel is not None:
+        return replied and self.channel is not None
+
+    @property
+    def rests(self) -> bool:
+        """Whether one is awaited, to stop the VM behind it."""
+        return self._rests
+
+    def _checkpoint(self) -> None:
+        if self.may_begin:
             self._happens(CourierEvent.CHECKPOINT_DUE)
 
     def do_rest(self) -> None:
@@ -199,6 +214,9 @@ class Leads(Shell):
         self.tell(Event.LOST)
 
     def do_close(self) -> None:
+        if self.comparing is not None:
+            self.comparing.close()
+            self.comparing = None
         if self.channel is not None:
             self.channel[0].close(self.channel[1])
             self.channel = None
@@ -258,6 +276,8 @@ class Leads(Shell):
             self.it.vm.open()
 
     def do_shut(self) -> None:
+        if self.state is State.FENCED and self.it.vm is not None:
+            self.cluster.check_silenced(self.it, self.it.vm)
         if self.it.vm is not None and self.it.vm.gate is not None:
             self.it.vm.gate.shut()
 

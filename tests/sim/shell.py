@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from colo.membership.grant import Foreign, Record
 from colo.membership.states import FINAL, Do, Event, State
+from colo.packets.stand_in import GoesOn
 from colo.protocol.courier import Courier
 from colo.protocol.messages import Message
 from colo.protocol.secondary import Secondary
@@ -18,7 +19,9 @@ from tests.sim.vm import nothing
 from tests.sim.world import Connection, End, Process, Timer
 
 if TYPE_CHECKING:
+    from tests.sim.beside import Beside
     from tests.sim.cluster import Host
+    from tests.sim.comparing import Comparing
 
 __all__ = ["HEARTBEAT_LIMIT_S", "Shell"]
 
@@ -27,6 +30,8 @@ HEARTBEAT_LIMIT_S: Final = LATE_S
 
 class Shell(Process):
     """What performs a host's machine, without what it is asked for by that."""
+
+    beside: Beside | None = None
 
     def __init__(self, host: Host, part: State = State.LOOKING) -> None:
         cluster = host.cluster
@@ -58,6 +63,8 @@ class Shell(Process):
         self._due: Timer | None = None
         self._rests = False
         self._incoming: tuple[Connection, End] | None = None
+        self.comparing: Comparing | None = None
+        self._renew_beside()
 
     @property
     def state(self) -> State:
@@ -81,6 +88,10 @@ class Shell(Process):
     # -- the machine ----------------------------------------------------------------------
 
     def tell(self, event: Event, **facts: Any) -> tuple[Do, ...]:
+        if event is Event.ORDER and self.beside is not None:
+            if facts.get("force"):
+                self.beside.stand_in.force()
+            facts["lacks"] = self.lacks
         self._events.append((event, facts))
         if self._telling:
             return ()
@@ -117,21 +128,28 @@ class Shell(Process):
         """It is given up by a word of the other host or the arbiter, or at an operator's second."""
         said = (Event.LETS_GO, Event.SAYS_SHUTDOWN, Event.DENIED, Event.LINK_UP, Event.INTERRUPT)
         runs = self.cluster.runs_elsewhere(self.it.vm)
-        if forgets and event not in said and not runs and self.cluster.checks.covers(self.store):
+        if forgets and event not in said and not runs and self.cluster.has_copy(self):
             raise Violation("the only copy is forgotten, and nobody has said so")
         if before not in (State.ORPHANED, State.TAKING_OVER):
             self._words = 0
         elif event is Event.INTERRUPT:
             self._words += 1
             cluster = self.cluster
-            only = cluster.checks.covers(self.store) and not cluster.runs_elsewhere(self.it.vm)
+            only = cluster.has_copy(self) and not cluster.runs_elsewhere(self.it.vm)
             if self.state is State.GONE and self._words < 2 and only:
                 raise Violation("the only copy is given up at the first word")
 
     _words = 0
 
+    @property
+    def lacks(self) -> bool:
+        """Whether clients may have heard of more than is here."""
+        return self.beside is not None and self.beside.stand_in.lacks
+
     def _entered(self, before: State) -> None:
         self.cluster.entered(self.it)
+        if self.state is State.ORPHANED and self.beside is not None:
+            self.beside.lacked = self.beside.stand_in.goes_on_with() is GoesOn.NOTHING
         if self.state in (State.PROTECTED, State.KEEPING) and self.link is not None:
             self.link[0].be_strict(self.link[1], HEARTBEAT_LIMIT_S)
         if self.state is State.PROTECTED:
@@ -181,6 +199,10 @@ class Shell(Process):
         self.it.end_colo()
         if not self.cluster.was_shut_down:
             self.world.after(1.0, self.it.begin)  # the service manager
+
+    def soon(self, act: Callable[[], object]) -> None:
+        """Somebody's end is noticed."""
+        self.after(self.world.some(0.001, 0.06), act)
 
     def ask(self, delay_s: float, answer: Callable[[], object]) -> None:
         """A question: answered once, if it is not given up."""
@@ -245,6 +267,9 @@ class Shell(Process):
     # -- what the other parts of a colo do ------------------------------------------------
 
     def _new_vm(self) -> None:
+        raise NotImplementedError
+
+    def _renew_beside(self) -> None:
         raise NotImplementedError
 
     def _holder(self) -> str:

@@ -155,7 +155,7 @@ class Talks(Shell):
         match word:
             case WordKind.DEAD | WordKind.HANDOVER:
                 grant = Grant(number, "") if number is not None else None
-                self._hear_if(Event.SAYS_GONE, word=word, grant=grant)
+                self._hear_if(Event.SAYS_GONE, word=word, grant=grant, lacks=self.lacks)
             case WordKind.SHUTDOWN:
                 self._hear_if(Event.SAYS_SHUTDOWN)
             case WordKind.REFUSED:
@@ -177,7 +177,7 @@ class Talks(Shell):
 
     def _link_lost(self) -> None:
         self.link = None
-        self.tell(Event.LINK_LOST)
+        self.tell(Event.LINK_LOST, lacks=self.lacks)
 
     def do_hang_up(self) -> None:
         if self.link is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from colo.packets.gate import Gate, GateState
@@ -22,6 +22,8 @@ _SIZE: Final = _FRAME.size - 4
 
 class Vm(Process):
     """One QEMU process; ``name`` is its holder's name.  Its monitor answers unless it hangs."""
+
+    vnet = False  # its frames have virtio-net headers
 
     def __init__(self, world: World, host: str, name: str, checks: Checks) -> None:
         super().__init__(world, host)
@@ -60,7 +62,7 @@ class Vm(Process):
         self.after(self.world.some(0.01, 0.12), self._tick)
 
     def _transmit(self) -> None:
-        frame = _FRAME.pack(_SIZE, self.life, self.position)
+        frame = self._frame()
         if self.gate is None:
             self._out(frame)
         elif not self.is_deaf:
@@ -68,10 +70,23 @@ class Vm(Process):
             if self.gate.state is GateState.HOLDING:
                 self.on_held()
 
+    def _frame(self) -> bytes:
+        """What it says at this position."""
+        return _FRAME.pack(_SIZE, self.life, self.position)
+
+    def _moments(self, data: bytes) -> Iterator[Moment]:
+        """Where these frames were said."""
+        for _, life, position in _FRAME.iter_unpack(data):
+            yield Moment(life, position)
+
     def _out(self, frames: bytes) -> None:
-        for at in range(0, len(frames), _FRAME.size):
-            _, life, position = _FRAME.unpack_from(frames, at)
-            self._checks.heard(Moment(life, position), self.world.now)
+        for at in self._moments(frames):
+            self._checks.heard(at, self.world.now)
+
+    def release_first(self, count: int) -> None:
+        """So many bytes of what the gate holds may leave, by the output rule."""
+        assert self.gate is not None
+        self._out(self.gate.release_first(count, self.world.now))
 
     def cover(self) -> None:
         """What was sent before is of the checkpoint for which it is stopped."""

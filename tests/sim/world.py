@@ -158,6 +158,8 @@ class Connection:
         self.world, self.ends, self.limit_s = world, (one, two), limit_s
         #: Since when it is not certain that both ends hear each other.
         self.doubtful_since: float | None = None
+        self.deaf: set[End] = set()  # nothing gets to these, and nobody notices
+        self.lag_s = 0.0  # how much longer than others it takes
         world.connections.append(self)
         self.changed()
 
@@ -169,7 +171,8 @@ class Connection:
         return self.ends[1] if end is self.ends[0] else self.ends[0]
 
     def _passes(self, to: End) -> bool:
-        return (self._other(to).process.host, to.process.host) not in self.world.cut
+        is_cut = (self._other(to).process.host, to.process.host) in self.world.cut
+        return not is_cut and to not in self.deaf
 
     def send(self, end: End, what: object) -> None:
         if end.is_open:
@@ -192,7 +195,9 @@ class Connection:
 
     def _pump(self, to: End) -> None:
         if to.comes is None and to.inbox and to.is_open and self._passes(to):
-            delay_s = self.world.some(0.0001, 0.004) + self.world.some(0, self.world.slow_s)
+            delay_s = self.world.some(0.0001, 0.004) + self.world.some(
+                0, self.world.slow_s + self.lag_s
+            )
             to.comes = self.world.after(delay_s, lambda: self._deliver(to))
 
     def _deliver(self, to: End) -> None:

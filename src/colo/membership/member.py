@@ -54,6 +54,7 @@ _ELSEWHERE: Final = frozenset(
 )
 _UNDECIDED: Final = frozenset({State.LOST, State.PARTING, State.ORPHANED})
 _NOBODY: Final = Grant(0, "")
+_WHAT_IS_HERE: Final = frozenset({Event.LOST, Event.LINK_LOST, Event.SAYS_GONE, Event.ORDER})
 _ASKED: Final = frozenset({Do.ASK, Do.ASK_BY_ORDER})
 
 
@@ -116,6 +117,8 @@ class Facts:
     shut: bool = False
     #: As a secondary: the grant is being asked for, again and again.
     asking: bool = False
+    #: As a secondary: clients may have heard of more than is here, so it is not to ask by itself.
+    lacks: bool = False
     #: What was asked and is not answered.
     busy: Do | None = None
     #: What an operator has ordered, and waits for; whether by force.
@@ -173,6 +176,7 @@ class Member:
         final: bool = False,
         may_be_done: bool = False,
         starts: bool = False,
+        lacks: bool = False,
     ) -> tuple[Do, ...]:
         """Take an event; return what is to be done.
 
@@ -180,12 +184,14 @@ class Member:
         stock primary), SAYS_GONE (the number only) and RUNS, if it is another by now; ``word`` with
         SAYS_GONE; ``turn`` and ``foreign`` with RECORD; ``owes`` with RECORD and RUNS; ``force``
         with ORDER; ``final`` with LOST, REJECTED and UNFIT: no further try changes it;
-        ``may_be_done`` with NO_ANSWER; ``starts`` with BEGIN.
+        ``may_be_done`` with NO_ANSWER; ``starts`` with BEGIN; ``lacks`` with a secondary's LOST,
+        LINK_LOST, SAYS_GONE and ORDER.
 
         Raises LocalProtocolError where the event is out of place, InvariantBroken where a rule
         would be broken; nothing has changed then.
         """
         before = self.facts
+        self.facts = replace(before, lacks=lacks) if event in _WHAT_IS_HERE else before
         self.facts = self._learn(
             event, grant, word, turn, foreign, owes, force, final, may_be_done, starts
         )
@@ -338,7 +344,7 @@ class Member:
             case When.HEARD:
                 return facts.linked and facts.word is None
             case When.ASKS:
-                return means.automatic and means.asks
+                return means.automatic and means.asks and not facts.lacks
             case When.WAS_ASKING:
                 return facts.asking
             case When.HAS_GRANT:
@@ -347,6 +353,8 @@ class Member:
                 return means.fence and facts.word is None and not facts.forced
             case When.NEWER:
                 return facts.newer
+            case When.LACKS:
+                return facts.lacks
             case When.OWES:
                 return facts.owes
             case When.NODE:

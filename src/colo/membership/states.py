@@ -124,11 +124,12 @@ class When(Enum):
     CONNECTED = "the checkpoint channel is open"
     LINKED = "there is a control link"
     HEARD = "the primary is heard on the control link, and has not said that it is gone"
-    ASKS = "a secondary that is alone asks for the grant by itself"
+    ASKS = "a secondary that is alone asks for the grant by itself, as nothing lacks here"
     WAS_ASKING = "the grant was being asked for before the order came"
     HAS_GRANT = "the grant is ours already"
     MUST_FENCE = "the other host may still run, and there is a fence to turn it off"
     NEWER = "it runs the VM by a later grant than that of the checkpoint here"
+    LACKS = "clients may have heard of more than is here"
     OWES = "the VM runs by force, and the arbiter does not know yet"
     NODE = "this colo goes on when its part has ended"
 

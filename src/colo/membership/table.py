@@ -102,6 +102,7 @@ _STARTING: Final = {
         _E.GRANTED: _to(_S.STARTING, _D.PREPARE),
         _E.FIT: (_to(_S.STARTING, _D.START, when=(_W.STARTS, _W.STOCK)),
                  _to(_S.STARTING, _D.QUESTION, when=_W.STARTS),
+                 _to(_S.UNPROTECTED, _D.ASK_BY_ORDER, when=_W.OWES),
                  _to(_S.UNPROTECTED, _D.CALL)),
         # This host may have stood still since its grant, and an operator may have taken it.
         _E.AGREES: (_to(_S.STARTING, _D.CONFIRM, when=_W.AUTOMATIC), _to(_S.STARTING, _D.START)),
@@ -147,7 +148,7 @@ _PROTECTING: Final = {
     **_all({_S.UNPROTECTED}, {
         _E.REACHED: _to(_S.BEGINNING, _D.COPY),
         _E.UNREACHED: _to(_S.UNPROTECTED, _D.HANG_UP, _D.PAUSE),
-        # What an operator has ordered by force, the arbiter is told as soon as it can be.
+        # What an operator has ordered by force, the arbiter is told before anything else.
         _E.TIME: (_to(_S.UNPROTECTED, _D.ASK_BY_ORDER, when=_W.OWES),
                   _to(_S.UNPROTECTED, _D.CALL)),
         _E.GRANTED: _to(_S.UNPROTECTED, _D.CALL),
@@ -228,6 +229,9 @@ _DECIDING: Final = {
             _to(_S.ENDED, _D.OPEN, _D.SAY_BYE, _D.HANG_UP, when=_W.BY_ORDER),
             _to(_S.ENDED, _D.OPEN, _D.SAY_ALONE, _D.HANG_UP, _D.AGREE, when=_W.ENDS),
             _to(_S.ENDED, _D.OPEN, _D.SAY_ALONE, _D.HANG_UP, _D.GIVE_BACK, when=_W.ONE_SHOT),
+            # A grant that came unheard would be taken for the answer at the next loss.
+            _to(_S.UNPROTECTED, _D.OPEN, _D.SAY_ALONE, _D.HANG_UP, _D.AGREE, _D.ASK_BY_ORDER,
+                when=_W.OWES),
             _to(_S.UNPROTECTED, _D.OPEN, _D.SAY_ALONE, _D.HANG_UP, _D.AGREE, _D.PAUSE,
                 when=_W.FRUITLESS),
             _to(_S.UNPROTECTED, _D.OPEN, _D.SAY_ALONE, _D.HANG_UP, _D.AGREE, _D.CALL),
@@ -324,6 +328,7 @@ _KEEPING: Final = {
     **_all({_S.CUT_OFF}, {
         _E.SAYS_GONE: _ORPHANED,
         _E.ORDER: (_to(_S.ORPHANED, _D.ASK_BY_ORDER, when=_W.OVERRIDES),
+                   _to(_S.CUT_OFF, _D.DECLINE, when=_W.LACKS),
                    _to(_S.ORPHANED, _D.ASK)),
         _E.INTERRUPT: _to(_S.GONE, _D.FORGET),
     }),
@@ -349,6 +354,7 @@ _KEEPING: Final = {
                   _to(_S.ORPHANED, _D.ASK)),
         _E.ORDER: (_to(_S.ORPHANED, _D.STOP_ASKING, _D.ASK_BY_ORDER, when=_W.OVERRIDES),
                    _to(_S.ORPHANED, when=_W.ORDERED),
+                   _to(_S.ORPHANED, _D.DECLINE, when=_W.LACKS),
                    _to(_S.ORPHANED, _D.STOP_ASKING, _D.ASK)),
         _E.INTERRUPT: (_to(_S.GONE, _D.STOP_ASKING, _D.FORGET, when=_W.WARNED),
                        _to(_S.ORPHANED, _D.WARN)),

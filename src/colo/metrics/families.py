@@ -24,7 +24,7 @@ from colo.disks.standing import Condition
 from colo.membership.states import State
 from colo.metrics.arbiter import Reached
 from colo.packets.gate import GateState
-from colo.session.comparing import Other
+from colo.packets.other_vm import Other
 from colo.status.figures import BOUNDS_S, PHASES
 from colo.status.history import Line
 

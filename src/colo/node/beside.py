@@ -4,10 +4,7 @@ The primary's host says when one is to begin, and sends what the network brings 
 what the secondary VM says goes back there, to be compared.  A checkpoint ends it: a new one begins
 from that, if the primary's host wants it, once a QEMU waits for that.
 
-*Once it has said anything, it alone has all that clients may have heard.*  So until the next
-checkpoint is whole a takeover goes on with it, and with nothing else.  Where it has died by then,
-the VM does not run here unless an operator says so: the checkpoint may be older than what a client
-was told.
+What it means that one runs, has spoken or has died is decided in ``packets.stand_in``.
 """
 
 from __future__ import annotations
@@ -32,6 +29,7 @@ from colo.node.secondary_disks import SecondaryDisks
 from colo.node.state_folder import SECONDARY_VM
 from colo.packets.gate import Rule
 from colo.packets.hybrid_words import HYBRID_VERSION, Kind, Said
+from colo.packets.stand_in import GoesOn, StandIn
 from colo.qemu.command_line import taps
 from colo.qemu.identity import instance
 from colo.qemu.open_taps import OpenTaps
@@ -51,49 +49,6 @@ _HELLO_S: Final = 2.0
 _FOLDERS: Final = 4
 #: A QEMU that did not start is started again so much later.
 _AGAIN_S: Final = 1.0
-
-
-class _Inputs:
-    """What the network has brought since the last checkpoints, by the checkpoint it came after."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._after: dict[int, list[tuple[int, bytes]]] = {}
-        self._last: int | None = None
-        self.size = 0
-
-    def cut(self, number: int) -> None:
-        """The VM stood still for this checkpoint."""
-        self._after[number], self._last = [], number
-
-    def add(self, card: int, data: bytes) -> bool:
-        """This has come.  Returns False where it is too much to be kept."""
-        if self._last is None:
-            return True
-        self._after[self._last].append((card, data))
-        self.size += len(data)
-        if self.size > self._limit:
-            self.clear()
-            return False
-        return True
-
-    def forget_before(self, number: int) -> None:
-        """A secondary VM begins from this checkpoint or a later one."""
-        for each in [each for each in self._after if each < number]:
-            self.size -= sum(len(data) for _, data in self._after.pop(each))
-        if self._last is not None and self._last < number:
-            self._last = None
-
-    def since(self, number: int) -> list[tuple[int, bytes]] | None:
-        """What has come after this checkpoint; None where that is not known."""
-        if number not in self._after:
-            return None
-        return [each for key in sorted(self._after) if key >= number for each in self._after[key]]
-
-    def clear(self) -> None:
-        """Nothing is known any more."""
-        self._after.clear()
-        self._last, self.size = None, 0
 
 
 class Beside:
@@ -133,16 +88,12 @@ class Beside:
         self._numbers = count()
         self._vm: SecondaryVm | None = None
         self._written: Callable[[], Mapping[str, Extents]] = dict
-        self._number = -1  # the checkpoint that it runs from
-        self._committed = -1
-        self._has_spoken = False
-        self._is_forced = False
+        self._stand_in = StandIn(self._limit)
         self._beginning: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._preparing: asyncio.Task[None] | None = None
         self._work: set[asyncio.Task[Any]] = set()
         self._link: HybridLink | None = None
-        self._inputs = _Inputs(self._limit)
         self._is_heard = False  # the primary has said something: it can be told something
         self._is_over = False
         self._why: str | None = None
@@ -236,7 +187,7 @@ class Beside:
         if self._link is not None:
             self._link.close()
             self._link = None
-        self._inputs.clear()
+        self._stand_in.unlinked()
         self._is_heard = False
 
     def _lost(self, error: ColoError) -> None:
@@ -254,8 +205,7 @@ class Beside:
             case Kind.INPUT:
                 self._input(said.card, said.payload)
             case Kind.CUT:
-                self._inputs.cut(said.number)
-                self._inputs.forget_before(self._committed)
+                self._stand_in.cut(said.number)
             case Kind.START:
                 self._start(said.number)
             case Kind.HEARD:
@@ -268,7 +218,7 @@ class Beside:
             self._say_ready()
 
     def _input(self, card: int, data: bytes) -> None:
-        if not self._inputs.add(card, data):
+        if not self._stand_in.input(card, data):
             self._end("the network brought more than [network] hold_limit_mib since its checkpoint")
         elif self._vm is not None and self._vm.is_running:
             self._vm.feed(card, data)
@@ -276,19 +226,19 @@ class Beside:
     # -- the secondary VM -----------------------------------------------------------------
 
     def _start(self, number: int) -> None:
-        if self._next is None or not self._next.is_ready or self._vm is not None:
-            self._say(Kind.GONE, number, payload=b"no QEMU waits")
+        waits = self._next
+        why = self._stand_in.refusal(number, waits is not None and waits.is_ready)
+        if why is not None:
+            self._say(Kind.GONE, number, payload=why.encode())
             return
-        if number != self._committed or self._inputs.since(number) is None:
-            self._say(Kind.GONE, number, payload=b"another checkpoint is the last one")
-            return
-        folder = self._next.folder
-        qemu, self._next = self._next.give(), None
+        assert waits is not None
+        folder = waits.folder
+        qemu, self._next = waits.give(), None
         rule = partial(self._rule, number)
         disks = SecondaryDisks(self._disks.replicas, self._paths, folder, self._full)
         self._vm = vm = SecondaryVm(qemu, folder, self._images, self.taps, self._limit, rule, disks)
         self._written = disks.written
-        self._number, self._has_spoken = number, False
+        self._stand_in.begins(number)
         self._beginning = self._spawn(self._begin(vm, number))
 
     def _full(self) -> None:
@@ -297,7 +247,7 @@ class Beside:
 
     def _rule(self, number: int, card: int) -> Rule:
         def said(data: bytes, now: float) -> int:
-            self._has_spoken = self._has_spoken or self._link is not None
+            self._stand_in.speaks(self._link is not None)
             self._say(Kind.SAID, number, card, data)
             return 0
 
@@ -321,7 +271,7 @@ class Beside:
             self._preparing = self._spawn(self._prepare_next())
         if vm.is_ended:
             return
-        for card, data in self._inputs.since(number) or ():
+        for card, data in self._stand_in.runs():
             vm.feed(card, data)
         self.begun += 1
         self._why = None
@@ -335,20 +285,22 @@ class Beside:
             self._why = f"the secondary VM has died: {how}: {vm.qemu.last_words()}"
             _log.error("%s", self._why)
             vm.kill()
-            self._say(Kind.GONE, self._number, payload=self._why.encode()[:1000])
+            self._stand_in.died()
+            self._say(Kind.GONE, self._stand_in.number, payload=self._why.encode()[:1000])
             self._on_change()
 
     def _end(self, why: str) -> None:
         """It is of no use for comparing; where it has spoken, it is still what a takeover needs."""
-        vm = self._vm
-        number = self._committed if vm is None else self._number
+        vm, stand_in = self._vm, self._stand_in
+        number = stand_in.committed if vm is None else stand_in.number
         self._say(Kind.GONE, max(0, number), payload=why.encode()[:1000])
-        if vm is not None and not self._has_spoken:
+        if vm is not None and not stand_in.is_needed:
             self._drop_vm(vm)
 
     def _drop_vm(self, vm: SecondaryVm) -> None:
         vm.kill()
-        self._vm, self._has_spoken = None, False
+        self._vm = None
+        self._stand_in.ended()
         self._spawn(self._clear(vm))
 
     async def _clear(self, vm: SecondaryVm) -> None:
@@ -361,67 +313,66 @@ class Beside:
 
         Nothing of it is in the images yet.
         """
-        self._committed, self._is_forced = number, False
-        if self._vm is not None:
+        if self._stand_in.commits(number) and self._vm is not None:
             self._drop_vm(self._vm)
-        self._inputs.forget_before(number)
         self._say_ready()
 
     def forget(self) -> None:
         """The primary's session is over, and nothing of it counts."""
-        self._committed, self._has_new_disks = -1, False
+        self._stand_in.forget()
         if self._vm is not None:
             self._drop_vm(self._vm)
         self._drop_link()
 
     def force(self) -> None:
         """An operator has the VM run, also from a checkpoint that may be too old."""
-        self._is_forced = True
+        self._stand_in.force()
+
+    @property
+    def lacks(self) -> bool:
+        """Whether clients may have heard of more than is here."""
+        return self._stand_in.lacks
 
     # -- a takeover -----------------------------------------------------------------------
 
     async def load(self, store: Store) -> None:
         """Have what is to run ready.  Raises GuestError."""
-        if await self._living() is not None:
-            return
-        self._require_checkpoint()
-        if self._vm is not None:
-            self._drop_vm(self._vm)
-        await self._waiting.load(store)
+        if await self._goes_on_with() is GoesOn.CHECKPOINT:
+            if self._vm is not None:
+                self._drop_vm(self._vm)
+            await self._waiting.load(store)
 
     async def hand_over(self) -> None:
         """Have the disks' files be those of what is to run.  Raises DiskError, GuestError."""
-        vm = await self._living()
-        if vm is None:
-            self._require_checkpoint()
+        if await self._goes_on_with() is GoesOn.CHECKPOINT:
             await self._disks.hand_over()
         elif self._paths:
-            await vm.take_disks(self._put_into_disks)
+            assert self._vm is not None
+            await self._vm.take_disks(self._put_into_disks)
 
     async def _put_into_disks(self) -> None:
-        self._has_new_disks = True
+        self._stand_in.gives_disks()
         await self._disks.hand_over(self._written())
 
-    async def _living(self) -> SecondaryVm | None:
-        """The secondary VM, where one runs."""
+    async def _goes_on_with(self) -> GoesOn:
+        """What the takeover goes on with.  Raises GuestError where that is nothing."""
+        self._stand_in.take_over()
         if self._vm is not None and self._beginning is not None:
             await asyncio.wait({self._beginning})
-        vm = self._vm
-        return vm if vm is not None and vm.is_running and not vm.is_ended else None
-
-    def _require_checkpoint(self) -> None:
-        """Raise GuestError where the VM must not run from the last checkpoint."""
-        if self._has_new_disks:
+        if self._vm is not None and self._vm.is_dead:
+            self._stand_in.died()
+        found, number = self._stand_in.goes_on_with(), self._stand_in.committed
+        if found is not GoesOn.NOTHING:
+            return found
+        if self._stand_in.has_given_disks:
             raise GuestError(
-                f"the secondary VM has died, and its disks have gone on since checkpoint "
-                f"{self._committed}: end colo and start it again, and `colo failover` starts the "
-                "VM anew on them"
+                f"the secondary VM has died, and its disks have gone on since checkpoint {number}: "
+                "end colo and start it again, and `colo failover` starts the VM anew on them"
             )
-        if self._vm is not None and self._has_spoken and not self._is_forced:
-            raise GuestError(
-                "the secondary VM has died, and clients may have heard of more than "
-                f"checkpoint {self._committed} has; `colo failover --force` runs that one"
-            )
+        raise GuestError(
+            "the secondary VM has died, and clients may have heard of more than checkpoint "
+            f"{number} has; `colo failover --force` runs that one"
+        )
 
     async def run(self) -> None:
         """Have it run.  Raises GuestError."""
@@ -429,7 +380,11 @@ class Beside:
         vm = self._vm
         if vm is None:
             await self._waiting.run()
+        elif vm.is_dead:
+            self._stand_in.died()
+            raise GuestError("the secondary VM has died")
         else:
+            self._stand_in.let_out()
             assert self._watching is not None
             # First it stands where the next colo finds the VM, should this one be killed now.
             await self._waiting.replace(vm.qemu)
@@ -484,9 +439,9 @@ class Beside:
         vm = self._vm
         return {
             "runs": vm is not None and vm.is_running and not vm.is_ended,
-            "from_checkpoint": self._number if vm is not None else None,
+            "from_checkpoint": self._stand_in.number if vm is not None else None,
             "begun": self.begun,
-            "input_bytes": self._inputs.size,
+            "input_bytes": self._stand_in.inputs.size,
             "unfed_bytes": vm.unfed_bytes if vm is not None and not vm.is_ended else 0,
             "trouble": self._why,
         }

@@ -330,7 +330,7 @@ class SecondaryNode(Performer):
         match word.kind:
             case WordKind.DEAD | WordKind.HANDOVER:
                 grant = None if word.grant is None else Grant(word.grant, "")
-                self.tell(Event.SAYS_GONE, word=word.kind, grant=grant)
+                self.tell(Event.SAYS_GONE, word=word.kind, grant=grant, lacks=self._kept.lacks)
             case WordKind.SHUTDOWN:
                 self.tell(Event.SAYS_SHUTDOWN)
             case WordKind.BYE | WordKind.ALONE:
@@ -338,7 +338,7 @@ class SecondaryNode(Performer):
 
     def _link_lost(self, error: PeerError) -> None:
         self._link, self._why = None, str(error)
-        self.tell(Event.LINK_LOST)
+        self.tell(Event.LINK_LOST, lacks=self._kept.lacks)
 
     def _beat(self) -> dict[str, Any]:
         return {"checkpoint": self._kept.number, "state": self.state.name}
@@ -368,7 +368,7 @@ class SecondaryNode(Performer):
         self._final = isinstance(error, Misfit)
         if self.state is State.RECEIVING:
             self._error = self._why
-        self.tell(Event.LOST)
+        self.tell(Event.LOST, lacks=self._kept.lacks)
 
     def _reject(self) -> None:
         if self._link is not None:
@@ -376,14 +376,10 @@ class SecondaryNode(Performer):
 
     def _orphaned(self) -> None:
         """Say that the primary is lost, and what happens now."""
-        self._error = self._why
-        if self.member.facts.asking or self.member.facts.busy is not None:
-            self.say(f"the primary is lost: {self._why}")
-        else:
-            self.say(
-                f"the primary is lost: {self._why}; holding checkpoint {self._kept.number}: "
-                f"`colo failover --state-dir {self._folder.path}` starts it"
-            )
+        self._error, waits = self._why, ""
+        if not self.member.facts.asking and self.member.facts.busy is None:
+            waits = f"; {self._kept.holding(self._folder.path)}"
+        self.say(f"the primary is lost: {self._why}{waits}")
 
     async def _watch(self) -> None:
         """Bound the primary's silence, and keep the status file fresh."""
@@ -454,12 +450,16 @@ class SecondaryNode(Performer):
             return Answer(True, "the VM runs here already")
         if order.force and self._kept.beside is not None:
             self._kept.beside.force()
-        return await self.pending.answered(lambda: self.tell(Event.ORDER, force=order.force))
+        facts = {"force": order.force, "lacks": self._kept.lacks}
+        return await self.pending.answered(lambda: self.tell(Event.ORDER, **facts))
 
     def _answer(self, ok: bool) -> None:
         """Tell an operator what came of an order to run the VM here."""
         waits, error = self._takeover.waits_for is not None, self._takeover.error
-        self.pending.answer(ok, ordered(self.state, ok, self._kept.number, waits, error))
+        text = ordered(self.state, ok, self._kept.number, waits, error)
+        if not ok and self._kept.lacks and self.state in (State.CUT_OFF, State.ORPHANED):
+            text = self._kept.holding(self._folder.path)
+        self.pending.answer(ok, text)
 
     def say(self, text: str) -> None:
         """Tell the user a line; what was refused is told again after it."""

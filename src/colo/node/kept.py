@@ -81,6 +81,21 @@ class Kept:
         """When something came last of a checkpoint, by the monotonic clock; 0 before that."""
         return self.session.last_heard() if self.session is not None else 0.0
 
+    @property
+    def lacks(self) -> bool:
+        """Whether clients may have heard of more than is kept: a secondary VM spoke, and died."""
+        return self.beside is not None and self.beside.lacks
+
+    def holding(self, folder: Path) -> str:
+        """What an operator is told whose order alone runs it; ``folder``: the state folder."""
+        order = f"colo failover --state-dir {folder}"
+        if not self.lacks:
+            return f"holding checkpoint {self.number}: `{order}` starts it"
+        return (
+            "the secondary VM has died, and clients may have heard of more than checkpoint "
+            f"{self.number} has: the primary may go on, or else `{order} --force` runs that one"
+        )
+
     def _disks_are_here(self) -> None:
         if self.session is not None:
             self.session.disks_are_here()

@@ -134,6 +134,11 @@ class SecondaryVm:
         if not self.is_ended:
             self._gate.drop_first(card, count)
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether it was ended, or has ended by itself."""
+        return self.is_ended or self.qemu.exited
+
     def kill(self) -> None:
         """End it, now: nothing that it says from here on counts."""
         if not self.is_ended:
@@ -168,10 +173,9 @@ class SecondaryVm:
     async def unleash(self) -> None:
         """It is the VM from now on: the network hears it, and what nobody may have heard yet.
 
-        No other QEMU that has the taps may start any more.  Raises GuestError.
+        It is not to be dead.  No other QEMU that has the taps may start any more.  Raises
+        GuestError.
         """
-        if self.is_ended or self.qemu.exited:
-            raise GuestError("the secondary VM has died")
         self._taps.restore(self._sizes, self._offloads)
         self._gate.set_rules([])
         self._gate.open()

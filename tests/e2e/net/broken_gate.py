@@ -25,7 +25,7 @@ from typing import Final, cast
 from colo.cli import main
 from colo.packets.comparing import OutputRule
 from colo.packets.gate import Gate
-from colo.session.comparing import Comparing
+from colo.packets.other_vm import OtherVm
 from colo.session.primary_stream import Came
 from colo.session.qemu_primary import Checkpointing
 from colo.session.relay import Relay
@@ -38,7 +38,7 @@ DELIVERY_S: Final = 0.5
 
 _take = Gate.take
 _begin, _came = Checkpointing._begin, Checkpointing.came
-_release, _input = OutputRule.release, Comparing._input
+_release, _input = OutputRule.release, OtherVm.input
 _orders: list[int] = []
 
 
@@ -99,7 +99,7 @@ def unruly_release(self: OutputRule, now: float) -> int:
     return size
 
 
-def unruly_input(self: Comparing, card: int, data: bytes) -> None:
+def unruly_input(self: OtherVm, card: int, data: bytes) -> None:
     """Keep from the secondary VM what the network brings."""
     if not _orders:
         _input(self, card, data)
@@ -134,7 +134,7 @@ if __name__ == "__main__":
         Gate.take = leaky_take  # type: ignore[method-assign]
     elif variant == "unruly":
         OutputRule.release = unruly_release  # type: ignore[method-assign]
-        Comparing._input = unruly_input  # type: ignore[method-assign]
+        OtherVm.input = unruly_input  # type: ignore[method-assign]
     elif variant in ("local", "aside"):
         came = {"local": local_came, "aside": aside_came}[variant]
         Checkpointing.came = came  # type: ignore[method-assign]
