@@ -341,6 +341,24 @@ def test_somebody_elses_qemu_that_has_no_right_is_not_ended_but_refused(world: W
     assert world.did == []
 
 
+@pytest.mark.parametrize("how", [State.FENCED, State.DEAD])
+def test_somebody_elses_qemu_whose_vm_has_gone_over_is_not_looked_for_again(
+    world: World, how: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.record(instance(os.getpid(), "a"))
+    world.adopted = world.path / "qmp"
+    world.leads, world.follows = [how], [State.SHUTDOWN]
+
+    async def end(qemu: FakeQemu) -> None:
+        await qemu.kill()
+        world.silent = True
+        world.arbiter.order(THEIRS)
+
+    monkeypatch.setattr(daemon, "_end", end)
+    assert world.play() == 0
+    assert world.did == ["leads", "ends its QEMU (found)", "follows"]
+
+
 def test_a_vm_that_died_with_its_host_is_started_where_the_other_one_has_nothing(
     world: World,
 ) -> None:

@@ -379,7 +379,11 @@ class Daemon(Performer):
             self.say("the guest has shut down: it ends on both hosts")
 
     def _end_guest(self) -> None:
-        """End a QEMU whose VM is not ours to run, or has ended."""
+        """End a QEMU whose VM is not ours to run, or has ended.
+
+        One that was adopted is past then: whatever runs here from now on is of our own.
+        """
+        self._adopted = None
         qemu, self._qemu = self._qemu, None
         if qemu is not None:
             self._ending = self.spawn(_end(qemu))
