@@ -1,7 +1,8 @@
 """A host as a machine: a Debian of its own, its processes, its name and its place in a lab.
 
-Its disk is a layer over build/bookworm, and stays when the host dies; its /run and /dev/shm do
-not.  All its processes are below one, and die with that, as where a plug is pulled.
+Its disk is a layer over build/bookworm, in memory of the machine that runs the tests, and stays
+when the host dies; its /run and /dev/shm do not.  All its processes are below one, and die with
+that, as where a plug is pulled.
 """
 
 from __future__ import annotations
@@ -142,9 +143,11 @@ def boxes(lab: Lab, **names: Place) -> Iterator[list[Box]]:
     """
     if not (DEBIAN / "made").exists():
         pytest.skip("no build/bookworm: make bookworm")
-    folder = Path(tempfile.mkdtemp(prefix="colo-box-"))
+    folder = Path(tempfile.mkdtemp(prefix="colo-box-", dir="/dev/shm"))
     (folder / "shared").mkdir()
-    made = [Box(lab, place, name, folder / name, folder / "shared") for name, place in names.items()]
+    made = [
+        Box(lab, place, name, folder / name, folder / "shared") for name, place in names.items()
+    ]
     try:
         for each in made:
             each.boot()

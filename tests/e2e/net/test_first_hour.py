@@ -20,7 +20,7 @@ from tests.e2e.package import Package
 pytestmark = pytest.mark.e2e
 
 ADDRESS = "10.77.0.7"
-#: The VM that the user has: QEMU, started by hand.  It runs under TCG, for which it needs a library.
+#: The VM that the user has: QEMU, started by hand.  Under TCG it needs a library of colo's.
 VM = f"""
 env LD_PRELOAD=$(/usr/lib/colo/bin/python3 -c '
 from colo.qemu.preload import TCG_LIBRARY; print(TCG_LIBRARY.built())') \
