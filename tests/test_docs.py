@@ -102,8 +102,8 @@ def test_the_page_on_packages_says_what_colo_needs_and_is_tested_with() -> None:
         names, needs, tested, _ = (cell.split(", ") for cell in row.strip("| ").split(" | "))
         said |= dict(zip(names, zip(needs, tested, strict=True), strict=True))
     assert {name: needs for name, (needs, _) in said.items()} == needed
-    for name, (_, tested) in said.items():
-        assert f"{pinned[name.replace('.', '-')]}.".startswith(f"{tested}."), name
+    for name, (_, version) in said.items():
+        assert f"{pinned[name.replace('.', '-')]}.".startswith(f"{version}."), name
 
 
 def project() -> dict[str, list[str]]:
