@@ -24,7 +24,7 @@ from colo.node import daemon
 from colo.node.daemon import Daemon
 from colo.node.orders import Order, give_order
 from colo.node.state_folder import StateFolder
-from colo.qemu.identity import instance
+from colo.qemu.identity import instance, living
 from colo.qemu.process import LaunchPlan
 from colo.service.notify import Notifier
 from colo.transport.address import Address
@@ -74,6 +74,7 @@ class World:
         self.left: int | None = None
         self.run_state, self.silent, self.protected = "running", False, True
         self.adopted: Path | None = None
+        self.elsewhere = False  # whether this very process is a QEMU of no state folder
         config = VmConfig("web1", failover=Failover(arbiter=f"file:{folder / 'grant'}"))
         self.config = replace(config, hosts=HOSTS)
         world = self
@@ -126,6 +127,9 @@ class World:
         monkeypatch.setattr(daemon, "AttachedQemu", lambda _: FakeQemu(self, "found"))
         monkeypatch.setattr(daemon, "_end", end)
         monkeypatch.setattr(daemon, "_kill", kill)
+        monkeypatch.setattr(
+            daemon, "living", lambda *name: living(*name) if self.elsewhere else None
+        )
         monkeypatch.setattr("colo.node.first_start.call", call)
         monkeypatch.setattr(daemon, "RETRY_S", 0.01)
         monkeypatch.setattr(StateFolder, "leftover", lambda _: self.left)
@@ -339,6 +343,21 @@ def test_somebody_elses_qemu_that_has_no_right_is_not_ended_but_refused(world: W
     with pytest.raises(UsageError, match=r"b/7/7 has run it since \(grant 1\); end that QEMU"):
         world.play()
     assert world.did == []
+
+
+def test_what_runs_by_right_and_is_not_found_here_is_not_taken_for_dead(world: World) -> None:
+    """It was adopted, and its next colo is not told of it: no second VM starts."""
+    world.record(instance(os.getpid(), "a"))
+    world.elsewhere = True
+
+    async def stop(world: World) -> None:
+        while not world.said:
+            await asyncio.sleep(0.001)
+        world.daemon.stop()
+
+    world.play(also=stop)
+    assert world.did == []
+    assert f"the VM runs here by right (grant 1), in process {os.getpid()}" in world.said[0]
 
 
 @pytest.mark.parametrize("how", [State.FENCED, State.DEAD])

@@ -32,7 +32,7 @@ from colo.node.protecting import PrimaryNode
 from colo.node.replicas import run_on
 from colo.node.retry import RETRY_S, Retry
 from colo.node.state_folder import StateFolder
-from colo.qemu.identity import instance
+from colo.qemu.identity import instance, living
 from colo.qemu.monitor import AttachedQemu, Monitor
 from colo.qemu.process import LaunchPlan, Qemu
 from colo.service.notify import Notifier
@@ -200,6 +200,12 @@ class Daemon(Performer):
             self._why = f"nobody can say who may run the VM: {error}"
             return Event.NO_ANSWER, {}
         self._qemu = qemu = await self._find()
+        if qemu is None and (pid := living(record.left_by, self._host)) is not None:
+            self._why = (
+                f"the VM runs here by right (grant {record.number}), in process {pid}, which is "
+                "not of this state folder: end this colo, and say --qmp with its QMP socket"
+            )
+            return Event.NO_ANSWER, {}
         holder = "" if qemu is None else instance(qemu.pid, self._host)
         overridden = None if qemu is None else self._folder.overridden
         granted = self._folder.granted

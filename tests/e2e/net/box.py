@@ -139,7 +139,7 @@ class Box:
 def boxes(lab: Lab, **names: Place) -> Iterator[list[Box]]:
     """``with``: hosts of these names at these places, which share a folder; nothing is left.
 
-    Without build/bookworm, or where no layer can be put over it, the test is skipped.
+    Without build/bookworm the test is skipped.
     """
     if not (DEBIAN / "made").exists():
         pytest.skip("no build/bookworm: make bookworm")
