@@ -15,7 +15,8 @@ RUNS ?= 20000
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test qemu11 demo test check lint types sim soak pairs kvm server bench docs clean
+.PHONY: help setup setup-test qemu11 bookworm demo test check lint types package sim soak pairs \
+	kvm server bench docs clean
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -29,10 +30,13 @@ setup-test: ## install what style, types and tests need too
 qemu11: setup-test ## make build/qemu11, the newer QEMU that tests run on
 	@scripts/qemu11
 
+bookworm: setup-test ## make build/bookworm, the Debian 12 that tests install the package in
+	@scripts/bookworm
+
 demo: ## show the whole story on this machine; without QEMU where there can be none
 	@scripts/demo
 
-test: qemu11 ## run every test; one on real QEMU that is skipped counts as failed
+test: qemu11 bookworm ## run every test; one on real QEMU that is skipped counts as failed
 	@scripts/kvm-lab build
 	$(PYTEST) --e2e=require --numprocesses=$(WORKERS) --dist=loadfile $(ARGS)
 
@@ -67,6 +71,10 @@ bench: setup ## measure on this machine, into build/bench.json
 docs: setup ## draw the diagrams in docs/protocol.md and docs/host.md from the tables again, and the picture
 	$(PYTHON) scripts/diagrams.py docs/protocol.md docs/host.md
 	$(PYTHON) scripts/picture.py docs/architecture.svg
+
+package: setup-test ## build a wheel, an sdist and a Debian package into dist
+	@scripts/package dist
+	@! command -v lintian >/dev/null || lintian --fail-on error dist/*.deb
 
 sim: setup-test ## play the simulated world: RUNS seeds (20000), or one with SEED=n, told step by step
 	$(PYTHON) -m tests.sim.run $(if $(SEED),--seed $(SEED),--runs $(RUNS))

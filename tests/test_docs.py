@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 import textwrap
+import tomllib
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import cast, get_args, get_type_hints
@@ -98,5 +99,30 @@ def test_the_page_on_two_hosts_names_a_vm_file_and_commands_that_there_are(tmp_p
     assert config.other_host("a") == "b"
     assert config.seen_from("b").qemu.primary == config.qemu.secondary
     commands = {line.split()[1] for line in text.splitlines() if line.strip().startswith("colo ")}
-    assert commands == {"node", "status", "switchover"}
+    assert commands == {"import", "check", "node", "status", "switchover"}
     assert commands <= set(main.commands)
+
+
+def test_the_page_on_packages_says_what_colo_needs_and_is_tested_with() -> None:
+    needed = dict(each.split(">=") for each in project()["dependencies"])
+    pinned = dict(
+        line.split()[0].split("==")
+        for line in (ROOT / "requirements" / "runtime.txt").read_text().splitlines()
+        if "==" in line
+    )
+    rows = (ROOT / "docs" / "packages.md").read_text().split("| Debian 12 |\n")[1].split("\n\n")[0]
+    said: dict[str, tuple[str, str]] = {}
+    for row in rows.splitlines()[1:]:
+        names, needs, tested, _ = (cell.split(", ") for cell in row.strip("| ").split(" | "))
+        said |= dict(zip(names, zip(needs, tested, strict=True), strict=True))
+    assert {name: needs for name, (needs, _) in said.items()} == needed
+    for name, (_, version) in said.items():
+        assert f"{pinned[name.replace('.', '-')]}.".startswith(f"{version}."), name
+
+
+def project() -> dict[str, list[str]]:
+    """The project's metadata."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        content = tomllib.load(file)["project"]
+    assert isinstance(content, dict)
+    return content

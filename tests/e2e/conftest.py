@@ -14,6 +14,7 @@ from colo.errors import ColoError
 from colo.qemu.process import version_of
 from tests.e2e.basics import ROOT
 from tests.e2e.harness import Scene
+from tests.e2e.package import Package, packages
 
 QEMUS = {
     "7.2": ("qemu-system-x86_64", 7),
@@ -63,6 +64,12 @@ def turn(request: pytest.FixtureRequest) -> Iterator[None]:
         fcntl.flock(machine, kind)
         fcntl.flock(next_one, fcntl.LOCK_UN)
         yield
+
+
+@pytest.fixture
+def package(turn: None) -> Package:
+    """What `make package` builds; in this test's turn, where it is not there yet."""
+    return packages()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from colo.node import daemon
 from colo.node.daemon import Daemon
 from colo.node.orders import Order, give_order
 from colo.node.state_folder import StateFolder
-from colo.qemu.identity import instance
+from colo.qemu.identity import instance, living
 from colo.qemu.libvirt_library import LibvirtError
 from colo.qemu.process import LaunchPlan
 from colo.qemu.running import Running
@@ -65,6 +65,7 @@ class Adopted:
     """A QEMU that somebody else starts: what there is to adopt, if it ``runs``."""
 
     start = "the domain does not run: start it"
+    comes_back = True
 
     def __init__(self, world: World, runs: bool = True) -> None:
         self.world, self.runs = world, runs
@@ -94,6 +95,7 @@ class World:
         self.left: int | None = None
         self.run_state, self.silent, self.protected = "running", False, True
         self.adopted: Adopted | None = None
+        self.elsewhere = False  # whether this very process is a QEMU of no state folder
         config = VmConfig("web1", failover=Failover(arbiter=f"file:{folder / 'grant'}"))
         self.config = replace(config, hosts=HOSTS)
         world = self
@@ -146,6 +148,7 @@ class World:
         monkeypatch.setattr(daemon, "AttachedQemu", lambda _: FakeQemu(self, "found"))
         monkeypatch.setattr(daemon, "_end", end)
         monkeypatch.setattr(daemon, "_kill", kill)
+        monkeypatch.setattr(daemon, "living", self._living)
         monkeypatch.setattr("colo.node.first_start.call", call)
         monkeypatch.setattr(daemon, "RETRY_S", 0.01)
         monkeypatch.setattr(StateFolder, "leftover", lambda _: self.left)
@@ -154,6 +157,11 @@ class World:
     def folder_has_control(self) -> bool:
         """Whether orders are taken."""
         return (self.path / "state" / "control.sock").exists()
+
+    def _living(self, holder: str, host: str) -> int | None:
+        """This process plays a QEMU that was left here; one of no state folder where it is said."""
+        plays = holder == instance(os.getpid(), "a") and not self.elsewhere
+        return None if plays else living(holder, host)
 
     def record(self, holder: str) -> None:
         """Somebody has the right by the arbiter's record."""
@@ -480,6 +488,40 @@ def test_a_vm_that_came_back_to_colos_own_qemu_is_no_domain_any_more(world: Worl
 
     world.play(also=take_over)
     assert world.did[0] == "leads" and world.did[-1] == "follows"
+
+
+def test_what_runs_by_right_and_is_not_found_here_is_not_taken_for_dead(world: World) -> None:
+    """It was adopted, and its next colo is not told of it: no second VM starts."""
+    world.record(instance(os.getpid(), "a"))
+    world.elsewhere = True
+
+    async def stop(world: World) -> None:
+        while not world.said:
+            await asyncio.sleep(0.001)
+        world.daemon.stop()
+
+    world.play(also=stop)
+    assert world.did == []
+    assert f"the VM runs here by right (grant 1), in process {os.getpid()}" in world.said[0]
+
+
+@pytest.mark.parametrize("how", [State.FENCED, State.DEAD])
+def test_somebody_elses_qemu_whose_vm_has_gone_over_is_not_looked_for_again(
+    world: World, how: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.record(instance(os.getpid(), "a"))
+    world.adopted = Adopted(world)
+    world.adopted.comes_back = False
+    world.leads, world.follows = [how], [State.SHUTDOWN]
+
+    async def end(qemu: FakeQemu) -> None:
+        await qemu.kill()
+        world.silent = True
+        world.arbiter.order(THEIRS)
+
+    monkeypatch.setattr(daemon, "_end", end)
+    assert world.play() == 0
+    assert world.did == ["leads", "ends its QEMU (adopted)", "follows"]
 
 
 def test_a_vm_that_died_with_its_host_is_started_where_the_other_one_has_nothing(

@@ -9,13 +9,7 @@ import sys
 import pytest
 
 from colo.errors import UsageError
-from colo.qemu.identity import instance, lives, only_one
-
-
-def test_a_process_lives_by_its_name() -> None:
-    name = instance(os.getpid(), "a/b")
-    assert lives(name)
-    assert not lives(f"{name}0") and not lives("a/999999999/1")
+from colo.qemu.identity import instance, living, only_one
 
 
 def test_one_colo_protects_a_qemu_and_another_one_when_that_is_gone() -> None:
@@ -28,6 +22,19 @@ def test_one_colo_protects_a_qemu_and_another_one_when_that_is_gone() -> None:
             pass
     with only_one(name):
         pass
+
+
+def test_a_process_lives_until_it_has_ended_and_its_name_is_no_other_ones() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        name = instance(process.pid, "a")
+        assert living(name, "a") == process.pid
+        assert living(name, "b") is None
+        assert living(f"{name}0", "a") is None
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie now
+        assert living(name, "a") is None
+    assert living(name, "a") is None
+    assert [living(each, "a") for each in ("", "a", "a/x/1", "a/999999999/1")] == [None] * 4
 
 
 def test_who_was_killed_has_let_go() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from colo.errors import GuestError
-from colo.qemu.preload import TCG_LIBRARY, needs_preload
+from colo.qemu import preload
+from colo.qemu.preload import CLOCK_LIBRARY, TCG_LIBRARY, needs_preload
 
 
 def test_a_cache_folder_that_cannot_be_looked_into_says_what_to_do(
@@ -41,6 +43,21 @@ def test_no_home_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "expanduser", homeless)
     with pytest.raises(GuestError, match="set XDG_CACHE_HOME"):
         TCG_LIBRARY.built()
+
+
+def test_one_that_came_with_colo_is_taken_as_long_as_it_is_of_this_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(shutil.copy(CLOCK_LIBRARY.source, tmp_path))
+    shipped = tmp_path / CLOCK_LIBRARY.file_name
+    shipped.touch()
+    monkeypatch.setattr(preload, "__file__", str(tmp_path / "preload.py"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", "false")
+    assert CLOCK_LIBRARY.built() == shipped
+    source.write_text("changed")
+    with pytest.raises(GuestError, match="cannot build"):
+        CLOCK_LIBRARY.built()
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,7 @@ from colo.node.protecting import PrimaryNode
 from colo.node.replicas import run_on, runs_on
 from colo.node.retry import RETRY_S, Retry
 from colo.node.state_folder import StateFolder
-from colo.qemu.identity import instance
-from colo.qemu.identity import lives as is_there
+from colo.qemu.identity import instance, living
 from colo.qemu.libvirt_library import LibvirtError
 from colo.qemu.monitor import AttachedQemu, Monitor
 from colo.qemu.process import LaunchPlan, Qemu
@@ -206,6 +205,12 @@ class Daemon(Performer):
         except LibvirtError as error:  # which is being started too, mostly
             self._why = f"nobody can say whether the VM runs here: {error}"
             return Event.NO_ANSWER, {}
+        if qemu is None and (pid := living(record.left_by, self._host)) is not None:
+            self._why = (
+                f"the VM runs here by right (grant {record.number}), in process {pid}, which is "
+                "not of this state folder: end this colo, and say --qmp with its QMP socket"
+            )
+            return Event.NO_ANSWER, {}
         holder = "" if qemu is None else instance(qemu.pid, self._host)
         overridden = None if qemu is None else self._folder.overridden
         granted = self._folder.granted
@@ -270,7 +275,8 @@ class Daemon(Performer):
 
     def _is_anew(self, record: Record) -> bool:
         """Whether the VM ran on this host last, and has ended: who runs it here has begun anew."""
-        return host_of(record.left_by) == self._host and not is_there(record.left_by)
+        is_ours = host_of(record.left_by) == self._host
+        return is_ours and living(record.left_by, self._host) is None
 
     async def _begin(self, by_order: bool) -> Outcome:
         """Have a QEMU, in which nothing runs yet, and the grant to start the VM in it.
@@ -423,7 +429,12 @@ class Daemon(Performer):
             self.say("the guest has shut down: it ends on both hosts")
 
     def _end_guest(self) -> None:
-        """End a QEMU whose VM is not ours to run, or has ended."""
+        """End a QEMU whose VM is not ours to run, or has ended.
+
+        One that was adopted may be past then: whatever runs here from now on is of our own.
+        """
+        if self._is_adopted and self._adopted is not None and not self._adopted.comes_back:
+            self._adopted = None
         qemu, self._qemu = self._qemu, None
         if qemu is not None:
             self._ending = self.spawn(_end(qemu))

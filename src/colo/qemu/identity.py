@@ -9,10 +9,12 @@ from pathlib import Path
 from colo.errors import LocalError, UsageError
 from colo.membership.roles import holder_name
 
-__all__ = ["instance", "lives", "only_one"]
+__all__ = ["instance", "living", "only_one"]
 
-#: The field of /proc/PID/stat with the process's start, counted after the command's name.
-_START_TIME = 19
+#: The fields of /proc/PID/stat with the process's state and its start, counted after the command's
+#: name.
+_STATE, _START_TIME = 0, 19
+_DEAD = "ZX"
 
 
 def instance(pid: int, host: str = "") -> str:
@@ -21,16 +23,27 @@ def instance(pid: int, host: str = "") -> str:
     ``host``: what the VM file calls this one; else its own name.
     """
     try:
-        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_START_TIME]
+        started = _stat(pid)[_START_TIME]
     except (OSError, IndexError):
         started = "0"
     return holder_name(host or socket.gethostname(), pid, started)
 
 
-def lives(holder: str) -> bool:
-    """Whether the process of this name, of this host, is there."""
-    host, pid, _ = holder.rsplit("/", 2)
-    return instance(int(pid), host) == holder
+def living(holder: str, host: str) -> int | None:
+    """Return the id of the process of this name, where it is one of ``host``, this one, and lives.
+
+    ``host``: what the VM file calls this one.
+    """
+    try:
+        pid = int(holder.split("/")[-2])
+        lives = _stat(pid)[_STATE] not in _DEAD
+    except (OSError, IndexError, ValueError):
+        return None
+    return pid if lives and instance(pid, host) == holder else None
+
+
+def _stat(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def only_one(name: str) -> socket.socket:

@@ -1,6 +1,7 @@
-"""Builds the small libraries that QEMU is started with: each is one C file beside this module.
+"""The small libraries that QEMU is started with: each is one C file beside this module.
 
-A library is built on first use, with the host's C compiler, and kept by its source's digest.
+A library comes with colo, beside its source, as in the Debian package; else it is built on first
+use, with the host's C compiler, and kept.  It is named by its source's digest.
 """
 
 from __future__ import annotations
@@ -38,18 +39,34 @@ class Library:
         """The C file that it is built from."""
         return Path(__file__).with_name(f"{self.name.replace('-', '_')}.c")
 
+    @property
+    def file_name(self) -> str:
+        """What the built library is called: of another source it is another one."""
+        digest = hashlib.sha256(self.source.read_bytes()).hexdigest()[:16]
+        return f"{self.name}-{digest}.so"
+
     def built(self) -> Path:
-        """Return its path, built on first use.
+        """Return its path: of the one that came with colo, or one that is built on first use.
 
         Raises GuestError without a C compiler, or where it fails.
         """
-        digest = hashlib.sha256(self.source.read_bytes()).hexdigest()[:16]
+        shipped = self.source.with_name(self.file_name)
+        if shipped.is_file():
+            return shipped
         try:
-            path = cache_folder() / f"{self.name}-{digest}.so"
+            path = cache_folder() / self.file_name
             if path.exists():
                 return path
         except (OSError, RuntimeError) as error:
             raise self._no_folder(error) from error
+        self.build(path)
+        return path
+
+    def build(self, path: Path) -> None:
+        """Build it as ``path``, whose folder is made.
+
+        Raises GuestError without a C compiler, or where it fails.
+        """
         compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
         if compiler is None:
             raise GuestError(
@@ -60,10 +77,9 @@ class Library:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._no_folder(error) from error
-        self._build(compiler, path)
-        return path
+        self._compile(compiler, path)
 
-    def _build(self, compiler: str, path: Path) -> None:
+    def _compile(self, compiler: str, path: Path) -> None:
         try:
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 built = Path(folder) / path.name

@@ -21,6 +21,8 @@ class Socket:
 
     path: Path
     topic: ClassVar[Topic] = Topic.QMP
+    #: Whether somebody starts it again, once it has ended.
+    comes_back: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return f"the QEMU at {self.path}"
@@ -47,6 +49,7 @@ class Domain:
 
     name: str
     topic: ClassVar[Topic] = Topic.LIBVIRT
+    comes_back: ClassVar[bool] = True
 
     def __str__(self) -> str:
         return f"libvirt's domain {self.name}"

@@ -1,0 +1,159 @@
+"""A host as a machine: a Debian of its own, its processes, its name and its place in a lab.
+
+Its disk is a layer over build/bookworm, in memory of the machine that runs the tests, and stays
+when the host dies; its /run and /dev/shm do not.  All its processes are below one, and die with
+that, as where a plug is pulled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from colo.demo.lab import Lab, Place
+from tests.e2e.basics import ROOT, SLOWNESS, wait
+
+__all__ = ["DEBIAN", "Box", "boxes"]
+
+DEBIAN: Final = ROOT / "build" / "bookworm"
+_COMMAND_S: Final = 120.0 * SLOWNESS
+#: Its first process: it makes the host, says so, and reaps what others leave behind.
+_BOOT: Final = """
+set -e
+mount -t overlay -o "lowerdir=$1,upperdir=$2/disk,workdir=$2/work" overlay "$2/root"
+cd "$2/root"
+mount -t proc proc proc
+mount --rbind /dev dev
+mount -t tmpfs -o mode=1777 tmpfs dev/shm
+mount -t tmpfs tmpfs run
+mkdir -p shared
+mount --bind "$3" shared
+hostname "$4"
+exec chroot . /bin/bash -c 'echo up; while :; do sleep 1000 & wait $!; done'
+"""
+_ENVIRONMENT: Final = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "TERM": "dumb",
+}  # fmt: skip
+
+
+class Box:
+    """One host.  ``shared``: the folder that is /shared there."""
+
+    def __init__(self, lab: Lab, place: Place, name: str, folder: Path, shared: Path) -> None:
+        self.name = name
+        self._lab = lab
+        self._place = place
+        self._folder = folder
+        self._shared = shared
+        self._first: subprocess.Popen[Any] | None = None
+        self._pid = 0
+        for each in ("disk", "work", "root"):
+            (folder / each).mkdir(parents=True)
+
+    def boot(self) -> None:
+        """Start it."""
+        kinds = ("--mount", "--uts", "--pid", "--fork", "--kill-child")
+        words = (str(DEBIAN), str(self._folder), str(self._shared), self.name)
+        self._first = self._lab.start(
+            self._place,
+            *("unshare", *kinds, "bash", "-c", _BOOT, "boot", *words),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._first.stdout is not None
+        assert self._first.stdout.readline() == "up\n", f"host {self.name} does not start"
+        children = Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children")
+        self._pid = int(children.read_text())
+
+    def pull_the_plug(self) -> None:
+        """End it: all that runs there dies at once."""
+        if self._first is None:
+            return
+        self._first.kill()
+        self._first.wait(_COMMAND_S)
+        assert self._first.stdout is not None
+        self._first.stdout.close()
+        self._first = None
+        wait(lambda: not Path(f"/proc/{self._pid}").exists(), f"the end of host {self.name}")
+
+    def path(self, name: str) -> Path:
+        """A file that was written there, seen from outside."""
+        return self._folder / "disk" / name.lstrip("/")
+
+    def put(self, file: Path, where: str) -> None:
+        """Copy a file there; ``where`` is a folder or a file."""
+        shutil.copy(file, self._shared)
+        self.run(f"mv /shared/{file.name} {where}")
+
+    def run(self, line: str) -> str:
+        """Run lines of a shell, as root in /root; return what they said.  They have to succeed."""
+        code, said = self.ask(line)
+        assert code == 0, f"host {self.name}: {line}: exit code {code}: {said}"
+        return said
+
+    def ask(self, line: str) -> tuple[int, str]:
+        """Run lines of a shell; return the exit code, and what they said, errors too."""
+        done = subprocess.run(
+            self._command(line),
+            env=_ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=_COMMAND_S,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    def start(self, line: str) -> None:
+        """Start a line that stays."""
+        log = self._folder / f"{len(list(self._folder.glob('*.log')))}.log"
+        with log.open("wb") as output:
+            self._lab.start(
+                self._place,
+                *self._command(f"exec {line}"),
+                env=_ENVIRONMENT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    def told(self) -> str:
+        """What all lines that were started have said, for a failure's report."""
+        logs = sorted(self._folder.glob("*.log"))
+        return "".join(f"-- host {self.name}, {log.name}\n{log.read_text()}" for log in logs)
+
+    def _command(self, line: str) -> list[str]:
+        spaces = ("--mount", "--uts", "--net", "--pid", "--root", "--wdns=/root")
+        return ["nsenter", f"--target={self._pid}", *spaces, "bash", "-ec", line]
+
+
+@contextlib.contextmanager
+def boxes(lab: Lab, **names: Place) -> Iterator[list[Box]]:
+    """``with``: hosts of these names at these places, which share a folder; nothing is left.
+
+    Without build/bookworm the test is skipped.
+    """
+    if not (DEBIAN / "made").exists():
+        pytest.skip("no build/bookworm: make bookworm")
+    folder = Path(tempfile.mkdtemp(prefix="colo-box-", dir="/dev/shm"))
+    (folder / "shared").mkdir()
+    made = [
+        Box(lab, place, name, folder / name, folder / "shared") for name, place in names.items()
+    ]
+    try:
+        for each in made:
+            each.boot()
+        yield made
+    finally:
+        for each in made:
+            print(each.told())
+            each.pull_the_plug()
+        shutil.rmtree(folder)
