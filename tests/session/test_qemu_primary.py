@@ -17,6 +17,7 @@ from colo.qemu.colo_mode import ColoPrimary
 from colo.qemu.packet_filters import NetGate
 from colo.session import qemu_primary
 from colo.session.awake import Awake
+from colo.session.comparing import Comparing
 from colo.session.primary_stream import Came
 from colo.session.qemu_primary import Checkpointing
 from colo.session.standstill import StandStill
@@ -185,6 +186,36 @@ def play(scene: Callable[[Scene], object], config: VmConfig | None = None) -> No
 async def until(condition: Callable[[], object]) -> None:
     while not condition():
         await asyncio.sleep(0.001)
+
+
+class FakeComparing:
+    """Tells a gate's notes what it is told itself."""
+
+    def __init__(self, told: list[str]) -> None:
+        self.told = told
+
+    def cover(self, number: int) -> None:
+        self.told.append(f"comparing covers {number}")
+
+    def safe(self, number: int, held_s: float) -> None:
+        self.told.append(f"comparing has {number} safe")
+
+    def due_at(self, *_: object) -> float:
+        return float("inf")
+
+
+def test_what_was_held_during_a_first_copy_has_left_before_anything_is_compared() -> None:
+    """Whoever ends the protection meanwhile has it held; the rule counts from the copy on."""
+
+    async def scene(it: Scene) -> None:
+        it.session.have_comparing(cast(Comparing, FakeComparing(it.gate.told)))
+        it.gate.hold()
+        it.protect()
+        assert it.gate.told == [
+            "hold", "cover", "comparing covers 0", "hold", "release", "comparing has 0 safe",
+        ]  # fmt: skip
+
+    play(scene)
 
 
 def test_packets_are_held_from_the_moment_the_first_copy_is_whole() -> None:

@@ -137,6 +137,8 @@ class Leads(Shell):
                 self._to_qemu(Message(effect.message))
             case ProtocolDo.HOLD:
                 vm.gate.hold()
+                if self.comparing is not None and not self._is_doubtful:
+                    vm.release()  # what was held during the copy, which covers it
             case ProtocolDo.COVER:
                 vm.cover()
             case ProtocolDo.RELEASE if self._is_doubtful:

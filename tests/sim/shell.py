@@ -148,7 +148,8 @@ class Shell(Process):
 
     def _entered(self, before: State) -> None:
         self.cluster.entered(self.it)
-        if self.state is State.ORPHANED and self.beside is not None:
+        is_lost = self.state is State.ORPHANED and before in (State.KEEPING, State.CUT_OFF)
+        if is_lost and self.beside is not None:
             self.beside.lacked = self.beside.stand_in.goes_on_with() is GoesOn.NOTHING
         if self.state in (State.PROTECTED, State.KEEPING) and self.link is not None:
             self.link[0].be_strict(self.link[1], HEARTBEAT_LIMIT_S)

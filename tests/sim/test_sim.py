@@ -10,7 +10,7 @@ from tests.sim.mutants import MUTANTS, SEARCHED, SEEDS, broken, play_broken, pla
 from tests.sim.run import play, play_all
 from tests.sim.search import search
 
-RUNS = 600
+RUNS = 450
 
 
 def test_nothing_is_lost_doubled_or_stuck() -> None:

@@ -202,6 +202,7 @@ class Checkpointing:
                     self._gate.hold()  # the VM is still stopped: what it sent before is covered
                     self._safe_since = now
                     if self.comparing is not None:
+                        self._gate.release()  # what was held during the copy, which covers it
                         self.comparing.safe(self.machine.number, 0.0)
                 case Do.COVER:
                     self._gate.cover()
