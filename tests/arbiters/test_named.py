@@ -39,7 +39,7 @@ def test_an_arbiter_of_one_host(text: str, kind: type) -> None:
 
 @pytest.mark.parametrize("text", ["", "file:", "etcd", "etcd:", "manual:x", "x"])
 def test_another_name_is_refused_with_the_choices(text: str) -> None:
-    with pytest.raises(UsageError, match=r"etcd:URL.*, file:PATH, exec:COMMAND, manual or none"):
+    with pytest.raises(UsageError, match=r"etcd:URL.*, file:PATH, exec:COMMAND, pacemaker, manual or none"):
         check_failover(named(text))
 
 

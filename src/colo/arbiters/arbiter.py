@@ -150,7 +150,7 @@ def require_memory(arbiter: Arbiter, named: str) -> None:
         raise UsageError(
             f'[failover] arbiter = "{named}": `colo node` goes on by itself '
             "after a takeover, and needs an arbiter that remembers who runs the VM: etcd:URL, "
-            "file:PATH or exec:COMMAND; without one take `colo run` and `colo secondary`"
+            "file:PATH, exec:COMMAND or pacemaker; without one take `colo run` and `colo secondary`"
         )
 
 

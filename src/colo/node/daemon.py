@@ -417,6 +417,7 @@ class Daemon(Performer):
             "arbiter": self._config.failover.arbiter,
             "grant": self._folder.known_grant or None,
             "error": self._why,
+            "turn": None if (turn := self.member.facts.turn) is None else turn.name,
             "qemu": None,
         }
 

@@ -1,0 +1,53 @@
+"""``ocf:colo:vm`` in a cluster by corosync and Pacemaker, with fencing, and a client."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from colo.demo.lab import REPLICATION_ADDRESS
+from tests.e2e.net.pacemaker import NODES, PROGRAMS, Cluster
+from tests.e2e.net.stage import PORT, Stage, Vm
+
+pytestmark = pytest.mark.e2e
+
+HOSTS = "[hosts]\n" + "".join(
+    f'{name} = "tcp:{REPLICATION_ADDRESS[place]}:{PORT}"\n' for name, place in NODES.items()
+)
+needs_pacemaker = pytest.mark.skipif(
+    any(shutil.which(each, path="/usr/sbin:/usr/bin:/sbin") is None for each in PROGRAMS),
+    reason="no corosync, or no pacemaker",
+)
+
+
+@needs_pacemaker
+@pytest.mark.parametrize("vm", [Vm(arbiter="pacemaker")], ids=["pacemaker"])
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
+def test_a_vm_is_moved_and_outlives_each_host(stage: Stage, vm: Vm) -> None:
+    cluster = Cluster(stage, HOSTS)
+    a, b = cluster.colos["a"], cluster.colos["b"]
+    cluster.up("a")
+    cluster.up("b")
+    a.wait_state("PROTECTED")
+    cluster.wait_promoted("a")
+    stage.wait_booted(a)
+    client = stage.client("stream")
+
+    cluster.run("a", "crm_resource", "--resource", "vm-clone", "--move", "--promoted", "--node", "b")
+    cluster.wait_promoted("b")
+    client.wait_heard()
+    b.wait_state("PROTECTED")
+    cluster.run("a", "crm_resource", "--resource", "vm-clone", "--clear")
+
+    cluster.cut_power("b")  # the VM runs there
+    cluster.wait_promoted("a")
+    client.wait_heard()
+    cluster.up("b")
+    a.wait_state("PROTECTED")
+
+    cluster.cut_power("b")  # it only waits there
+    a.wait_state("UNPROTECTED")
+    client.wait_heard()
+    assert cluster.promoted("a") == ["a"]
+    client.check()
