@@ -53,6 +53,9 @@ class Arbiter:
         """Return the record as it stands; None where nobody has begun there.  Changes nothing."""
         return self._read()[0]
 
+    def ready(self) -> None:
+        """Raise LocalError where nobody on this host could be granted anything now."""
+
     def check(self, grant: Grant) -> Grant:
         """Return another host's ``grant`` as it stands: a later one where it got that unheard.
 

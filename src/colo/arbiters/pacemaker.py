@@ -30,6 +30,7 @@ __all__ = ["CibRegister", "PacemakerArbiter"]
 
 #: Less than an arbiter may take to answer: a promotion that comes meanwhile is seen at once.
 _PROMOTED_S: Final = 1.5
+_NOT_PROMOTED: Final = "Pacemaker has not promoted this host"
 _LOOK_S: Final = 0.05
 
 
@@ -43,6 +44,11 @@ class PacemakerArbiter(Arbiter):
         super().__init__(register)
         self._permit = permit
         self._wait_s = wait_s
+
+    def ready(self) -> None:
+        """Raise LocalError where this host is not promoted now."""
+        if not self._permit.is_there:
+            raise LocalError(_NOT_PROMOTED)
 
     def _read(self) -> tuple[Record | None, Callable[[Record], bool]]:
         record, replace = super()._read()
@@ -58,7 +64,7 @@ class PacemakerArbiter(Arbiter):
         deadline = time.monotonic() + self._wait_s
         while not self._permit.is_there:
             if time.monotonic() >= deadline:
-                raise LocalError("Pacemaker has not promoted this host")
+                raise LocalError(_NOT_PROMOTED)
             time.sleep(_LOOK_S)
 
 

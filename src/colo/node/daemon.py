@@ -265,8 +265,12 @@ class Daemon(Performer):
         self._folder.clean_start()
         try:
             await asyncio.to_thread(run_on, self._config, self._folder.path)
+            await reach(self._arbiter.ready)
         except DiskError as error:
             self._why = str(error)
+            return Event.NO_ANSWER, {}
+        except LocalError as error:
+            self._why = f"no grant to start the VM: {error}"
             return Event.NO_ANSWER, {}
         qemu = Qemu(self._plan.unstarted(), self._folder.path, self._plan.environment)
         await qemu.start()

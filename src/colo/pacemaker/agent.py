@@ -43,21 +43,26 @@ _POLL_S: Final = 0.1
 #: So much earlier than Pacemaker ends an action the action says by itself what it waited for.
 _EARLIER_S: Final = 2.0
 _TIMEOUT_S: Final = 60.0
-_MONITOR_S: Final = 3.0
+_ENDS_S: Final = 5.0
 _ORDERS: Final = "control.sock"
 
 #: The states in which the VM runs here, and is heard.
 _RUNS: Final = ("UNPROTECTED", "BEGINNING", "COPYING", "PROTECTED")
+#: In these it is about to run here.
+_BEGINS: Final = ("STARTING", "RESUMING", "PARTING", "TAKING_OVER", "RUNNING")
 #: In these its first copy is on its way.
 _COMES: Final = ("BEGINNING", "COPYING")
 #: In these it is here, and silent: its right is being decided.
-_SILENT: Final = ("STARTING", "GOING_OVER", "LOST", "RESUMING", "PARTING", "TAKING_OVER", "RUNNING")
+_SILENT: Final = (*_BEGINS, "GOING_OVER", "LOST")
 #: In these there is a whole checkpoint of it here.
 _WHOLE: Final = ("KEEPING", "CUT_OFF", "ORPHANED")
 #: In these there is nothing of it here from which it could run.
 _NOTHING: Final = ("LISTENING", "GREETED", "RECEIVING")
 #: Whose turn it is where the VM runs nowhere: see ``membership.roles``.
 _TURNS: Final = ("START", "ASK")
+
+#: The colos that were started, which outlive the agent: nobody waits for them.
+_started: list[subprocess.Popen[bytes]] = []
 
 
 class Ocf(IntEnum):
@@ -137,12 +142,13 @@ class Agent:
             self.validate_all()
             self._permit.take_away()
             self._launch()
+        self._await_part()
         self._publish()
         return Ocf.SUCCESS
 
     def stop(self) -> Ocf:
         """Have nothing of the VM on this host."""
-        self.demote()
+        self._put_down()
         self._tell_score(None)
         self._here.end_colo(max(self._deadline - time.monotonic(), 0.0) / 2)
         self._here.end_qemus()
@@ -176,22 +182,12 @@ class Agent:
         return Ocf.SUCCESS
 
     def demote(self) -> Ocf:
-        """Have the VM not run here any more."""
-        self._permit.take_away()
-        seen = self._here.look()
-        if seen is None:
-            self._here.end_colo(0.0)  # one that hangs
-            self._here.end_qemus()
-            return Ocf.SUCCESS
-        if self._goes_elsewhere():
-            self._hand_over()
-        if self._runs_now():
-            self._power_down()
-        self._publish()
-        return Ocf.SUCCESS
-
-    def notify(self) -> Ocf:
-        """The cluster has changed: say anew who may be promoted."""
+        """Have the VM not run here any more; a colo that ended with its guest waits here anew."""
+        was_there = self._here.look() is not None
+        self._put_down()
+        if was_there and self._here.look() is None:
+            self._launch()
+            self._await_part()
         self._publish()
         return Ocf.SUCCESS
 
@@ -232,34 +228,54 @@ class Agent:
         others = set(self._meta("notify_promote_uname").split()) - {self._node()}
         return bool(others)
 
+    def _put_down(self) -> None:
+        """Have the VM not run here, and get no grant."""
+        self._permit.take_away()
+        if self._here.look() is None:
+            self._here.end_colo(0.0)  # one that hangs
+            self._here.end_qemus()
+            return
+        self._settle(_BEGINS)  # a start that is under way is seen to its end
+        if self._runs_now() and self._goes_elsewhere():
+            self._hand_over()
+        if self._runs_now():
+            self._power_down()
+
+    def _settle(self, states: tuple[str, ...]) -> None:
+        """Wait until colo is in none of these states, for half of the time that there is."""
+        waits_until = time.monotonic() + (self._deadline - time.monotonic()) / 2
+        while (seen := self._here.look()) and seen.state in states:
+            if time.monotonic() > waits_until:
+                return
+            time.sleep(_POLL_S)
+
     def _hand_over(self) -> None:
         """Have the VM stop behind a checkpoint that the other host goes on from.
 
         A first copy that is under way is waited for, as without it the other host has nothing.
         """
-        waits_until = time.monotonic() + (self._deadline - time.monotonic()) / 2
-        while (seen := self._here.look()) and seen.state in _COMES:
-            if time.monotonic() > waits_until:
-                break
-            time.sleep(_POLL_S)
+        self._settle(_COMES)
         why = self._order({"order": "switchover"}, lambda seen: seen.state not in _RUNS)
         if why:
             self._say(f"the VM is not handed over: {why}")
 
     def _power_down(self) -> None:
-        """Have the guest power down, and colo end with it."""
+        """Have the guest power down, and colo end with it; what does not is ended."""
         left_s = max(self._deadline - time.monotonic(), 0.0)
-        order = {"order": "stop", "grace_s": left_s * 2 / 3}
-        why = self._order(order, lambda s: s.state not in (*_RUNS, *_SILENT))
-        if why and self._runs_now():
+        why = self._order({"order": "stop", "grace_s": left_s / 2}, lambda _: False)
+        if why:
             self._say(f"the guest is not powered down, and is ended: {why}")
             self._here.end_colo(0.0)
             self._here.end_qemus()
+            return
+        ends_by = time.monotonic() + _ENDS_S
+        while self._here.colo() is not None and time.monotonic() < ends_by:
+            time.sleep(_POLL_S)
 
     # -- doing ----------------------------------------------------------------------------
 
     def _launch(self) -> None:
-        """Start colo, and wait until it knows what this host is to do.  Raises Failed."""
+        """Start colo, and wait until it says something.  Raises Failed."""
         self._here.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = self._here.folder / "node.log"
         environment = {k: v for k, v in self._environment.items() if not k.startswith("OCF_")}
@@ -270,16 +286,25 @@ class Agent:
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 env=environment, cwd="/", start_new_session=True,
             )  # fmt: skip
+        _started.append(process)
 
         def is_up() -> bool:
             if (code := process.poll()) is not None:
                 lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
                 raise Failed(Ocf.GENERIC, f"colo node ended, exit {code}: {lines[-1]}")
             seen = self._here.look()
-            known = seen is not None and (seen.state != "LOOKING" or bool(seen.turn))
-            return known and seen is not None and seen.pid == process.pid
+            return seen is not None and seen.pid == process.pid
 
-        self._wait(is_up, "colo node does not say what this host is to do")
+        self._wait(is_up, "colo node says nothing")
+
+    def _await_part(self) -> None:
+        """Wait until colo knows what this host is to do.  Raises Failed."""
+
+        def is_known() -> bool:
+            seen = self._here.look()
+            return seen is None or seen.state != "LOOKING" or bool(seen.turn)
+
+        self._wait(is_known, "colo node does not know yet what this host is to do")
 
     def _order(self, order: dict[str, Any], is_done: Callable[[Seen], bool]) -> str:
         """Give colo an order, and wait until the VM stands so, or colo has ended.
@@ -296,7 +321,9 @@ class Agent:
                     if seen is None or is_done(seen):
                         return ""
                     with contextlib.suppress(TimeoutError):
-                        return _refusal(sock.recv(4096))
+                        if answer := sock.recv(4096):
+                            return _refusal(answer)
+                        time.sleep(_POLL_S)  # it has hung up: it ends
         except (OSError, ValueError) as error:
             return str(error)
         return "it takes too long"
@@ -358,7 +385,6 @@ _ACTIONS: Final[dict[str, Callable[[Agent], Ocf]]] = {
     "monitor": Agent.monitor,
     "promote": Agent.promote,
     "demote": Agent.demote,
-    "notify": Agent.notify,
     "validate-all": Agent.validate_all,
 }
 
@@ -371,12 +397,14 @@ def main(
 ) -> int:
     """Carry the action out that the first argument names; return the exit code."""
     action = arguments[0] if arguments else ""
-    if action in ("meta-data", "usage"):
-        print(metadata() if action == "meta-data" else f"vm {'|'.join(_ACTIONS)}|meta-data")
+    if action == "meta-data":
+        print(metadata(), end="")
+        return Ocf.SUCCESS
+    if action == "notify":  # what it brings is in the environment of the other actions
         return Ocf.SUCCESS
     if action not in _ACTIONS:
-        print(f"vm {'|'.join(_ACTIONS)}|meta-data", file=sys.stderr)
-        return Ocf.UNIMPLEMENTED
+        print(f"usage: vm {'|'.join([*_ACTIONS, 'notify', 'meta-data'])}", file=sys.stderr)
+        return Ocf.SUCCESS if action == "usage" else Ocf.UNIMPLEMENTED
     try:
         return _ACTIONS[action](Agent(environment, cluster or Cluster(), permits))
     except Failed as error:

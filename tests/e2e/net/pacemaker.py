@@ -36,7 +36,7 @@ done
 mkdir -p /run/crm /run/lock /run/resource-agents /run/sbin /run/agents
 for each in cib pengine cores blackbox; do mkdir -p /var/lib/pacemaker/$each; done
 [ -e /var/lib/pacemaker/cib/cib.xml ] || cp "$2/cib.xml" /var/lib/pacemaker/cib/
-chmod 600 /var/lib/pacemaker/cib/*
+chmod 777 "$1"; chmod 600 /var/lib/pacemaker/cib/*
 chown -R hacluster:haclient /var/lib/pacemaker /var/log/pacemaker /run/crm
 cp "$2/corosync.conf" /etc/corosync/
 mount --bind /usr/sbin /run/sbin; mount -t tmpfs none /usr/sbin
@@ -112,7 +112,13 @@ _CIB: Final = """<cib crm_feature_set="3.16.1" validate-with="pacemaker-3.9" adm
   </cluster_property_set></crm_config>
   <nodes/>
   <resources>
-    {fences}
+    <primitive id="fence" class="stonith" type="fence_lab">
+      <instance_attributes id="fence-parameters">
+        <nvpair id="fence-hosts" name="pcmk_host_list" value="a b"/>
+        <nvpair id="fence-check" name="pcmk_host_check" value="static-list"/>
+        <!-- where both would fence each other, host b is slower: host a stays -->
+        <nvpair id="fence-delay" name="pcmk_delay_base" value="a:5s"/>
+      </instance_attributes></primitive>
     <clone id="vm-clone">
       <meta_attributes id="vm-clone-meta">
         <nvpair id="vm-clone-promotable" name="promotable" value="true"/>
@@ -136,12 +142,6 @@ _CIB: Final = """<cib crm_feature_set="3.16.1" validate-with="pacemaker-3.9" adm
     </clone>
   </resources><constraints/></configuration><status/></cib>
 """
-_FENCE_OF: Final = """<primitive id="fence-{node}" class="stonith" type="fence_lab">
-  <instance_attributes id="fence-{node}-parameters">
-    <nvpair id="fence-{node}-hosts" name="pcmk_host_list" value="{node}"/>
-    <nvpair id="fence-{node}-check" name="pcmk_host_check" value="static-list"/>
-  </instance_attributes></primitive>"""
-
 #: The lab's hosts see each other's processes, which the agent knows by their state folder.
 _STATE_OF: Final = """<instance_attributes id="vm-{node}">
   <rule id="vm-{node}-rule" score="INFINITY"><expression id="vm-{node}-name"
@@ -170,9 +170,8 @@ class Cluster:
             for number, (name, place) in enumerate(NODES.items(), 1)
         )
         (files / "corosync.conf").write_text(f"{_COROSYNC}{nodes}}}\n")
-        fences = "".join(_FENCE_OF.format(node=name) for name in NODES)
         states = "".join(_STATE_OF.format(node=n, state=c.state) for n, c in self.colos.items())
-        cib = _CIB.format(fences=fences, config=files / "vm.toml", states=states)
+        cib = _CIB.format(config=files / "vm.toml", states=states)
         (files / "cib.xml").write_text(cib)
         networks = {name: stage.lab.prefix(p)[1].partition("=")[2] for name, p in NODES.items()}
         self._write_program("fence_lab", _FENCE.format(python=sys.executable, networks=networks))
@@ -210,6 +209,10 @@ class Cluster:
         script = f"{sys.executable} {self._files / 'fence_lab'}"
         subprocess.run(script.split(), input=f"plug={name}\n", text=True, timeout=30, check=True)
         self._up.pop(name).wait(30)
+
+    def is_up(self, name: str) -> bool:
+        """Whether anything runs on that host."""
+        return self._up[name].poll() is None
 
     def run(self, name: str, *command: str) -> str:
         """What a command prints on that host; "" where it fails."""

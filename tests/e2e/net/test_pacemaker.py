@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from colo.demo.lab import REPLICATION_ADDRESS
+from colo.demo.lab import REPLICATION_ADDRESS, Link
 from tests.e2e.net.pacemaker import NODES, PROGRAMS, Cluster
 from tests.e2e.net.stage import PORT, Stage, Vm
 
@@ -34,20 +34,22 @@ def test_a_vm_is_moved_and_outlives_each_host(stage: Stage, vm: Vm) -> None:
     stage.wait_booted(a)
     client = stage.client("stream")
 
-    cluster.run("a", "crm_resource", "--resource", "vm-clone", "--move", "--promoted", "--node", "b")
-    cluster.wait_promoted("b")
-    client.wait_heard()
-    b.wait_state("PROTECTED")
-    cluster.run("a", "crm_resource", "--resource", "vm-clone", "--clear")
-
-    cluster.cut_power("b")  # the VM runs there
-    cluster.wait_promoted("a")
-    client.wait_heard()
-    cluster.up("b")
-    a.wait_state("PROTECTED")
-
-    cluster.cut_power("b")  # it only waits there
+    cluster.cut_power("b")  # nothing but the copy is there
     a.wait_state("UNPROTECTED")
     client.wait_heard()
     assert cluster.promoted("a") == ["a"]
+    cluster.up("b")
+    a.wait_state("PROTECTED")
+
+    cluster.run("a", "crm_resource", "--resource", "vm-clone", "--move", "--promoted", "--node", "b")
+    cluster.wait_promoted("b")
+    client.wait_heard()
+    cluster.run("a", "crm_resource", "--resource", "vm-clone", "--clear")
+    b.wait_state("PROTECTED")
+    client.wait_heard()
+
+    with stage.lab.severed(Link.REPLICATION):  # the VM's host has to be silent until it is fenced
+        cluster.wait_promoted("a")
+        client.wait_heard()
+    assert not cluster.is_up("b")
     client.check()
