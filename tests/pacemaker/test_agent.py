@@ -1,4 +1,4 @@
-"""Every action of the resource agent, and its exit code, beside a colo that says what it is told."""
+"""Every action of the resource agent, and its exit code, beside a colo that says what it is to."""
 
 from __future__ import annotations
 
@@ -313,9 +313,7 @@ def test_a_qemu_that_colo_has_left_is_not_nothing(host: Host) -> None:
         qemu.kill()
 
 
-def test_a_colo_that_hangs_is_not_running_well(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_colo_that_hangs_is_not_running_well(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     pid = host.runs("PROTECTED").here.colo()
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -449,7 +447,7 @@ def test_a_good_configuration_is_good(host: Host) -> None:
         (('"pacemaker"', '"file:/g"'), {}, "'file:/g': has to be \"pacemaker\" here"),
         (("[hosts]", "[hosted]"), {}, "hosted"),
         (("b = ", "c = "), {"on_node": "b"}, "this host is b, and [hosts] has a and c"),
-        (("", ""), {"notify": "false"}, "needs the meta attribute notify=true"),
+        (("", ""), {"notify": "false"}, "needs the option notify=true"),
     ],
 )
 def test_a_bad_configuration_is_refused_before_anything_is_started(

@@ -133,7 +133,7 @@ class Agent:
             named = f"[failover] arbiter = {config.failover.arbiter!r}"
             raise Failed(Ocf.CONFIGURED, f'{self._file}: {named}: has to be "pacemaker" here')
         if self._meta("clone_max") and self._meta("notify") != "true":
-            raise Failed(Ocf.CONFIGURED, "the promotable clone needs the meta attribute notify=true")
+            raise Failed(Ocf.CONFIGURED, "the promotable clone needs the option notify=true")
         return Ocf.SUCCESS
 
     def start(self) -> Ocf:

@@ -11,9 +11,9 @@ those of Pacemaker's crm_exit_t.
 from __future__ import annotations
 
 import subprocess
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from typing import Final
+from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
 from colo.errors import LocalError, NoAnswer

@@ -8,12 +8,11 @@ cut by killing all that runs in its network, which is also what the fence agent 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any, Final
+from xml.etree import ElementTree
 
 from colo.demo.lab import REPLICATION_ADDRESS, Place
 from colo.pacemaker.agent import agent_file

@@ -41,7 +41,9 @@ def test_a_vm_is_moved_and_outlives_each_host(stage: Stage, vm: Vm) -> None:
     cluster.up("b")
     a.wait_state("PROTECTED")
 
-    cluster.run("a", "crm_resource", "--resource", "vm-clone", "--move", "--promoted", "--node", "b")
+    cluster.run(
+        "a", "crm_resource", "--resource", "vm-clone", "--move", "--promoted", "--node", "b"
+    )
     cluster.wait_promoted("b")
     client.wait_heard()
     cluster.run("a", "crm_resource", "--resource", "vm-clone", "--clear")
