@@ -1,8 +1,8 @@
 """Stands in for ``colo node``: says in status.json what the test has put into the folder.
 
 ``fake`` is what it says, ``on-ORDER`` what it says once it got that order (and «gone» to end),
-``answer-ORDER`` what it answers, ``next`` what the next colo says; ``orders`` has all that it got.  With ``permit``, the path of a
-permit in it, it says PROTECTED while that is there, and ``fake`` else.
+``answer-ORDER`` what it answers, ``next`` what the next colo says; ``orders`` has all that it got.
+With ``permit``, the path of one in it, it says PROTECTED while that is there, and ``fake`` else.
 """
 
 from __future__ import annotations

@@ -115,8 +115,8 @@ _CIB: Final = """<cib crm_feature_set="3.16.1" validate-with="pacemaker-3.9" adm
       <instance_attributes id="fence-parameters">
         <nvpair id="fence-hosts" name="pcmk_host_list" value="a b"/>
         <nvpair id="fence-check" name="pcmk_host_check" value="static-list"/>
-        <!-- where both would fence each other, host b is slower: host a stays -->
-        <nvpair id="fence-delay" name="pcmk_delay_base" value="a:5s"/>
+        <!-- A host that is cut off lives on for a while. Of two, host a stays. -->
+        <nvpair id="fence-delay" name="pcmk_delay_base" value="a:9s;b:3s"/>
       </instance_attributes></primitive>
     <clone id="vm-clone">
       <meta_attributes id="vm-clone-meta">
