@@ -11,7 +11,7 @@ import pytest
 from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.asking import _Call, _current
 from colo.arbiters.pacemaker import CibRegister, PacemakerArbiter
-from colo.arbiters.register import MemoryRegister, Seen
+from colo.arbiters.register import Seen
 from colo.errors import LocalError, NoAnswer
 from colo.membership.grant import Ending, Grant, Record
 from colo.pacemaker.cluster import Cluster, Nodes
@@ -149,8 +149,8 @@ def test_who_has_given_up_changes_nothing(register: CibRegister, cluster: Copies
 # -- who may ask --------------------------------------------------------------------------
 
 
-def made(permit: Permit, wait_s: float = 0.0) -> tuple[MemoryRegister, Arbiter]:
-    register = MemoryRegister()
+def made(permit: Permit, wait_s: float = 0.0) -> tuple[CibRegister, PacemakerArbiter]:
+    register = CibRegister("web1", ("a", "b"), Copies())
     return register, PacemakerArbiter(register, permit, wait_s)
 
 
@@ -207,3 +207,14 @@ def test_a_promotion_that_comes_meanwhile_is_waited_for(permit: Permit) -> None:
     permit.give()
     asking.join(30)
     assert got == [Grant(1, "a/1/2")]
+
+
+def test_the_other_host_is_off_where_pacemaker_says_so(
+    register: CibRegister, cluster: Copies, permit: Permit
+) -> None:
+    arbiter = PacemakerArbiter(register, permit)
+    assert not arbiter.is_off("b")
+    cluster.there = Nodes(frozenset("a"), frozenset())
+    assert not arbiter.is_off("b"), "it is lost, and not fenced"
+    cluster.there = Nodes(frozenset("a"), frozenset("b"))
+    assert arbiter.is_off("b") and not arbiter.is_off("a")

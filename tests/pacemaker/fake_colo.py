@@ -2,6 +2,7 @@
 
 ``fake`` is what it says, ``on-ORDER`` what it says once it got that order (and «gone» to end),
 ``answer-ORDER`` what it answers, ``next`` what the next colo says; ``orders`` has all that it got.
+With ``stays``, read at the start, it does not end at SIGTERM, and notes it in ``asked-to-end``.
 With ``permit``, the path of one in it, it says PROTECTED while that is there, and ``fake`` else.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -25,6 +27,8 @@ def main() -> None:
         sys.exit(2)
     (folder / "argv").write_text(json.dumps(sys.argv[1:]))
     follow(folder, "next")
+    if (folder / "stays").exists():
+        signal.signal(signal.SIGTERM, lambda *_: (folder / "asked-to-end").touch())
     control = folder / "control.sock"
     control.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as server:

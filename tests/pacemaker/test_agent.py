@@ -137,10 +137,12 @@ class Host:
 
     def left_qemu(self) -> subprocess.Popen[bytes]:
         """A process that looks like this VM's QEMU."""
-        return subprocess.Popen(
+        qemu = subprocess.Popen(
             [sys.executable, "-c", "input()", "-qmp", f"unix:{self.state}/colo-qmp.sock"],
             stdin=subprocess.PIPE,
         )
+        _wait(lambda: self.here.qemus() == [qemu.pid])  # its words are there a moment later
+        return qemu
 
     def _put(self, name: str, content: dict[str, Any]) -> None:
         half = self.state / f".{name}"
@@ -243,6 +245,15 @@ def test_stop_has_a_guest_power_down_that_nobody_takes_over(host: Host) -> None:
     assert host.do("stop") == Ocf.SUCCESS
     assert [order["order"] for order in host.orders()] == ["stop"]
     assert 10 < host.orders()[0]["grace_s"] < 30
+
+
+def test_stop_does_not_wait_for_the_other_host_to_take_what_was_handed_over(host: Host) -> None:
+    (host.state / "stays").touch()
+    host.runs("PROTECTED").on("switchover", "GOING_OVER")
+    assert host.do("stop", notify_promote_uname="b") == Ocf.SUCCESS
+    assert [order["order"] for order in host.orders()] == ["switchover"]
+    assert host.here.colo() is None
+    assert not (host.state / "asked-to-end").exists()
 
 
 def test_stop_ends_a_colo_that_hangs(host: Host) -> None:

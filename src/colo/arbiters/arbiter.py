@@ -56,6 +56,10 @@ class Arbiter:
     def ready(self) -> None:
         """Raise LocalError where nobody on this host could be granted anything now."""
 
+    def is_off(self, host: str) -> bool:
+        """Whether ``host`` is surely off, and has lost all that it had in memory."""
+        return False
+
     def check(self, grant: Grant) -> Grant:
         """Return another host's ``grant`` as it stands: a later one where it got that unheard.
 

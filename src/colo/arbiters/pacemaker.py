@@ -20,7 +20,7 @@ from typing import Final
 
 from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.asking import about_to_write
-from colo.arbiters.register import Register, Seen
+from colo.arbiters.register import Seen
 from colo.errors import LocalError, NoAnswer
 from colo.membership.grant import Record
 from colo.pacemaker.cluster import Cluster
@@ -34,40 +34,6 @@ _NOT_PROMOTED: Final = "Pacemaker has not promoted this host"
 _LOOK_S: Final = 0.05
 
 
-class PacemakerArbiter(Arbiter):
-    """Grants a host that Pacemaker has promoted: where ``permit`` is there.
-
-    ``wait_s``: how long it may be waited for.
-    """
-
-    def __init__(self, register: Register, permit: Permit, wait_s: float = _PROMOTED_S) -> None:
-        super().__init__(register)
-        self._permit = permit
-        self._wait_s = wait_s
-
-    def ready(self) -> None:
-        """Raise LocalError where this host is not promoted now."""
-        if not self._permit.is_there:
-            raise LocalError(_NOT_PROMOTED)
-
-    def _read(self) -> tuple[Record | None, Callable[[Record], bool]]:
-        record, replace = super()._read()
-
-        def replace_promoted(new: Record) -> bool:
-            if new.holder and (record is None or new.number > record.number):
-                self._await_promotion()
-            return replace(new)
-
-        return record, replace_promoted
-
-    def _await_promotion(self) -> None:
-        deadline = time.monotonic() + self._wait_s
-        while not self._permit.is_there:
-            if time.monotonic() >= deadline:
-                raise LocalError(_NOT_PROMOTED)
-            time.sleep(_LOOK_S)
-
-
 class CibRegister:
     """What the CIB keeps for the VM ``vm``, whose ``hosts`` are nodes of those names."""
 
@@ -77,6 +43,10 @@ class CibRegister:
         self._key = f"colo-{vm}"
         self._hosts = hosts
         self._cluster = cluster
+
+    def is_off(self, host: str) -> bool:
+        """Whether that host is surely off.  Raises LocalError."""
+        return host in self._cluster.nodes().off
 
     def read(self) -> Seen:
         """Return what it holds, on all hosts that are not surely off."""
@@ -101,3 +71,42 @@ class CibRegister:
         if not stands:
             raise NoAnswer("the grant in Pacemaker's CIB has moved on at once", True)
         return True
+
+
+class PacemakerArbiter(Arbiter):
+    """Grants a host that Pacemaker has promoted: where ``permit`` is there.
+
+    ``wait_s``: how long it may be waited for.
+    """
+
+    def __init__(self, register: CibRegister, permit: Permit, wait_s: float = _PROMOTED_S) -> None:
+        super().__init__(register)
+        self._cib = register
+        self._permit = permit
+        self._wait_s = wait_s
+
+    def ready(self) -> None:
+        """Raise LocalError where this host is not promoted now."""
+        if not self._permit.is_there:
+            raise LocalError(_NOT_PROMOTED)
+
+    def is_off(self, host: str) -> bool:
+        """Whether Pacemaker has fenced it, or was stopped there in good order."""
+        return self._cib.is_off(host)
+
+    def _read(self) -> tuple[Record | None, Callable[[Record], bool]]:
+        record, replace = super()._read()
+
+        def replace_promoted(new: Record) -> bool:
+            if new.holder and (record is None or new.number > record.number):
+                self._await_promotion()
+            return replace(new)
+
+        return record, replace_promoted
+
+    def _await_promotion(self) -> None:
+        deadline = time.monotonic() + self._wait_s
+        while not self._permit.is_there:
+            if time.monotonic() >= deadline:
+                raise LocalError(_NOT_PROMOTED)
+            time.sleep(_LOOK_S)

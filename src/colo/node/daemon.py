@@ -307,6 +307,8 @@ class Daemon(Performer):
             event, why = await question(self._addresses[self._peer], ours)
         except PeerError as error:
             event, why = Event.OBJECTS, error
+        if event is Event.SILENT and await self._is_off(self._peer):
+            event = Event.AGREES
         if event is Event.OBJECTS:
             self._why = f"the VM died here: {why}"
         elif event is Event.SILENT:
@@ -317,6 +319,12 @@ class Daemon(Performer):
         else:
             self.say(f"the VM died here, and host {self._peer} has nothing of it: starting it anew")
         return event, {}
+
+    async def _is_off(self, host: str) -> bool:
+        try:
+            return await reach(self._arbiter.is_off, host)
+        except LocalError:
+            return False
 
     # -- the two parts --------------------------------------------------------------------
 

@@ -53,7 +53,8 @@ _BEGINS: Final = ("STARTING", "RESUMING", "PARTING", "TAKING_OVER", "RUNNING")
 #: In these its first copy is on its way.
 _COMES: Final = ("BEGINNING", "COPYING")
 #: In these it is here, and silent: its right is being decided.
-_SILENT: Final = (*_BEGINS, "GOING_OVER", "LOST")
+_HANDED_OVER: Final = ("GOING_OVER", "LOST")
+_SILENT: Final = (*_BEGINS, *_HANDED_OVER)
 #: In these there is a whole checkpoint of it here.
 _WHOLE: Final = ("KEEPING", "CUT_OFF", "ORPHANED")
 #: In these there is nothing of it here from which it could run.
@@ -150,7 +151,10 @@ class Agent:
         """Have nothing of the VM on this host."""
         self._put_down()
         self._tell_score(None)
-        self._here.end_colo(max(self._deadline - time.monotonic(), 0.0) / 2)
+        seen = self._here.look()
+        # One that waits for the other host to take the VM has nothing left to do.
+        waits = seen is not None and seen.state in _HANDED_OVER
+        self._here.end_colo(0.0 if waits else max(self._deadline - time.monotonic(), 0.0) / 2)
         self._here.end_qemus()
         return Ocf.SUCCESS
 

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.e2e
 HOSTS = "[hosts]\n" + "".join(
     f'{name} = "tcp:{REPLICATION_ADDRESS[place]}:{PORT}"\n' for name, place in NODES.items()
 )
+VM = ("crm_resource", "--resource", "vm-clone")
 needs_pacemaker = pytest.mark.skipif(
     any(shutil.which(each, path="/usr/sbin:/usr/bin:/sbin") is None for each in PROGRAMS),
     reason="no corosync, or no pacemaker",
@@ -41,12 +42,10 @@ def test_a_vm_is_moved_and_outlives_each_host(stage: Stage, vm: Vm) -> None:
     cluster.up("b")
     a.wait_state("PROTECTED")
 
-    cluster.run(
-        "a", "crm_resource", "--resource", "vm-clone", "--move", "--promoted", "--node", "b"
-    )
+    cluster.run("a", *VM, "--move", "--promoted", "--node", "b")
     cluster.wait_promoted("b")
     client.wait_heard()
-    cluster.run("a", "crm_resource", "--resource", "vm-clone", "--clear")
+    cluster.run("a", *VM, "--clear")
     b.wait_state("PROTECTED")
     client.wait_heard()
 
