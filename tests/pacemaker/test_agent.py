@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from colo.errors import LocalError
 from colo.pacemaker.agent import Ocf, agent_file, main, metadata, score
 from colo.pacemaker.cluster import Cluster
 from colo.pacemaker.here import Here, Seen
+from colo.pacemaker.permit import PERMITS, Permit
 
 FAKE = Path(__file__).with_name("fake_colo.py")
 VM_FILE = """name = "web1"
@@ -548,3 +550,6 @@ def test_ocf_tester_is_content(host: Host, readable: Path) -> None:
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.stdout.endswith(f"{agent} passed all tests\n"), done.stdout + done.stderr
+    assert not Permit(name).is_there
+    with contextlib.suppress(OSError):  # another test, or a VM, has its permit there
+        PERMITS.rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -17,8 +18,9 @@ HOSTS = "[hosts]\n" + "".join(
 )
 VM = ("crm_resource", "--resource", "vm-clone")
 needs_pacemaker = pytest.mark.skipif(
-    any(shutil.which(each, path="/usr/sbin:/usr/bin:/sbin") is None for each in PROGRAMS),
-    reason="no corosync, or no pacemaker",
+    any(shutil.which(each, path="/usr/sbin:/usr/bin:/sbin") is None for each in PROGRAMS)
+    or os.geteuid() != 0,
+    reason="no corosync, no pacemaker and its commands, or not root",
 )
 
 
