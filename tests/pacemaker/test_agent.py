@@ -393,8 +393,9 @@ def test_demote_hands_the_vm_over_where_another_host_is_to_be_promoted(host: Hos
     assert not host.promoted and host.cluster.told[-1] == 20
 
 
-def test_demote_waits_for_a_first_copy_before_it_hands_over(host: Host) -> None:
-    host.runs("COPYING").on("switchover", "GOING_OVER")
+@pytest.mark.parametrize("state", ["UNPROTECTED", "COPYING"])
+def test_demote_waits_for_a_first_copy_before_it_hands_over(host: Host, state: str) -> None:
+    host.runs(state).on("switchover", "GOING_OVER")
     host.promoted = True
     agent = host.demotes_to("b")
     _wait(lambda: not host.promoted)

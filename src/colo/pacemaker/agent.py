@@ -50,8 +50,8 @@ _ORDERS: Final = "control.sock"
 _RUNS: Final = ("UNPROTECTED", "BEGINNING", "COPYING", "PROTECTED")
 #: In these it is about to run here.
 _BEGINS: Final = ("STARTING", "RESUMING", "PARTING", "TAKING_OVER", "RUNNING")
-#: In these its first copy is on its way.
-_COMES: Final = ("BEGINNING", "COPYING")
+#: In these its first copy is on its way, or soon will be where the other host is there.
+_COMES: Final = ("UNPROTECTED", "BEGINNING", "COPYING")
 #: In these it is here, and silent: its right is being decided.
 _HANDED_OVER: Final = ("GOING_OVER", "LOST")
 _SILENT: Final = (*_BEGINS, *_HANDED_OVER)
@@ -256,7 +256,7 @@ class Agent:
     def _hand_over(self) -> None:
         """Have the VM stop behind a checkpoint that the other host goes on from.
 
-        A first copy that is under way is waited for, as without it the other host has nothing.
+        A first copy is waited for, as without it the other host has nothing.
         """
         self._settle(_COMES)
         why = self._order({"order": "switchover"}, lambda seen: seen.state not in _RUNS)
