@@ -402,8 +402,9 @@ def test_the_status_of_a_host_that_waits_says_whose_turn_it_is(world: World) -> 
         raise LocalError("nobody has promoted this host")
 
     async def stop(world: World) -> None:
-        while not world.folder_has_control():
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while not world.folder_has_control():
+                await asyncio.sleep(0.01)
         world.daemon.stop()
 
     world.arbiter.ready = ready  # type: ignore[method-assign]

@@ -404,12 +404,16 @@ def test_demote_waits_for_a_first_copy_before_it_hands_over(host: Host, state: s
     assert [order["order"] for order in host.orders()] == ["switchover"]
 
 
-def test_demote_powers_the_guest_down_where_nobody_is_to_be_promoted(host: Host) -> None:
+@pytest.mark.parametrize("promoted", [" ", "a"])
+def test_demote_powers_the_guest_down_where_nobody_is_to_be_promoted(
+    host: Host, promoted: str
+) -> None:
     host.runs("PROTECTED").on("stop", "gone")
+    host.on("switchover", "PROTECTED", {"ok": False, "text": "the VM stays"})
     host.promoted = True
     before = host.here.colo()
     host.next_says("WAITING", turn="START")
-    assert host.do("demote", notify_promote_uname=" ") == Ocf.SUCCESS
+    assert host.do("demote", notify_promote_uname=promoted) == Ocf.SUCCESS
     assert [order["order"] for order in host.orders()] == ["stop"]
     assert host.here.colo() not in (None, before), "a colo waits here anew"
     assert host.do("monitor") == Ocf.SUCCESS
