@@ -10,11 +10,14 @@ import tomllib
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import cast, get_args, get_type_hints
+from xml.etree import ElementTree
 
 import pytest
 
+from colo.arbiters.named import check_failover
 from colo.cli import main
 from colo.config import TlsFiles, VmConfig, load
+from colo.pacemaker.agent import metadata
 from colo.transport.tls import Tls
 
 ROOT = Path(__file__).parent.parent
@@ -126,3 +129,26 @@ def project() -> dict[str, list[str]]:
         content = tomllib.load(file)["project"]
     assert isinstance(content, dict)
     return content
+
+
+def test_the_page_on_pacemaker_names_what_its_agent_has(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "pacemaker.md").read_text()
+    file = tmp_path / "web1.toml"
+    table = textwrap.dedent(text.split("```toml\n")[1].split("```")[0])
+    file.write_text(f'name = "web1"\n{table}')
+    assert load(file, check_failover).failover.arbiter == "pacemaker"
+    agent = ElementTree.fromstring(metadata())
+    parameters = {each.get("name") for each in agent.iter("parameter")}
+    for command in ("crm configure primitive web1", "pcs resource create web1"):
+        given = text[text.index(command) :].split("\n\n")[0].split("clone web1")[0]
+        words = [word.partition("=") for word in given.split() if "=" in word]
+        assert {"config", "state_dir"} <= {name for name, _, _ in words} & parameters
+        said = [value for name, _, value in words if name == "timeout"]
+        names = {"start", "stop", "promote", "demote", "monitor"}
+        assert sorted(said) == sorted(timeouts(agent, names)), command
+
+
+def timeouts(agent: ElementTree.Element, names: set[str]) -> list[str]:
+    """What the agent advises for these actions."""
+    actions = agent.iter("action")
+    return [each.get("timeout", "") for each in actions if each.get("name") in names]

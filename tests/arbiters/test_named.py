@@ -10,6 +10,7 @@ from colo.arbiters.etcd import EtcdRegister
 from colo.arbiters.file import FileRegister
 from colo.arbiters.manual import ManualArbiter, NoArbiter
 from colo.arbiters.named import check_failover, make_arbiter, make_fence
+from colo.arbiters.pacemaker import CibRegister, PacemakerArbiter
 from colo.config import VmConfig
 from colo.config.vm import EtcdAccess, Failover
 from colo.errors import UsageError
@@ -37,9 +38,20 @@ def test_an_arbiter_of_one_host(text: str, kind: type) -> None:
     assert type(make_arbiter(named(text))) is kind
 
 
+def test_pacemaker_is_for_two_hosts_that_have_names() -> None:
+    hosts = {"a": "tcp:a:1", "b": "tcp:b:1"}
+    config = VmConfig("web1", failover=Failover(arbiter="pacemaker"), hosts=hosts)
+    arbiter = make_arbiter(config)
+    assert type(arbiter) is PacemakerArbiter and type(arbiter._register) is CibRegister
+    with pytest.raises(UsageError, match=r"\[hosts\] has to have both hosts"):
+        check_failover(named("pacemaker"))
+
+
 @pytest.mark.parametrize("text", ["", "file:", "etcd", "etcd:", "manual:x", "x"])
 def test_another_name_is_refused_with_the_choices(text: str) -> None:
-    with pytest.raises(UsageError, match=r"etcd:URL.*, file:PATH, exec:COMMAND, manual or none"):
+    with pytest.raises(
+        UsageError, match=r"etcd:URL.*, file:PATH, exec:COMMAND, pacemaker, manual or none"
+    ):
         check_failover(named(text))
 
 

@@ -162,7 +162,7 @@ BAD = [
     ('name = "a"\n[failover]\nsilence_s = -1.5', "silence_s = -1.5: more than 0"),
     ('name = "a"\n[failover]\nsilence_s = nan', "silence_s = nan: "),
     ('name = "a"\n[failover]\nsilence_s = inf', "silence_s = inf: "),
-    ('name = "a"\n[failover]\narbiter = "x"', "file:PATH, exec:COMMAND, manual or none"),
+    ('name = "a"\n[failover]\narbiter = "x"', "file:PATH, exec:COMMAND, pacemaker, manual or none"),
     ('name = "a"\n[failover]\narbiter = "exec:x"', "[failover] arbiter = 'exec:x': the whole path"),
     ('name = "a"\n[failover]\narbiter = "exec:"', "arbiter = 'exec:': exec:COMMAND"),
     ('name = "a"\n[failover]\narbiter = "exec:/x \\""', "No closing quotation"),

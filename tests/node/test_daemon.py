@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from colo.arbiters.arbiter import Arbiter
 from colo.arbiters.file import FileRegister
 from colo.config import VmConfig
 from colo.config.vm import Failover
-from colo.errors import ChannelLost, DiskError, GuestError, Refused, UsageError
+from colo.errors import ChannelLost, DiskError, GuestError, LocalError, Refused, UsageError
 from colo.membership.grant import Ending, Grant
 from colo.membership.member import Member
 from colo.membership.states import State
@@ -546,6 +547,52 @@ def test_it_is_not_started_while_the_other_one_may_have_a_newer_state(world: Wor
     world.leads = [State.SHUTDOWN]
     world.play()
     assert any("if that host is gone for good, `colo failover`" in line for line in world.said)
+
+
+def test_it_is_started_where_the_other_host_is_surely_off(world: World) -> None:
+    world.record(DEAD)
+    world.peer, world.peer_stays = ChannelLost("no answer"), True
+    world.leads = [State.SHUTDOWN]
+    asked: list[str] = []
+
+    def is_off(host: str) -> bool:
+        asked.append(host)
+        return len(asked) > 1
+
+    world.arbiter.is_off = is_off  # type: ignore[method-assign]
+    assert world.play() == 0
+    assert asked == ["b", "b"]
+    assert world.did[:2] == ["starts QEMU", "leads a VM that it starts"]
+
+
+def test_no_qemu_is_started_where_nothing_could_be_granted(world: World) -> None:
+    asked: list[int] = []
+
+    def ready() -> None:
+        asked.append(len(world.did))
+        if len(asked) < 3:
+            raise LocalError("nobody has promoted this host")
+
+    world.arbiter.ready = ready  # type: ignore[method-assign]
+    world.leads = [State.SHUTDOWN]
+    assert world.play() == 0
+    assert asked == [0, 0, 0]
+    assert world.said == ["web1: no grant to start the VM: nobody has promoted this host"]
+
+
+def test_the_status_of_a_host_that_waits_says_whose_turn_it_is(world: World) -> None:
+    def ready() -> None:
+        raise LocalError("nobody has promoted this host")
+
+    async def stop(world: World) -> None:
+        async with asyncio.timeout(10):
+            while not world.folder_has_control():
+                await asyncio.sleep(0.01)
+        world.daemon.stop()
+
+    world.arbiter.ready = ready  # type: ignore[method-assign]
+    world.play(also=stop)
+    assert json.loads((world.path / "state" / "status.json").read_text())["turn"] == "START"
 
 
 def test_an_operator_does_without_a_host_that_is_gone_for_good(

@@ -53,6 +53,13 @@ class Arbiter:
         """Return the record as it stands; None where nobody has begun there.  Changes nothing."""
         return self._read()[0]
 
+    def ready(self) -> None:
+        """Raise LocalError where nobody on this host could be granted anything now."""
+
+    def is_off(self, host: str) -> bool:
+        """Whether ``host`` is surely off, and has lost all that it had in memory."""
+        return False
+
     def check(self, grant: Grant) -> Grant:
         """Return another host's ``grant`` as it stands: a later one where it got that unheard.
 
@@ -150,7 +157,7 @@ def require_memory(arbiter: Arbiter, named: str) -> None:
         raise UsageError(
             f'[failover] arbiter = "{named}": `colo node` goes on by itself '
             "after a takeover, and needs an arbiter that remembers who runs the VM: etcd:URL, "
-            "file:PATH or exec:COMMAND; without one take `colo run` and `colo secondary`"
+            "file:PATH, exec:COMMAND or pacemaker; without one take `colo run` and `colo secondary`"
         )
 
 

@@ -3,6 +3,7 @@
 ``etcd:URL[,URL…]``   a key in etcd
 ``file:PATH``         a file that both hosts reach
 ``exec:COMMAND``      a site's own store
+``pacemaker``         a cluster by Pacemaker, of which both hosts are nodes
 ``manual``            nobody is granted anything, but by an operator's order
 ``none``              whoever asks is granted: for a lone secondary of a stock QEMU
 """
@@ -18,13 +19,16 @@ from colo.arbiters.command import CommandRegister, parse_command
 from colo.arbiters.fence import Fence
 from colo.arbiters.file import FileRegister
 from colo.arbiters.manual import ManualArbiter, NoArbiter
+from colo.arbiters.pacemaker import CibRegister, PacemakerArbiter
 from colo.config import VmConfig
 from colo.config.vm import EtcdAccess
 from colo.errors import UsageError
+from colo.pacemaker.cluster import Cluster
+from colo.pacemaker.permit import Permit
 
 __all__ = ["check_failover", "make_arbiter", "make_fence"]
 
-_CHOICES: Final = "etcd:URL[,URL…], file:PATH, exec:COMMAND, manual or none"
+_CHOICES: Final = "etcd:URL[,URL…], file:PATH, exec:COMMAND, pacemaker, manual or none"
 
 
 def make_arbiter(config: VmConfig) -> Arbiter:
@@ -44,6 +48,8 @@ def make_arbiter(config: VmConfig) -> Arbiter:
         return _etcd(rest.split(","), config.name, config.failover.etcd or EtcdAccess())
     if kind == "exec":
         return Arbiter(CommandRegister(parse_command(text, "[failover] arbiter"), config.name))
+    if text == "pacemaker":
+        return _pacemaker(config)
     if text == "manual":
         return ManualArbiter()
     if text == "none":
@@ -61,6 +67,16 @@ def check_failover(config: VmConfig) -> None:
     """Raise UsageError where ``[failover]`` names what cannot be."""
     make_arbiter(config)
     make_fence(config)
+
+
+def _pacemaker(config: VmConfig) -> Arbiter:
+    if len(config.hosts) != 2:
+        raise UsageError(
+            '[failover] arbiter = "pacemaker" is for `colo node`: [hosts] has to have both hosts, '
+            "by their names as nodes of the cluster"
+        )
+    register = CibRegister(config.name, tuple(config.hosts), Cluster())
+    return PacemakerArbiter(register, Permit(config.name))
 
 
 def _etcd(urls: list[str], vm: str, access: EtcdAccess) -> Arbiter:

@@ -170,8 +170,25 @@ def _print_unit(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         ctx.exit()
 
 
+def _print_agent(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print the resource agent, and do no more."""
+    if wanted and not ctx.resilient_parsing:
+        from colo.pacemaker.agent import agent_file
+
+        click.echo(agent_file(sys.executable), nl=False)
+        ctx.exit()
+
+
 @main.command()
 @click.argument("vm_file", type=click.Path(path_type=Path))
+@click.option(
+    "--print-agent",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_agent,
+    help="Print Pacemaker's resource agent, ocf:colo:vm, and exit.",
+)
 @click.option(
     "--print-unit",
     is_flag=True,

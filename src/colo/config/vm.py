@@ -22,7 +22,7 @@
     device_state_mib = 64                    # what a checkpoint's devices may take
     disk_journal_mib = 256                   # for what a disk is written between checkpoints
     [failover]
-    arbiter = "etcd:http://e1:2379"          # or file:PATH, exec:COMMAND, manual, none
+    arbiter = "etcd:http://e1:2379"          # or file:PATH, exec:COMMAND, pacemaker, manual, none
     fence = "exec:/usr/sbin/host-off"        # not needed: run before a takeover
     heartbeat_s = 0.1                        # how often each host says that it is there
     heartbeat_limit_s = 0.8                  # and after how long a silence it counts as lost

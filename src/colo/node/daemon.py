@@ -287,6 +287,11 @@ class Daemon(Performer):
             await self._ending
         started: Qemu | None = None
         try:
+            await reach(self._arbiter.ready)
+        except LocalError as error:
+            self._why = f"no grant to start the VM: {error}"
+            return Event.NO_ANSWER, {}
+        try:
             if self._adopted is None:
                 qemu: Monitor | None = (started := await self._started())
             else:
@@ -353,6 +358,8 @@ class Daemon(Performer):
             event, why = await question(self._addresses[self._peer], ours)
         except PeerError as error:
             event, why = Event.OBJECTS, error
+        if event is Event.SILENT and await self._is_off(self._peer):
+            event = Event.AGREES
         if event is Event.OBJECTS:
             self._why = f"the VM died here: {why}"
         elif event is Event.SILENT:
@@ -363,6 +370,12 @@ class Daemon(Performer):
         elif self._adopted is None:
             self.say(f"the VM died here, and host {self._peer} has nothing of it: starting it anew")
         return event, {}
+
+    async def _is_off(self, host: str) -> bool:
+        try:
+            return await reach(self._arbiter.is_off, host)
+        except LocalError:
+            return False
 
     # -- the two parts --------------------------------------------------------------------
 
@@ -472,5 +485,6 @@ class Daemon(Performer):
             "arbiter": self._config.failover.arbiter,
             "grant": self._folder.known_grant or None,
             "error": self._why,
+            "turn": None if (turn := self.member.facts.turn) is None else turn.name,
             "qemu": None,
         }
