@@ -1,8 +1,8 @@
 """``python -m bench``: measure on this machine, and write the figures down.
 
-It takes some 50 minutes; ``--quick`` takes nine and proves little.  What ``floor``, ``hybrid``,
-``links``, ``many`` and ``pace`` measure takes hours more, and has to be asked for by ``--only``.
-Let the machine do nothing else meanwhile.
+It takes some 50 minutes; ``--quick`` takes nine and proves little.  What ``big``, ``floor``,
+``hybrid``, ``links``, ``many`` and ``pace`` measure takes hours more, and has to be asked for by
+``--only``.  Let the machine do nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _ALONE: Final[dict[str, tuple[str, Callable[[], Any]]]] = {
     "receive": ("receive path", receive.measure),
     "wire": ("coding pages for a slow link", wire.measure),
 }
-_ONLY_BY_NAME: Final = ("floor", "hybrid", "links", "many", "pace")
+_ONLY_BY_NAME: Final = ("big", "floor", "hybrid", "links", "many", "pace")
 _TRANSPORTS: Final = ("unix", "tcp")
 
 
@@ -219,20 +219,16 @@ def _measure_qemu(
     elif name == "links":
         _say(f"links, QEMU {version}")
         yield from links.measure(binary, rounds, 60, 8, seconds, _say)
+    elif name == "big":
+        _say(f"big VMs, QEMU {version}")
+        for size in many.BIG_MIB:
+            for way in WAYS:
+                yield many.measure_big(binary, size, way, rounds, _say)
     elif name == "many":
-        _say(f"big VMs and many, QEMU {version}")
-        yield {
-            "big": [
-                many.measure_big(binary, size, way, rounds, _say)
-                for size in many.BIG_MIB
-                for way in WAYS
-            ],
-            "many": [
-                many.measure_many(binary, count, way, 10.0 + min(20.0, 10.0 * rounds), _say)
-                for count in many.COUNTS
-                for way in WAYS
-            ],
-        }
+        _say(f"many VMs, QEMU {version}")
+        for count in many.COUNTS:
+            for way in WAYS:
+                yield many.measure_many(binary, count, way, 10.0 + min(20.0, 10.0 * rounds), _say)
     elif name == "pace":
         _say(f"when a checkpoint is taken, QEMU {version}")
         yield from pace.measure(binary, rounds, 2.5 * seconds, _say)

@@ -1,7 +1,7 @@
 """Big VMs, and many: what they take of a host.
 
 A big one is sparse: its guest has written little of its memory.  How long its first copy takes, how
-much memory both colos have at their peak, how long a takeover takes.  Many are eight small ones,
+much memory both colos have at their peak, how long a takeover takes.  Many are small ones,
 protected at once on this machine, beside one of them alone.
 """
 
@@ -37,7 +37,7 @@ from bench.ways import Way
 __all__ = ["BIG_MIB", "COUNTS", "measure_big", "measure_many"]
 
 BIG_MIB: Final = (4096, 8192, 16384)
-COUNTS: Final = (1, 8)
+COUNTS: Final = (1, 8, 16, 32)
 _SMALL_MIB: Final = 256
 #: The store takes the guest's size in full; so much more is to be free, for all the rest.
 _REST_MIB: Final = 4096

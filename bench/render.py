@@ -8,7 +8,7 @@ from typing import Any, Final
 from bench.cells import ms, spread, table
 from bench.errors import BenchError
 from bench.render_hybrid import hybrid
-from bench.render_reach import floor, links, many, pace, wire
+from bench.render_reach import big, floor, links, many, pace, wire
 
 __all__ = ["render"]
 
@@ -350,6 +350,7 @@ _TABLES: Final[dict[str, Callable[[Any], str]]] = {
     "receive": _receive,
     "wire": wire,
     "checkpoint": _checkpoint,
+    "big": big,
     "floor": floor,
     "hybrid": hybrid,
     "links": links,

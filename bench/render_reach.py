@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from bench.cells import ms, table
 
-__all__ = ["floor", "links", "many", "pace", "wire"]
+__all__ = ["big", "floor", "links", "many", "pace", "wire"]
 
 _Row = dict[str, Any]
 
@@ -66,15 +66,18 @@ def _series(series: _Row | None, how: str) -> str:
     return " (p99 ".join(ms(series[key]) for key in how.split()) + ")" * how.count("p99")
 
 
-def many(rows: Sequence[_Row]) -> str:
-    """Two tables: one of big VMs, one of many."""
+def big(rows: Sequence[_Row]) -> str:
+    """A table of big VMs."""
     head = ["QEMU", "guest RAM", "", "first copy, s", "stopped, ms", "takeover, ms"]
     head += ["peak of host A's colo, MiB", "of host B's, MiB", "of that not the store's"]
-    big = table(head, (_big(row["qemu"], each) for row in rows for each in row["big"]))
+    return table(head, (_big(row["qemu"], row) for row in rows))
+
+
+def many(rows: Sequence[_Row]) -> str:
+    """A table of idle VMs, one alone and several at once."""
     head = ["QEMU", "idle VMs", "", "stopped, ms: median", "p99", "max", "n"]
     head += ["host A's colo, % of a core", "host B's", "host A's has, MiB", "host B's", "store"]
-    small = table(head, (_many(row["qemu"], each) for row in rows for each in row["many"]))
-    return f"{big}\n\n{small}"
+    return table(head, (_many(row["qemu"], row) for row in rows))
 
 
 def _big(qemu: str, row: _Row) -> list[str]:
