@@ -140,6 +140,7 @@ class Host(Performer):
         self.said: list[str] = []
         self.did: list[Do] = []
         self.disks = Disks()
+        self.lacks = False
         self.names = "bcdefg"  # of the QEMUs that wait, one after the other
         self.takeover = Takeover(
             self.member,
@@ -150,6 +151,7 @@ class Host(Performer):
             self.guest,
             lambda: self.names[0],
             self.said.append,
+            lambda: self.lacks,
         )
 
     def perform(self, effect: Do) -> None:
@@ -217,6 +219,42 @@ def test_the_grant_is_asked_for_until_it_comes(tmp_path: Path) -> None:
         assert len(host.said) == 1
 
     play(tmp_path, scene)
+
+
+def test_who_comes_to_lack_what_clients_heard_asks_no_more(tmp_path: Path) -> None:
+    """A secondary VM has died while the arbiter was away: a grant could not be used, and would
+    silence a primary that may be well."""
+
+    async def scene(host: Host) -> None:
+        host.arbiter.back.set()
+        host.guest.let.set()
+        host.lacks = True
+        host.lose()
+        await host.until_told()
+        assert "the secondary VM has died" in host.said[0]
+        while host.did.count(Do.ASK) < 3:
+            await asyncio.sleep(0.001)
+        assert host.arbiter.current().grant.number == 0
+        host.lacks = False  # by an operator's force, say
+        await host.until(State.RUNNING)
+
+    play(tmp_path, scene)
+
+
+def test_a_fence_is_not_used_for_what_could_not_be_run(tmp_path: Path) -> None:
+    fence = FakeFence()
+
+    async def scene(host: Host) -> None:
+        host.arbiter.back.set()
+        host.guest.let.set()
+        fence.is_off = True
+        host.lacks = True
+        assert await host.takeover.fence_off() == (Event.NOT_OFF, {})
+        assert fence.asked == []
+        host.lacks = False
+        assert await host.takeover.fence_off() == (Event.OFF, {})
+
+    play(tmp_path, scene, fence=cast(Fence, fence))
 
 
 @pytest.mark.usefixtures("impatient")

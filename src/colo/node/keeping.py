@@ -104,9 +104,8 @@ class SecondaryNode(Performer):
             )
         guest, disks = self._kept.beside or self.waiting, self._kept.beside or self._kept.disks
         holder = partial(guest.instance, host)
-        self._takeover = Takeover(
-            self.member, arbiter, fence, store, disks, guest, holder, self.say
-        )
+        part = self.member, arbiter, fence, store, disks, guest, holder, self.say
+        self._takeover = Takeover(*part, lambda: self._kept.lacks)
         self._loading: asyncio.Task[None] | None = None
         self._runs_here = False
         self._why = ""

@@ -51,7 +51,8 @@ class Takeover:
     """Runs the VM of ``store`` and ``disks`` as ``guest``, by a grant of ``arbiter``.
 
     ``fence``, where there is one, has to give its leave.  ``holder`` gives our name as the grant's
-    holder.  ``waits_for``: why the VM may not run yet.
+    holder.  ``waits_for``: why the VM may not run yet.  ``lacks``: whether clients may have heard
+    of more than is here; then only an operator's force has it run, and nobody is turned off for it.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Takeover:
         guest: SecondaryGuest,
         holder: Callable[[], str],
         say: Callable[[str], None],
+        lacks: Callable[[], bool] = lambda: False,
     ) -> None:
         self._member = member
         self._arbiter = arbiter
@@ -72,7 +74,7 @@ class Takeover:
         self._disks = disks
         self._guest = guest
         self._holder = holder
-        self._say = say
+        self._say, self._lacks = say, lacks
         self._decided_at = 0.0
         self._asked: tuple[int, str] | None = None
         self._told: str | None = None
@@ -95,6 +97,7 @@ class Takeover:
         facts = self._member.facts
         known, void = facts.known.number, facts.void
         try:
+            self._require_all()
             grant = await reach(self._arbiter.take, known, self._name(known), void)
         except LocalError as error:
             return self._no_answer(error)
@@ -115,6 +118,8 @@ class Takeover:
         facts = self._member.facts
         assert self._fence is not None
         try:
+            if not facts.ordered:
+                self._require_all()
             await self._fence.off(host_of(facts.known.holder))
         except LocalError as error:
             why = f"grant {facts.grant.number} is ours, but the other host may still run"
@@ -122,6 +127,14 @@ class Takeover:
             return Event.NOT_OFF, {}
         self.waits_for = None
         return Event.OFF, {}
+
+    def _require_all(self) -> None:
+        """Raise LocalError where something of the VM that was heard is not here."""
+        if self._lacks():
+            raise LocalError(
+                "the secondary VM has died, and clients may have heard of more than is here: the "
+                "primary may go on, or else `colo failover --force` runs what there is"
+            )
 
     def _no_answer(self, error: LocalError) -> Outcome:
         self._wait_for("no grant yet", error)
