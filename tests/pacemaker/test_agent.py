@@ -97,9 +97,13 @@ class Host:
         path = self.permits / "web1.promoted"
         path.touch() if is_so else path.unlink(missing_ok=True)
 
+    def will_say(self, state: str, **more: Any) -> None:
+        """Have colo say so, at once; what comes of it may already be when this returns."""
+        self._put("fake", {"state": state, **more})
+
     def says(self, state: str, **more: Any) -> None:
         """Have colo say so, and wait until it has, where one runs."""
-        self._put("fake", {"state": state, **more})
+        self.will_say(state, **more)
         if self.here.colo() is not None:
             _wait(lambda: (seen := self.here.look()) is not None and seen.state == state)
 
@@ -399,7 +403,7 @@ def test_demote_waits_for_a_first_copy_before_it_hands_over(host: Host, state: s
     host.promoted = True
     agent = host.demotes_to("b")
     _wait(lambda: not host.promoted)
-    host.says("PROTECTED")
+    host.will_say("PROTECTED")
     assert agent.wait(30) == Ocf.SUCCESS
     assert [order["order"] for order in host.orders()] == ["switchover"]
 
@@ -435,7 +439,7 @@ def test_a_start_that_is_under_way_is_waited_for_and_undone(host: Host) -> None:
     host.promoted = True
     agent = host.demotes_to("b")
     _wait(lambda: not host.promoted)
-    host.says("PROTECTED")
+    host.will_say("PROTECTED")
     assert agent.wait(30) == Ocf.SUCCESS
     assert [order["order"] for order in host.orders()] == ["switchover"]
 

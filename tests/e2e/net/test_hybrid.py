@@ -7,12 +7,12 @@ import random
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from colo.demo.lab import Place
+from colo.packets.hybrid_words import HYBRID_MAGIC
 from tests.e2e.basics import wait
 from tests.e2e.net.stage import HERE, WAIT_S, Client, Colo, Stage, Vm, left_in_qemu
 
@@ -208,27 +208,22 @@ def test_a_rule_that_lets_all_out_is_noticed(stage: Stage, vm: Vm, rule: str) ->
     assert not any(client.verdict()["ok"] for client in clients)
 
 
-def newest_connection(host: Colo) -> int:
-    """The port of the connection that this colo opened last: sockets are numbered as they come."""
-    fds = Path(f"/proc/{host.pid}/fd").iterdir()
-    ours = {os.readlink(fd) for fd in fds}
-    table = Path(f"/proc/{host.pid}/net/tcp").read_text().splitlines()[1:]
-    rows = [line.split() for line in table]
-    found = [(int(row[9]), row[1]) for row in rows if f"socket:[{row[9]}]" in ours]
-    return int(max(found)[1].split(":")[1], 16)
+def iptables(stage: Stage, *words: str) -> None:
+    stage.lab.run(Place.HOST_A, "iptables", *words)
 
 
 @pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 @pytest.mark.parametrize("vm", [Vm(top=HYBRID, options=PATIENT)], ids=["patient"])
 def test_a_way_to_the_secondary_vm_that_is_silent_is_noticed(stage: Stage, vm: Vm) -> None:
     """Its packets are dropped and nobody says so; the checkpoints' way stays."""
+    magic = ("-p", "tcp", "-m", "string", "--algo", "bm", "--string", HYBRID_MAGIC.decode())
+    mark = ("OUTPUT", *magic, "-j", "CONNMARK", "--set-mark", "7")
+    iptables(stage, "-t", "mangle", "-A", *mark)
     primary, secondary = stage.protected()
     echo = stage.client("echo")
     wait_agrees(primary, 5)
-    port = str(newest_connection(primary))
-    stage.lab.run(
-        Place.HOST_A, "iptables", "-A", "OUTPUT", "-p", "tcp", "--sport", port, "-j", "DROP"
-    )
+    iptables(stage, "-t", "mangle", "-D", *mark)  # the next one is let through
+    iptables(stage, "-A", "OUTPUT", "-m", "connmark", "--mark", "7", "-j", "DROP")
     primary.wait_said("the secondary VM is out of reach: the hybrid link broke")
     echo.wait_heard(20)
     wait_agrees(primary, 5)  # by another connection
