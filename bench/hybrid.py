@@ -15,7 +15,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -27,6 +27,7 @@ from bench.memory import memory_mib
 from bench.network import Scene, scene_of
 from bench.pauses import stops_ms
 from bench.qemus_hybrid import qemus_own
+from bench.qmp import Monitor
 from bench.stats import median, summarise
 
 __all__ = ["measure"]
@@ -129,19 +130,12 @@ def _turn(scene: Scene, load: str, way: str, into: _Found, number: int) -> None:
     with scene.secondary(f"b-{time.monotonic_ns()}") as host_b, scene.primary("a"):
         play(scene, load, _WARM_UP_S)
         before = scene.status("a")
-        with scene.monitor() as monitor:
-            since = time.time()
-            samples = play(scene, load, _SECONDS)
-            until = time.time()
-            samples["host_b_mib"] = [memory_mib(host_b)]
+        with _measured(scene, load, host_b) as (samples, _):
             time.sleep(_STATUS_S)
             after = scene.status("a")
-            time.sleep(_LAST_S)
-            monitor.execute("query-status")
-            stopped = list(stops_ms(monitor.events, since, until))
     if after["state"] != "PROTECTED" or after["grant"] != before["grant"]:
         raise BenchError(f"protection was lost: {after['error']} ({after['state']})")
-    into.take(number, samples | _of_stops(stopped, until - since))
+    into.take(number, samples)
     if (now := after.get("hybrid")) is not None:
         was = before["hybrid"]
         into.counts.update({name: now[name] - was[name] for name in _IN_STATUS})
@@ -153,23 +147,31 @@ def _qemus_turn(binary: str, load: str, into: _Found, number: int) -> None:
     """The same with QEMU's own hybrid mode, on a VM of its own."""
     with scene_of(binary) as scene, scene.qemu(), qemus_own(scene) as host_b:
         play(scene, load, _WARM_UP_S)
-        with scene.monitor() as monitor:
-            since = time.time()
-            samples = play(scene, load, _SECONDS)
-            until = time.time()
-            samples["host_b_mib"] = [memory_mib(host_b)]
-            time.sleep(_LAST_S)
+        with _measured(scene, load, host_b) as (samples, monitor):
             if monitor.execute("query-migrate").get("status") != "colo":
                 raise BenchError("QEMU's own hybrid mode has ended")
-            stopped = list(stops_ms(monitor.events, since, until))
-    into.take(number, samples | _of_stops(stopped, until - since))
+    into.take(number, samples)
 
 
-def _of_stops(stopped: list[float], seconds: float) -> Samples:
-    """What is said of the stops, in ms, of a turn of so long."""
-    found = {"checkpoints_per_s": [len(stopped) / seconds]}
-    found["stopped_share"] = [sum(stopped) / 1e3 / seconds]
-    return {**found, **({"stopped_ms": stopped} if stopped else {})}
+@contextlib.contextmanager
+def _measured(scene: Scene, load: str, host_b: int) -> Iterator[tuple[Samples, Monitor]]:
+    """``with``: what a turn's client has said, and the VM's monitor; at the end, its stops too.
+
+    ``host_b``: the process on host B whose memory, with its children's, is looked at.
+    """
+    with scene.monitor() as monitor:
+        since = time.time()
+        samples = play(scene, load, _SECONDS)
+        until = time.time()
+        samples["host_b_mib"] = [memory_mib(host_b)]
+        yield samples, monitor
+        time.sleep(_LAST_S)
+        monitor.execute("query-status")
+        stopped, seconds = list(stops_ms(monitor.events, since, until)), until - since
+    samples["checkpoints_per_s"] = [len(stopped) / seconds]
+    samples["stopped_share"] = [sum(stopped) / 1e3 / seconds]
+    if stopped:
+        samples["stopped_ms"] = stopped
 
 
 def _summed_up(found: _Found) -> dict[str, Any]:

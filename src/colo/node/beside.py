@@ -82,7 +82,6 @@ class Beside:
         self._on_change = on_change
         self._disks = disks
         self._paths = [disk.secondary for disk in config.disks]
-        self._has_new_disks = False
         self._renewals = 0
         self._next: WaitingQemu | None = None
         self._numbers = count()
