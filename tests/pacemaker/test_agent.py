@@ -20,6 +20,9 @@ from click.testing import CliRunner
 
 from colo.cli import main as colo_command
 from colo.errors import LocalError
+from colo.membership.roles import Turn
+from colo.membership.states import State
+from colo.pacemaker import agent
 from colo.pacemaker.agent import Ocf, agent_file, main, metadata, score
 from colo.pacemaker.cluster import Cluster
 from colo.pacemaker.here import Here, Seen
@@ -454,6 +457,14 @@ def test_demote_of_what_does_not_run_here_is_done_at_once(host: Host) -> None:
     host.runs("KEEPING")
     assert host.do("demote", notify_promote_uname="b") == Ocf.SUCCESS
     assert host.orders() == []
+
+
+def test_the_states_and_turns_that_it_names_are_a_hosts() -> None:
+    """It takes them from a status file, as words: nobody else would notice another name."""
+    states = {each.name for each in State}
+    for named in (agent._RUNS, agent._COMES, agent._SILENT, agent._WHOLE, agent._NOTHING):
+        assert set(named) <= states
+    assert set(agent._TURNS) <= {each.name for each in Turn}
 
 
 # -- validate-all, meta-data, notify ------------------------------------------------------

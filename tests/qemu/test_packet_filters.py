@@ -268,3 +268,18 @@ def test_ids_are_ids_whatever_the_netdevs_are_called(tmp_path: Path) -> None:
             end.close()
 
     asyncio.run(play())
+
+
+def test_the_cards_whose_frames_have_headers_are_told_from_the_others() -> None:
+    class Told:
+        async def execute(self, command: str, **arguments: Any) -> str:
+            models = ("virtio-net-pci", "e1000", "vmxnet3", "e1000e", "igb", "rtl8139")
+            return "".join(
+                f"net{at}: index=0,type=nic,model={model},macaddr=52:54:00:00:00:0{at}\r\n"
+                f" \\ n{at}: index=0,type=tap,ifname=tap{at},script=no\r\n"
+                for at, model in enumerate(models)
+            )
+
+    qemu = cast(Monitor, Told())
+    assert asyncio.run(packet_filters.vnet_cards(qemu)) == {"n0", "n2", "n3", "n4"}
+    assert asyncio.run(packet_filters.cards(qemu)) == [f"n{at}" for at in range(6)]
