@@ -130,6 +130,12 @@ def counts(text: str) -> list[tuple[int, int]]:
     return [(int(found[1]), int(found[3])) for found in LINE.finditer(text)]
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody listens at a socket: one that is bound may not do so yet."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
+
+
 def qmp(path: Path, command: str, /, **arguments: Any) -> Any:
     """Execute one QMP command; underscores in names stand for dashes."""
     names = {key.replace("_", "-"): value for key, value in arguments.items()}

@@ -24,7 +24,7 @@ import pytest
 
 from colo.inspection.source import load_source
 from colo.node.orders import fetch_checkpoint
-from tests.e2e.basics import ACCEL, Console, qmp, wait
+from tests.e2e.basics import ACCEL, Console, listens, qmp, wait
 from tests.e2e.nodes import NodeHost, Nodes
 from tests.e2e.vm import KERNEL
 
@@ -260,7 +260,7 @@ def stock(nodes: Nodes, qemu: str, file: Path, disk: Path) -> Iterator[Console]:
     command += ["-qmp", f"unix:{monitor},server=on,wait=off", "-incoming", f"exec:cat {file}"]
     process = subprocess.Popen(command)
     try:
-        wait(monitor.exists, "a stock QEMU to start")
+        wait(lambda: listens(monitor), "a stock QEMU to start")
         wait(lambda: qmp(monitor, "query-status")["status"] != "inmigrate", "it to load the file")
         if not qmp(monitor, "query-status")["running"]:
             qmp(monitor, "cont")

@@ -77,6 +77,10 @@ class Waiting:
         return f"{host}/{self.pid}"
 
 
+async def _nothing(vm: Vm) -> None:
+    """It begins, and that is all."""
+
+
 class Vm:
     """Stands for SecondaryVm: what was done with it, and what it says where it is told to."""
 
@@ -105,7 +109,10 @@ class Vm:
         await self.died.wait()
         return "it was killed by SIGSEGV"
 
+    begins = staticmethod(_nothing)  # what happens as it begins, before that is known
+
     async def begin(self, stream: object, since: object) -> None:
+        await self.begins(self)
         self.is_running = True
 
     def feed(self, card: int, data: bytes) -> None:
@@ -354,6 +361,41 @@ def test_one_that_died_is_not_passed_over_if_it_has_spoken(
         await world.beside.load(cast(Store, world.store))
 
     assert play(scene).waiting.done == ["load"]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_one_that_speaks_as_it_begins_is_awaited_and_not_passed_over(
+    play: Callable[[Scene], World], monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """QEMU runs it before it says that it does."""
+    goes_on = asyncio.Event()
+
+    async def speaks(vm: Vm) -> None:
+        vm.says(b"something")
+        await goes_on.wait()
+        if fails:
+            raise GuestError("it did not start in time")
+
+    monkeypatch.setattr(Vm, "begins", staticmethod(speaks))
+
+    async def scene(world: World) -> None:
+        world.says(Kind.CUT, 5)
+        world.commit(5)
+        await world.until_heard(Kind.READY)
+        world.says(Kind.START, 5)
+        await world.until_heard(Kind.SAID)
+        assert not world.beside.lacks
+        asyncio.get_running_loop().call_soon(goes_on.set)
+        if not fails:
+            await world.take_over()
+            return
+        with pytest.raises(GuestError, match="may have heard of more than checkpoint 5"):
+            await world.beside.load(cast(Store, world.store))
+        assert world.beside.lacks and Vm.last.is_ended
+        gone = await world.until_heard(Kind.GONE)
+        assert gone.payload == b"it did not start in time"
+
+    assert play(scene).waiting.done == ([] if fails else ["replace"])
 
 
 def test_one_that_dies_as_it_is_let_out_is_not_passed_over(play: Callable[[Scene], World]) -> None:

@@ -49,6 +49,16 @@ def test_one_that_died_unheard_is_passed_over() -> None:
     assert stand_in.goes_on_with() is GoesOn.CHECKPOINT
 
 
+def test_one_that_speaks_before_it_is_known_to_run_is_awaited() -> None:
+    """A takeover awaits what begins, so nothing lacks before that has failed."""
+    stand_in = committed()
+    stand_in.begins(5)
+    stand_in.speaks(is_told=True)
+    assert not stand_in.lacks
+    stand_in.died()
+    assert stand_in.goes_on_with() is GoesOn.NOTHING and stand_in.lacks
+
+
 def test_one_that_was_let_out_may_have_been_heard() -> None:
     stand_in = running(spoken=False)
     stand_in.take_over()

@@ -109,14 +109,24 @@ class Beside:
         self._prepare_next()
         if vm is not self.vm:
             return
-        if not vm.is_alive or self.world.random.random() < 0.03:
-            self._end()
+        if not vm.is_alive:
+            self._died(vm)
             return
         vm.gate = Gate(LIMIT, vnet=True)
         vm.gate.hold()
         vm.gate.rule = partial(self._said, number)
-        vm.died = lambda: self.colo.soon(lambda: self._died(vm))
         vm.start(self.colo.store)
+        self.colo.after(self.world.some(0.0, 0.03), partial(self._begun, vm, number))
+
+    def _begun(self, vm: TalkingVm, number: int) -> None:
+        """It may have spoken by the time its colo knows that it runs, or that it does not."""
+        if vm is not self.vm:
+            return
+        if not vm.is_alive or self.world.random.random() < 0.03:
+            vm.kill()
+            self._died(vm)
+            return
+        vm.died = lambda: self.colo.soon(lambda: self._died(vm))
         for _, data in self.stand_in.runs():
             vm.feed(int.from_bytes(data, "big"))
         self.colo.cluster.checks.beside += 1
@@ -173,6 +183,13 @@ class Beside:
         self._drop_vm()
         self._drop_link()
 
+    @property
+    def has_nothing(self) -> bool:
+        """Whether there is nothing to go on with, nor anything that begins."""
+        stand_in = self.stand_in
+        begins = stand_in.phase is Phase.BEGINS
+        return stand_in.goes_on_with() is GoesOn.NOTHING and not begins
+
     # -- a takeover -----------------------------------------------------------------------
 
     def load(self, name: str, store: Moment, ran: Callable[[TalkingVm | None], object]) -> None:
@@ -190,7 +207,7 @@ class Beside:
         if left == 0:
             ran(None)
             return
-        if self.stand_in.phase is Phase.BEGINS and self.vm is not None and self.vm.life < 0:
+        if self.stand_in.phase is Phase.BEGINS:
             colo.after(0.005, lambda: self._try(name, store, ran, left))
             return
         self._note(f"goes on with {self.stand_in.goes_on_with().name}")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from colo.membership.grant import Foreign, Record
 from colo.membership.states import FINAL, Do, Event, State
-from colo.packets.stand_in import GoesOn
 from colo.protocol.courier import Courier
 from colo.protocol.messages import Message
 from colo.protocol.secondary import Secondary
@@ -150,7 +149,10 @@ class Shell(Process):
         self.cluster.entered(self.it)
         is_lost = self.state is State.ORPHANED and before in (State.KEEPING, State.CUT_OFF)
         if is_lost and self.beside is not None:
-            self.beside.lacked = self.beside.stand_in.goes_on_with() is GoesOn.NOTHING
+            self.beside.lacked = self.beside.has_nothing
+            vm = self.beside.vm
+            if self.lacks and vm is not None and vm.is_alive:
+                raise Violation("the VM is held back for want of what a secondary VM here has")
         if self.state in (State.PROTECTED, State.KEEPING) and self.link is not None:
             self.link[0].be_strict(self.link[1], HEARTBEAT_LIMIT_S)
         if self.state is State.PROTECTED:

@@ -262,8 +262,7 @@ class Beside:
             await vm.begin(stream, checkpoint.since)
         except ColoError as error:
             if not vm.is_ended:
-                self._why = str(error)
-                self._end(str(error))
+                self._dies(vm, str(error))
             return
         finally:
             # Only now: a QEMU that starts sets the taps anew.
@@ -281,12 +280,20 @@ class Beside:
     async def _watch(self, vm: SecondaryVm) -> None:
         how = await vm.qemu.wait()
         if not vm.is_ended and vm is self._vm:
-            self._why = f"the secondary VM has died: {how}: {vm.qemu.last_words()}"
-            _log.error("%s", self._why)
-            vm.kill()
-            self._stand_in.died()
-            self._say(Kind.GONE, self._stand_in.number, payload=self._why.encode()[:1000])
-            self._on_change()
+            why = f"the secondary VM has died: {how}: {vm.qemu.last_words()}"
+            _log.error("%s", why)
+            self._dies(vm, why)
+
+    def _dies(self, vm: SecondaryVm, why: str) -> None:
+        """Nothing can go on with it; whether anything else may is for ``packets.stand_in`` to say.
+
+        The next checkpoint is what another one begins from.
+        """
+        self._why = why
+        vm.kill()
+        self._stand_in.died()
+        self._say(Kind.GONE, self._stand_in.number, payload=why.encode()[:1000])
+        self._on_change()
 
     def _end(self, why: str) -> None:
         """It is of no use for comparing; where it has spoken, it is still what a takeover needs."""

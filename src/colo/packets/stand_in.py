@@ -116,7 +116,7 @@ class StandIn:
         self.has_spoken = self.has_spoken or is_told
 
     def died(self) -> None:
-        """It has died, by itself."""
+        """It has died by itself, or does not begin though it has spoken."""
         self.phase = Phase.DIED
 
     def ended(self) -> None:
@@ -178,8 +178,8 @@ class StandIn:
 
     @property
     def lacks(self) -> bool:
-        """Whether clients may have heard of more than is here."""
-        return self.goes_on_with() is GoesOn.NOTHING
+        """Whether clients may have heard of more than is here.  What begins may have spoken too."""
+        return self.phase is not Phase.BEGINS and self.goes_on_with() is GoesOn.NOTHING
 
     def goes_on_with(self) -> GoesOn:
         """What a takeover goes on with; while one begins, that is to be awaited first."""

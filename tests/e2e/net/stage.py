@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from colo.config import load
 from colo.demo.guest_image import KERNEL_WORDS, build
 from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place
 from colo.qemu.process import plan
-from tests.e2e.basics import ACCEL, ROOT, SLOWNESS, TAIL_LINES, Console, qmp, wait
+from tests.e2e.basics import ACCEL, ROOT, SLOWNESS, TAIL_LINES, Console, listens, qmp, wait
 
 __all__ = ["OTHER", "Client", "Colo", "Ears", "Stage", "Vm", "alive", "kill"]
 
@@ -333,7 +332,7 @@ class Stage:
             process = self.lab.start(made.place, *command, stdout=log, stderr=log, env=environment)
         self.processes.append(process)
         (made.state / "qemu.pid").write_text(f"{process.pid}\n")
-        wait(lambda: _listens(sockets[1]) or process.poll() is not None, "QEMU to start")
+        wait(lambda: listens(sockets[1]) or process.poll() is not None, "QEMU to start")
         assert process.poll() is None, (made.state / "qemu.log").read_text()
         if ready and self.vm.guest:
             self.wait_booted(made)
@@ -356,7 +355,7 @@ class Stage:
             )
         self.processes.append(process)
         (made.state / "qemu.pid").write_text(f"{process.pid}\n")
-        wait(lambda: _listens(path) or process.poll() is not None, "QEMU to start")
+        wait(lambda: listens(path) or process.poll() is not None, "QEMU to start")
         assert process.poll() is None, (made.state / "qemu.log").read_text()
         names = ["x-colo", *(["return-path"] if launch.version >= (11, 0) else [])]
         capabilities = [{"capability": each, "state": True} for each in names]
@@ -464,12 +463,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def _listens(path: Path) -> bool:
-    """Whether somebody listens at a socket: one that is bound may not do so yet."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        return sock.connect_ex(str(path)) == 0
 
 
 def left_in_qemu(path: Path) -> list[str]:
