@@ -644,7 +644,7 @@ def test_who_says_two_things_before_the_answer_is_closed(tmp_path: Path) -> None
                 await loop.sock_sendall(sock, b"COLO" + hello + Word(WordKind.BYE).encode())
                 async with asyncio.timeout(5):
                     assert await loop.sock_recv(sock, 1000) == b""
-            assert host.node._link is None
+            assert host.node._callers.link is None
 
     asyncio.run(run())
 
@@ -675,10 +675,10 @@ def test_however_many_begin_a_link_a_primary_is_taken_in(
                 for _ in range(20):
                     sock = stack.enter_context(await host.address.connect())
                     await loop.sock_sendall(sock, b"COLO")
-                await host.until(lambda: len(host.node._greetings) == 4)
+                await host.until(lambda: len(host.node._callers._greetings) == 4)
                 primary = Primary()
                 await primary.protect(host, 1)
-                assert len(host.node._greetings) == 3
+                assert len(host.node._callers._greetings) == 3
                 primary.die()
                 await host.until_said("RUNNING HERE")
 

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from colo.arbiters.arbiter import Arbiter
-from colo.arbiters.asking import reach
 from colo.arbiters.named import make_fence
 from colo.config import VmConfig
-from colo.errors import ColoError, LocalError, Misfit, PeerError
-from colo.membership.grant import Grant
+from colo.errors import ColoError, Misfit
 from colo.membership.member import Means, Member, OnLoss
 from colo.membership.states import Do, Event, State
-from colo.membership.words import Hello, Word, WordKind
-from colo.node.admission import Greeting
+from colo.membership.words import Word, WordKind
 from colo.node.beside import taps_of
+from colo.node.callers import OPEN, Callers
 from colo.node.ending import ordered
 from colo.node.exporting import exported
 from colo.node.kept import Kept
@@ -38,9 +35,7 @@ from colo.session.awake import Awake
 from colo.session.chain import Destination, Forwarding
 from colo.session.intake import Receiving
 from colo.store.store import Store
-from colo.transport.acceptor import Reception, Refusals
 from colo.transport.address import Address
-from colo.transport.control_link import Link
 
 __all__ = ["SecondaryNode"]
 
@@ -51,8 +46,6 @@ _PRIMARYS: Final = ("switchover", "stop")
 #: How long after one try to get the grant, or to have the fence say so, the next begins.
 _AGAIN_S: Final = 1.0
 _WHOLE: Final = (State.KEEPING, State.CUT_OFF, State.ORPHANED)
-#: A channel may be taken in.
-_OPEN: Final = (State.LISTENING, State.GREETED)
 
 
 class SecondaryNode(Performer):
@@ -84,7 +77,6 @@ class SecondaryNode(Performer):
         self._listen = listen
         self._arbiter = arbiter
         self._awake = Awake(config, self.say)
-        self._refusals = Refusals()
         main = tuple(backend.block for backend in config.backends)
         store = Store(folder.store(config.store.folder, config.name), main, config.limits)
         files = {block.name: store.images[block.name].path for block in main}
@@ -93,9 +85,8 @@ class SecondaryNode(Performer):
         self._kept = Kept(config, store, self.waiting, self._fresh, self._lost, folder.path)
         if config.has_secondary_vm:
             self._kept.have_beside(plan, open_taps, self.write_status)
-        self._link: Link | None = None
-        self._greetings: list[Greeting] = []
-        self._link_was = False
+        told = self._refused, self._left
+        self._callers = Callers(config, arbiter, self, self._kept, *told)
         who, silence_s = config.name, config.failover.silence_s
         self._forwarding: Forwarding | None = None
         if forward is not None:
@@ -137,9 +128,7 @@ class SecondaryNode(Performer):
                     f"(QEMU {self.waiting.pid} is ready to take over)"
                 )
                 self.write_status()
-                takers = self._begin, self._greet, self._take_disks, self._take_hybrid
-                door = Reception(server, *takers, self._strange, self._listen.tls)
-                self.spawn(door.serve())
+                self.spawn(self._callers.door(server, self._listen.tls).serve())
                 self.spawn(self._watch())
                 if self._forwarding is not None:
                     self.spawn(self._forwarding.run(), is_needed=False)
@@ -162,8 +151,7 @@ class SecondaryNode(Performer):
             case Do.CLOSE:
                 self._kept.close()
             case Do.SAY_BYE:
-                if self._link is not None:
-                    self._link.say(Word(WordKind.BYE))
+                self._callers.say(Word(WordKind.BYE))
             case Do.FORGET:
                 self._forget()
             case Do.ASK | Do.ASK_BY_ORDER if self.state is State.LOOKING:
@@ -197,8 +185,8 @@ class SecondaryNode(Performer):
         number = self._kept.number
         match self.state:
             case State.KEEPING:
-                if self._link is not None:
-                    self._link.be_strict()
+                if self._callers.link is not None:
+                    self._callers.link.be_strict()
                 self.say("PROTECTED, the first copy is whole")
             case State.ORPHANED if event is Event.STUCK:
                 self.say(f"NOT RUNNING: {self._takeover.error}; `colo failover` tries again")
@@ -232,123 +220,28 @@ class SecondaryNode(Performer):
             self.over.set_result(None)
         self.write_status()
 
-    # -- the primary's connections --------------------------------------------------------
-
-    def _occupied(self) -> str:
-        """Why no other primary can be taken in."""
-        match self.state:
-            case State.RUNNING | State.TAKING_OVER:
-                return "the VM runs here"
-            case State.ORPHANED | State.CUT_OFF:
-                number = self._kept.number
-                return f"checkpoint {number} of the primary that was lost waits for a decision"
-            case State.GREETED:
-                return "it has a control link already"
-            case _:
-                return "this VM has its primary already"
-
-    async def _begin(self, sock: socket.socket, peer: str, is_coded: bool) -> None:
-        """A checkpoint channel has connected: take it in, or close it."""
-        why, link, last, known = None, self._link, self._kept.session, 0
-        if last is not None and last.applying is not None and self.state in _OPEN:
-            await asyncio.wait({last.applying})  # it was forgotten: let it end
-        if link is None and self.state in _OPEN:
-            try:
-                known = (await reach(self._arbiter.begin)).number
-            except LocalError as error:
-                why = str(error)
-        if why is None and self._kept.disks.lacking:
-            why = "its [[disks]] are not in step here: it takes a colo to replicate them"
-        if why is None and self._link is not link:
-            why = "a control link has come or gone meanwhile"
-        if why is None:
-            self._incoming = sock, peer, is_coded
-            if Do.REFUSE not in self.tell(Event.CHANNEL_UP, grant=Grant(known, "")):
-                return
-            why = self._occupied()
-        sock.close()
-        self._strange(peer, why)
+    # -- who connects ---------------------------------------------------------------------
 
     def _receive(self) -> None:
         """Take in what the connection brings that has come."""
-        sock, peer, is_coded = self._incoming
         self._error = None
-        self._kept.receive(sock, peer, is_coded)
-        self.say(f"a primary has connected from {peer}")
+        self.say(f"a primary has connected from {self._callers.receive()}")
 
-    def _greet(self, sock: socket.socket, peer: str) -> None:
-        """A control link has connected."""
-        Greeting(
-            sock,
-            self._config,
-            self._arbiter,
-            self._beat,
-            self._welcome,
-            lambda why: self._strange(peer, why),
-            self._hear,
-            self._link_lost,
-            self._greetings,
-        )
-
-    async def _take_disks(self, sock: socket.socket, peer: str) -> None:
-        """A disk link has connected: take it in, or close it."""
-        if why := await self._kept.disks.greet(sock, lambda: self._known(State.GREETED)):
-            self._strange(peer, why)
-
-    async def _take_hybrid(self, sock: socket.socket, peer: str) -> None:
-        """A hybrid link has connected: take it in, or close it."""
-        greeted = State.GREETED, State.RECEIVING, State.KEEPING
-        if why := await self._kept.greet_hybrid(sock, lambda: self._known(*greeted)):
-            self._strange(peer, why)
-
-    def _known(self, *states: State) -> Grant | None:
-        """The primary's grant, in one of these states."""
-        return self.member.facts.known if self.state in states else None
-
-    def _welcome(self, link: Link, hello: Hello) -> str | None:
-        """Take a primary in by its control link, or return why not."""
-        if Do.REFUSE in self.tell(Event.LINK_UP, grant=Grant(hello.grant, hello.holder)):
-            return self._occupied()
-        self._link, self._link_was = link, True
-        link.also_heard = self._kept.last_heard
-        self._refusals.clear()
-        return None
-
-    def _strange(self, peer: str, why: str) -> None:
-        """A connection was refused; that is said once, however often it comes again."""
-        self._error = f"a connection from {peer} was refused: {why}"
-        if self._refusals.is_new(peer, why):
-            super().say(self._error)
+    def _refused(self, text: str, is_new: bool) -> None:
+        """Somebody was not taken in."""
+        self._error = text
+        if is_new:
+            super().say(text)
         self.write_status()
 
-    def _hear(self, word: Word) -> None:
-        if word.kind is WordKind.SAVED:
-            self._kept.saved(word)
-            return
-        self._why = f"the primary says: {word.kind.value}"
-        match word.kind:
-            case WordKind.DEAD | WordKind.HANDOVER:
-                grant = None if word.grant is None else Grant(word.grant, "")
-                self.tell(Event.SAYS_GONE, word=word.kind, grant=grant, lacks=self._kept.lacks)
-            case WordKind.SHUTDOWN:
-                self.tell(Event.SAYS_SHUTDOWN)
-            case WordKind.BYE | WordKind.ALONE:
-                self.tell(Event.LETS_GO)
-
-    def _link_lost(self, error: PeerError) -> None:
-        self._link, self._why = None, str(error)
-        self.tell(Event.LINK_LOST, lacks=self._kept.lacks)
-
-    def _beat(self) -> dict[str, Any]:
-        return {"checkpoint": self._kept.number, "state": self.state.name}
+    def _left(self, why: str) -> None:
+        """The primary has said its last words, or its control link is gone."""
+        self._why = why
 
     def _forget(self) -> None:
         """Begin anew: nothing of the last primary counts any more."""
         self._kept.forget()
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-        self._link_was = False
+        self._callers.forget()
 
     def _fresh(self, number: int) -> None:
         """There is a new checkpoint."""
@@ -370,8 +263,7 @@ class SecondaryNode(Performer):
         self.tell(Event.LOST, lacks=self._kept.lacks)
 
     def _reject(self) -> None:
-        if self._link is not None:
-            self._link.say(Word(WordKind.REFUSED, {"why": self._error, "final": self._final}))
+        self._callers.say(Word(WordKind.REFUSED, {"why": self._error, "final": self._final}))
 
     def _orphaned(self) -> None:
         """Say that the primary is lost, and what happens now."""
@@ -385,7 +277,7 @@ class SecondaryNode(Performer):
         while True:
             await asyncio.sleep(_STATUS_S)
             self.write_status()
-            self._kept.bound_silence(self._link is not None)
+            self._kept.bound_silence(self._callers.link is not None)
 
     # -- the takeover ---------------------------------------------------------------------
 
@@ -462,7 +354,7 @@ class SecondaryNode(Performer):
 
     def say(self, text: str) -> None:
         """Tell the user a line; what was refused is told again after it."""
-        self._refusals.clear()
+        self._callers.news()
         super().say(text)
 
     def _grant(self) -> int | None:
@@ -472,26 +364,22 @@ class SecondaryNode(Performer):
             return facts.grant.number
         return None if self.state is State.LISTENING else facts.known.number
 
-    def _link_state(self) -> str:
-        if self._link is not None:
-            return "UP"
-        return "LOST" if self._link_was else "NONE"
-
     def status(self) -> dict[str, Any]:
+        link = self._callers.link
         return {
             "role": "secondary",
             "vm": self._config.name,
             "state": self.state.name,
             "meaning": self.state.value,
-            **self._kept.status(self.state not in _OPEN),
+            **self._kept.status(self.state not in OPEN),
             "on_loss": "takeover" if self.member.means.asks else "hold",
             "arbiter": self._config.failover.arbiter,
             "grant": self._grant(),
             "listen": str(self._listen),
-            "link": self._link_state(),
+            "link": self._callers.link_state(),
             "waits_for": self._takeover.waits_for,
             "error": self._error or self.waiting.trouble,
-            "peer": self._link.peer_figures if self._link is not None else None,
+            "peer": link.peer_figures if link is not None else None,
             "forward": self._forwarding.status() if self._forwarding is not None else None,
             **self.waiting.status(),
             "awake": self._awake.held,

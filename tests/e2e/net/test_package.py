@@ -23,6 +23,9 @@ pytestmark = pytest.mark.e2e
 VERSION = f"colo, version {__version__}\n"
 INSTALL = "apt-get install ./colo_*_amd64.deb"
 STATE = "/var/lib/colo/web1"
+#: What has the service begin with the machine.
+WANTED = "/etc/systemd/system/multi-user.target.wants/colo@web1.service"
+LEFT = "/var/lib/colo/* /etc/colo/* /usr/lib/colo"
 #: A VM that only waits; its file lies where the service looks for it.
 VM_FILE = """
 cat > /etc/colo/web1.toml <<'END'
@@ -149,10 +152,12 @@ def test_what_runs_is_not_taken_away_and_a_purge_leaves_what_is_not_colos(box: B
     assert box.ask("colo --version")[0] == 127
 
     box.run(INSTALL)
+    box.run("systemctl enable colo@web1")
+    assert box.run(f"readlink {WANTED}").strip() == "/lib/systemd/system/colo@.service"
     store = box.run(f"readlink {STATE}/store").strip()
     box.run(f"test -d {store}")
     box.run(f"kill -KILL {qemu}")
     wait(lambda: box.ask(f"kill -0 {qemu}")[0] != 0, "the end of QEMU")
     assert "kept" not in box.run("apt-get purge colo")
-    left = box.run(f"ls -d /var/lib/colo/* /etc/colo/* {store} /usr/lib/colo 2>/dev/null || true")
+    left = box.run(f"ls -d {LEFT} {WANTED} {store} 2>/dev/null || true")
     assert left.split() == ["/etc/colo/web1.toml", "/var/lib/colo/web1.qcow2"]
