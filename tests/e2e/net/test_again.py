@@ -15,6 +15,7 @@ pytestmark = pytest.mark.e2e
 TAKEOVERS = 10
 
 
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 @pytest.mark.parametrize("vm", [Vm(mode="table")], ids=["table"])
 def test_ten_takeovers(stage: Stage, draw: random.Random, vm: Vm) -> None:
     """From host A to B to A to B …; one connection and one memory through all of it."""

@@ -26,6 +26,7 @@ TIGHT = Vm(
 GROWTH_MAX = (16 + 2 * ASIDE_MIB) << 20
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 @pytest.mark.parametrize("vm", [TIGHT], ids=["tight"])
 def test_flood(stage: Stage, vm: Vm) -> None:
     primary, secondary = stage.protected()

@@ -33,6 +33,7 @@ def has_qemu(primary: Colo) -> bool:
     return (primary.state / "qemu.pid").exists() and alive(primary.qemu_pid())
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
 @pytest.mark.parametrize("vm", [Vm(), MANUAL], ids=["file", "manual"])
 def test_vm_that_was_taken_over(stage: Stage, vm: Vm) -> None:
     """Host A dies, and comes back: its VM runs on host B, or waits there for an order."""
