@@ -25,9 +25,10 @@ STOPS: Final = 4
 STOP_S: Final = 1.5
 #: Of what the VM stood still, so much may be missing, or be all that is not.
 PART: Final = 0.3
-#: The hosts have patience with one another, and checkpoints follow one another.
+#: The hosts have patience with one another; checkpoints come often, and each waits for host B.
 VM: Final = Vm(
-    options="heartbeat_limit_s = 60.0\nsilence_s = 60.0\n[checkpoints]\nage_max_ms = 50\n"
+    options="heartbeat_limit_s = 60.0\nsilence_s = 60.0\n"
+    "[checkpoints]\nage_max_ms = 50\naside_mib = 0\n"
 )
 
 #: None follows by itself.
