@@ -20,7 +20,7 @@ from colo.config import VmConfig
 from colo.config.vm import Failover
 from colo.errors import GuestError, PeerError, QemuRefusal, UsageError
 from colo.membership.grant import Grant
-from colo.membership.states import Event, State
+from colo.membership.states import Do, Event, State
 from colo.membership.words import Word, WordKind
 from colo.node import protecting
 from colo.node.orders import Order
@@ -40,11 +40,18 @@ class FakeQemu(Monitor):
         super().__init__()
         self.asked: list[str] = []
         self.refuses: set[str] = set()
+        self.ends: list[socket.socket] = []  # of its character devices
 
     async def execute(self, command: str, *, oob: bool = False, **arguments: Any) -> Any:
+        if self._is_given_up:
+            raise GuestError("QEMU did not answer")
         self.asked.append(command)
         if command in self.refuses:
             raise GuestError(f"QEMU refuses {command}: there is a blocker")
+        if command == "chardev-add":
+            end = socket.socket(socket.AF_UNIX)
+            end.connect(arguments["backend"]["data"]["addr"]["data"]["path"])
+            self.ends.append(end)
         return ANSWERS.get(command)
 
 
@@ -232,6 +239,25 @@ def test_a_first_copy_that_was_refused_is_tried_again_unless_that_changes_nothin
         assert s.said == lines
         assert s.arbiter.current().number == 0, "nobody was asked"
         await s.node.close()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_of_a_vm_that_hangs_the_gate_is_not_taken_out(folder: StateFolder, hangs: bool) -> None:
+    """Once it answers it would do what it was told, and by then the other host's VM is heard."""
+
+    async def scene() -> None:
+        s = Scene(folder)
+        await s.node._gate.install(["n0"])
+        s.stand(State.LOST, connected=True, protected=True, busy=Do.LOOK)
+        s.node.tell(Event.HUNG if hangs else Event.DIED)
+        assert s.node.state is State.DEAD
+        assert await s.node._ended() == 1
+        assert ("object-del" in s.qemu.asked) is not hangs
+        assert ("end its QEMU" in s.said[-1]) is hangs
+        for end in s.qemu.ends:
+            end.close()
 
     play(scene)
 

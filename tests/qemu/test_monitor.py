@@ -75,6 +75,17 @@ def test_who_listens_hears_and_nothing_else_is_kept(tmp_path: Path) -> None:
     play(scene, tmp_path)
 
 
+def test_one_that_is_given_up_is_told_nothing_that_it_might_do_later(tmp_path: Path) -> None:
+    async def scene(qemu: AttachedQemu) -> None:
+        await qemu.execute("good")
+        qemu.give_up()
+        with pytest.raises(GuestError, match="is not asked for object-del any more"):
+            await qemu.execute("object-del", id="gate")
+
+    asked = [each["execute"] for each in play(scene, tmp_path).asked]
+    assert asked == ["qmp_capabilities", "good"]
+
+
 def test_names_and_refusals(tmp_path: Path) -> None:
     async def scene(qemu: AttachedQemu) -> None:
         await qemu.execute("good", node_name=1, vnet_hdr_support=True)

@@ -308,6 +308,8 @@ class PrimaryNode(Performer):
             case State.DEAD:
                 self._error = self._error if event is Event.HUNG else "QEMU is dead"
                 self._hung = event in (Event.HUNG, Event.STUCK)
+                if self._hung:  # its gate stays as it is: once it answers, the other VM may run
+                    self._qemu.give_up()
         if self.state not in (State.LOST, State.GOING_OVER, State.RESUMING, State.FENCED):
             self._planned.concluded(False)
 

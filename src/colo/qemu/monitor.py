@@ -40,11 +40,16 @@ class Monitor:
         self._ended = asyncio.Event()
         self._pidfd = -1
         self._listeners: list[EventListener] = []
+        self._is_given_up = False
 
     @property
     def exited(self) -> bool:
         """Whether the process has ended."""
         return self._ended.is_set()
+
+    def give_up(self) -> None:
+        """Ask nothing of it any more: it does not answer, and may do what it is told much later."""
+        self._is_given_up = True
 
     async def execute(self, command: str, *, oob: bool = False, **arguments: Any) -> Any:
         """Execute a QMP command and return what it returns.
@@ -57,6 +62,8 @@ class Monitor:
             for key, value in arguments.items()
         }
         await self.reached()
+        if self._is_given_up:
+            raise GuestError(f"QEMU did not answer, and is not asked for {command} any more")
         try:
             async with asyncio.timeout(COMMAND_S):
                 return await self._perform(command, names, oob)

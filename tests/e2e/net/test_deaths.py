@@ -65,10 +65,10 @@ def test_guest_process_hangs(stage: Stage, vm: Vm, draw: random.Random) -> None:
     os.kill(primary.qemu_pid(), signal.SIGSTOP)
 
     primary.wait_said("the secondary is lost: ")  # either host may notice first
+    secondary.wait_state("RUNNING")
+    os.kill(primary.qemu_pid(), signal.SIGCONT)  # at once: what colo asks of it now, it does
     assert primary.wait_exit() == 1
     assert primary.said("QEMU does not answer: the other host takes over")
-    secondary.wait_state("RUNNING")
-    os.kill(primary.qemu_pid(), signal.SIGCONT)
     primary.qmp("x-colo-lost-heartbeat")
     go_on(primary)
     heard = ears.heard()  # with what its last checkpoint had let go
