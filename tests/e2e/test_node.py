@@ -116,6 +116,26 @@ def test_a_host_that_is_gone_for_good_is_done_without_by_an_operator(nodes: Node
     nodes.wait_protected(b)
 
 
+@pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
+def test_a_vm_that_nobody_else_has_is_waited_for_where_its_qemu_hangs(nodes: Nodes) -> None:
+    """Its colo is restarted meanwhile, by an upgrade say; the host was only slow."""
+    a = nodes.a
+    a.start()
+    a.console.wait_progress()
+    pid, counted = a.qemu_pid(), a.console.last()
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    a.end(signal.SIGKILL)
+    a.start()
+    wait(lambda: "its QEMU does not answer" in a.text(), "host a to notice")
+    os.kill(pid, signal.SIGCONT)
+    wait_leads(a)
+    assert a.qemu_pid() == pid
+    goes_on(a, counted)
+    nodes.b.start()
+    nodes.wait_protected(a)
+
+
 @pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
 def test_what_an_operator_forces_without_an_arbiter_outlives_the_colo_that_was_told(
     nodes: Nodes,

@@ -21,7 +21,7 @@ from colo.errors import ChannelLost, DiskError, GuestError, LocalError, Refused,
 from colo.membership.grant import Ending, Grant
 from colo.membership.member import Member
 from colo.membership.states import State
-from colo.node import daemon
+from colo.node import daemon, left_here
 from colo.node.daemon import Daemon
 from colo.node.orders import Order, give_order
 from colo.node.state_folder import StateFolder
@@ -146,9 +146,9 @@ class World:
         monkeypatch.setattr(daemon, "PrimaryNode", Primary)
         monkeypatch.setattr(daemon, "SecondaryNode", Secondary)
         monkeypatch.setattr(daemon, "Qemu", lambda *_: FakeQemu(self, "new"))
-        monkeypatch.setattr(daemon, "AttachedQemu", lambda _: FakeQemu(self, "found"))
+        monkeypatch.setattr(left_here, "AttachedQemu", lambda _: FakeQemu(self, "found"))
         monkeypatch.setattr(daemon, "_end", end)
-        monkeypatch.setattr(daemon, "_kill", kill)
+        monkeypatch.setattr(left_here, "kill", kill)
         monkeypatch.setattr(daemon, "living", self._living)
         monkeypatch.setattr("colo.node.first_start.call", call)
         monkeypatch.setattr(daemon, "RETRY_S", 0.01)
@@ -360,6 +360,21 @@ def test_what_was_left_and_runs_nothing_is_killed(world: World, what: str) -> No
     world.silent, world.run_state = what == "silent", what
     world.play()
     assert world.did[-2:] == ["kills what was left", "follows"]
+
+
+def test_what_has_the_vm_by_right_and_does_not_answer_is_waited_for(world: World) -> None:
+    """It may be the only one, and its host may only be slow: that it is restarted ends no VM."""
+    world.record(instance(os.getpid(), "a"))
+    world.left, world.silent, world.leads = os.getpid(), True, [State.SHUTDOWN]
+
+    async def answer(world: World) -> None:
+        while not any("does not answer" in line for line in world.said):
+            await asyncio.sleep(0.001)
+        world.silent = False
+
+    assert world.play(also=answer) == 0
+    assert "kills what was left" not in world.did and "leads" in world.did
+    assert f"end process {os.getpid()}" in world.said[0]
 
 
 def test_somebody_elses_qemu_that_has_no_right_is_not_ended_but_refused(world: World) -> None:

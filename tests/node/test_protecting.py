@@ -244,20 +244,45 @@ def test_a_first_copy_that_was_refused_is_tried_again_unless_that_changes_nothin
 
 
 @pytest.mark.parametrize("hangs", [True, False])
-def test_of_a_vm_that_hangs_the_gate_is_not_taken_out(folder: StateFolder, hangs: bool) -> None:
+def test_of_a_vm_that_hangs_the_gate_is_not_taken_out(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
     """Once it answers it would do what it was told, and by then the other host's VM is heard."""
+    monkeypatch.setattr("colo.node.guest_here._DYING_S", 0.01)
 
     async def scene() -> None:
         s = Scene(folder)
         await s.node._gate.install(["n0"])
-        s.stand(State.LOST, connected=True, protected=True, busy=Do.LOOK)
-        s.node.tell(Event.HUNG if hangs else Event.DIED)
-        assert s.node.state is State.DEAD
+        s.stand(State.LOST, connected=True, contested=True, busy=Do.LOOK)
+        if hangs:
+            s.qemu.refuses.add("query-status")
+            s.node.ask(s.node._guest.look())
+        else:
+            s.node.tell(Event.DIED)
+        await s.until(State.DEAD)
         assert await s.node._ended() == 1
         assert ("object-del" in s.qemu.asked) is not hangs
         assert ("end its QEMU" in s.said[-1]) is hangs
         for end in s.qemu.ends:
             end.close()
+
+    play(scene)
+
+
+def test_a_vm_that_nobody_else_has_is_waited_for_where_it_hangs(folder: StateFolder) -> None:
+    async def scene() -> None:
+        s = Scene(folder)
+        s.stand(State.LOST, connected=True, busy=Do.LOOK)
+        for _ in range(2):
+            s.node.tell(Event.HUNG)
+            assert s.node.state is State.LOST
+            s.node.tell(Event.TIME)
+            await asyncio.sleep(0)
+        assert s.said == [
+            "web1: QEMU does not answer, and no other host has its VM: it is waited for"
+        ]
+        await s.until(State.UNPROTECTED)  # it answers
+        await s.node.close()
 
     play(scene)
 

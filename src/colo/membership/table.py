@@ -126,7 +126,9 @@ _STARTING: Final = {
 }  # fmt: skip
 
 _SILENCED: Final = _to(_S.FENCED, _D.SHUT, _D.CLOSE, _D.HANG_UP, _D.STOP, _D.DECLINE)
-_HUNG: Final = _to(_S.DEAD, _D.SHUT, _D.CLOSE, _D.SAY_DEAD, _D.HANG_UP, _D.DECLINE)
+_GIVES_UP: Final = (_D.SHUT, _D.CLOSE, _D.SAY_DEAD, _D.HANG_UP, _D.DECLINE)
+_HUNG: Final = _to(_S.DEAD, *_GIVES_UP)
+_HUNG_BESIDE_A_COPY: Final = _to(_S.DEAD, *_GIVES_UP, when=_W.CONTESTED)
 _DIES: Final = (_D.STOP_ASKING, _D.CLOSE, _D.SAY_DEAD, _D.HANG_UP, _D.DECLINE)
 #: What the other host may run is left to it: given back, the grant would be anybody's.
 _DIED_BESIDE_A_COPY: Final = (_to(_S.DEAD, *_DIES),)
@@ -216,7 +218,8 @@ _DECIDING: Final = {
         _E.NO_ANSWER: (_to(_S.RESUMING, _D.RUN_ALONE, when=_W.FORCED),
                        _to(_S.LOST, _D.DECLINE, _D.PAUSE, when=_W.ORDERED),
                        _to(_S.LOST, _D.PAUSE)),
-        _E.HUNG: _HUNG,
+        # Where no other host can have the VM, one that only stalls is waited for.
+        _E.HUNG: (_HUNG_BESIDE_A_COPY, _to(_S.LOST, _D.DECLINE, _D.PAUSE)),
         _E.TIME: (_to(_S.LOST, when=_W.BUSY), _to(_S.LOST, _D.LOOK)),
         _E.ORDER: (_to(_S.LOST, when=_W.BUSY), _to(_S.LOST, _D.LOOK)),
         _E.INTERRUPT: (_to(_S.LEFT, _D.STOP_ASKING, _D.HANG_UP, _D.DECLINE, when=_W.WARNED),

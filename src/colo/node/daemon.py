@@ -15,16 +15,16 @@ from typing import Any, Final
 from colo.arbiters.arbiter import Arbiter, require_memory
 from colo.arbiters.asking import reach
 from colo.config import VmConfig
-from colo.errors import DiskError, GuestError, LocalError, PeerError, UsageError
+from colo.errors import DiskError, LocalError, PeerError, UsageError
 from colo.membership.grant import Grant, Record
 from colo.membership.member import Means, Member, OnLoss
 from colo.membership.roles import host_of, owes_a_grant, runs_by_right, whose_turn
 from colo.membership.states import Do, Event, State
 from colo.membership.words import Hello
 from colo.node.end_qemu import end as _end
-from colo.node.end_qemu import kill as _kill
 from colo.node.first_start import Start, question
 from colo.node.keeping import SecondaryNode
+from colo.node.left_here import SilentQemu, qemu_left
 from colo.node.orders import Answer, Order, serve_orders
 from colo.node.performer import Outcome, Performer
 from colo.node.protecting import PrimaryNode
@@ -33,7 +33,7 @@ from colo.node.retry import RETRY_S, Retry
 from colo.node.state_folder import StateFolder
 from colo.qemu.identity import instance, living
 from colo.qemu.libvirt_library import LibvirtError
-from colo.qemu.monitor import AttachedQemu, Monitor
+from colo.qemu.monitor import Monitor
 from colo.qemu.process import LaunchPlan, Qemu
 from colo.qemu.running import Running
 from colo.service.notify import Notifier
@@ -201,8 +201,8 @@ class Daemon(Performer):
             self._why = f"nobody can say who may run the VM: {error}"
             return Event.NO_ANSWER, {}
         try:
-            self._qemu = qemu = await self._find()
-        except LibvirtError as error:  # which is being started too, mostly
+            self._qemu = qemu = await self._find(record)
+        except (LibvirtError, SilentQemu) as error:  # libvirt is being started too, mostly
             self._why = f"nobody can say whether the VM runs here: {error}"
             return Event.NO_ANSWER, {}
         if qemu is None and (pid := living(record.left_by, self._host)) is not None:
@@ -213,8 +213,7 @@ class Daemon(Performer):
             return Event.NO_ANSWER, {}
         holder = "" if qemu is None else instance(qemu.pid, self._host)
         overridden = None if qemu is None else self._folder.overridden
-        granted = self._folder.granted
-        lives = qemu is not None and runs_by_right(record, holder, overridden, granted)
+        lives = qemu is not None and self._has_right(record, holder)
         if qemu is not None and not lives and self._is_adopted and self._is_anew(record):
             await qemu.detach()  # it is adopted once it has a grant, like one that is started
             self._qemu = qemu = None
@@ -250,28 +249,26 @@ class Daemon(Performer):
         self._folder.know_grant(record.number)
         return record
 
-    async def _find(self) -> Monitor | None:
-        """The QEMU that runs the VM on this host, or None; one that is of no use is ended."""
+    def _has_right(self, record: Record, holder: str) -> bool:
+        """Whether the VM is that process's to run."""
+        return runs_by_right(record, holder, self._folder.overridden, self._folder.granted)
+
+    async def _find(self, record: Record) -> Monitor | None:
+        """The QEMU that runs the VM on this host, or None; one that is of no use is ended.
+
+        Raises SilentQemu.
+        """
         self._is_adopted = False
         if self._adopted is not None:
             adopted = await self._adopted.find(self.say)
             self._is_adopted = adopted is not None
             if adopted is not None:
                 return adopted
-        pid = self._folder.leftover()
-        if pid is None:
-            return None
-        qemu = AttachedQemu(self._folder.qemu_socket)
-        try:
-            await qemu.attach()
-            status = (await qemu.execute("query-status"))["status"]
-            if status not in ("prelaunch", "inmigrate", "shutdown"):
-                return qemu
-        except GuestError as error:
-            self.say(f"the QEMU that was left here is of no use, and is ended: {error}")
-        await qemu.detach()
-        await _kill(pid)
-        return None
+
+        def has_right(pid: int) -> bool:
+            return self._has_right(record, instance(pid, self._host))
+
+        return await qemu_left(self._folder, has_right, self.say)
 
     def _is_anew(self, record: Record) -> bool:
         """Whether the VM ran on this host last, and has ended: who runs it here has begun anew."""

@@ -5,9 +5,25 @@ from __future__ import annotations
 from typing import Final
 
 from colo.errors import ColoError
-from colo.membership.states import State
+from colo.membership.grant import Ending
+from colo.membership.states import Do, State
+from colo.membership.words import WordKind
 
-__all__ = ["HUNG", "LAST", "decided", "ordered"]
+__all__ = ["ENDINGS", "HUNG", "LAST", "WORDS", "decided", "ordered"]
+
+#: What the other host is told.
+WORDS: Final = {
+    Do.SAY_SHUTDOWN: WordKind.SHUTDOWN,
+    Do.SAY_BYE: WordKind.BYE,
+    Do.SAY_ALONE: WordKind.ALONE,
+    Do.SAY_HANDOVER: WordKind.HANDOVER,
+}
+#: What the arbiter is told.
+ENDINGS: Final = {
+    Do.GIVE_BACK: Ending.LEFT,
+    Do.GIVE_BACK_UNUSED: Ending.UNUSED,
+    Do.GIVE_BACK_SHUT_DOWN: Ending.SHUT_DOWN,
+}
 
 #: How a part ends: the exit code, and a line for the user.  ``{shutdown}`` is QEMU's reason.
 LAST: Final[dict[State, tuple[int, str]]] = {
@@ -32,6 +48,8 @@ def decided(state: State, ok: bool, hung: bool, missing: str) -> str:
     ``ok``: it does.  ``hung``: its QEMU does not answer.  ``missing``: what it takes to decide.
     """
     match state:
+        case State.LOST if hung:
+            return "QEMU does not answer, and is waited for"
         case State.LOST:
             return f"{missing}; --force does without it"
         case State.FENCED:

@@ -36,6 +36,12 @@ class GuestHere:
         self.shutdown: str | None = None
         #: Why it does not run, though it should.
         self.error: GuestError | None = None
+        self._is_silent = False
+
+    @property
+    def hangs(self) -> bool:
+        """Whether its process is there, and did not do what it was last asked for."""
+        return self._is_silent and not self.gone.is_set()
 
     async def fit(self, allow_disks: bool, runs: bool) -> list[str]:
         """Bring QEMU into a state from which protection can begin; return its network cards.
@@ -62,7 +68,9 @@ class GuestHere:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.gone.wait(), _DYING_S)
                 return None
+            self._is_silent = True
             return Event.HUNG, {}
+        self._is_silent = False
         return Event.ANSWERS, {}
 
     async def run_alone(self) -> Outcome:
@@ -70,7 +78,7 @@ class GuestHere:
         try:
             await self._colo.run_alone()
         except GuestError as error:
-            self.error = error
+            self.error, self._is_silent = error, True
             return Event.STUCK, {}
         return Event.RUNS, {}
 

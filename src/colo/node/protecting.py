@@ -28,7 +28,7 @@ from colo.membership.member import Means, Member
 from colo.membership.states import Do, Event, State
 from colo.membership.words import Hello, Word, WordKind
 from colo.node.copying import Copying
-from colo.node.ending import HUNG, LAST, decided
+from colo.node.ending import ENDINGS, HUNG, LAST, WORDS, decided
 from colo.node.first_start import Start, question
 from colo.node.guest_here import GuestHere
 from colo.node.orders import Answer, Order, serve_orders
@@ -58,17 +58,6 @@ _ORDER_S: Final = 60.0
 
 #: What to say of a loss, by the state that it came in; nothing of one that was planned.
 _LOSSES: Final = {State.BEGINNING: "the protection could not begin", State.GOING_OVER: None}
-_WORDS: Final = {
-    Do.SAY_SHUTDOWN: WordKind.SHUTDOWN,
-    Do.SAY_BYE: WordKind.BYE,
-    Do.SAY_ALONE: WordKind.ALONE,
-    Do.SAY_HANDOVER: WordKind.HANDOVER,
-}
-_ENDINGS: Final = {
-    Do.GIVE_BACK: Ending.LEFT,
-    Do.GIVE_BACK_UNUSED: Ending.UNUSED,
-    Do.GIVE_BACK_SHUT_DOWN: Ending.SHUT_DOWN,
-}
 
 
 class PrimaryNode(Performer):
@@ -135,7 +124,6 @@ class PrimaryNode(Performer):
         parts = config, self._colo, self._gate, self._session, self._disks, folder.path
         link = self._peer.channel, lambda: self._peer.is_coded
         self._copying = Copying(*parts, *link, self._copy_begun, self._lost, self._left_by_qemu)
-        self._hung = False
         self._error: str | None = None
         self._told: str | None = None
         self._lines: list[str] = []
@@ -204,7 +192,7 @@ class PrimaryNode(Performer):
             if self.state is State.REFUSED and (kept := self._right.kept(self._start is not None)):
                 self._fatal.add_note(kept)
             raise self._fatal
-        if self.state is State.DEAD and self._hung:
+        if self.state is State.DEAD and self._guest.hangs:
             text = HUNG
         if text:
             self.say(text.format(shutdown=self._guest.shutdown))
@@ -213,7 +201,7 @@ class PrimaryNode(Performer):
     async def _perform_last(self, effect: Do) -> None:
         match effect:
             case Do.GIVE_BACK | Do.GIVE_BACK_UNUSED | Do.GIVE_BACK_SHUT_DOWN:
-                ending = _ENDINGS[effect]
+                ending = ENDINGS[effect]
                 if ending is Ending.SHUT_DOWN and self._config.disks:
                     ending = Ending.LEFT  # its last writes are in this host's disks alone
                 await self._right.give_back(ending)
@@ -279,13 +267,13 @@ class PrimaryNode(Performer):
             case Do.SAY_DEAD:
                 self._peer.say(WordKind.DEAD, grant=self.member.facts.last_number)
             case Do.SAY_SHUTDOWN | Do.SAY_BYE | Do.SAY_ALONE | Do.SAY_HANDOVER:
-                self._peer.say(_WORDS[effect])
+                self._peer.say(WORDS[effect])
             case Do.WARN:
                 self.say(self._right.warning())
             case Do.AGREE | Do.DECLINE:
-                here = decided(self.state, effect is Do.AGREE, self._hung, self._right.missing)
-                self.pending.answer(effect is Do.AGREE, here)
-            case _ if effect in _ENDINGS or effect in (Do.STOP, Do.END_GUEST):
+                ok, missing = effect is Do.AGREE, self._right.missing
+                self.pending.answer(ok, decided(self.state, ok, self._guest.hangs, missing))
+            case _ if effect in ENDINGS or effect in (Do.STOP, Do.END_GUEST):
                 self._last.append(effect)
             case _:
                 raise AssertionError(f"a primary cannot {effect.value}")
@@ -307,8 +295,9 @@ class PrimaryNode(Performer):
                 self._lines.append(f"PROTECTED by {to}{', over TLS' if to.tls else ''}")
             case State.DEAD:
                 self._error = self._error if event is Event.HUNG else "QEMU is dead"
-                self._hung = event in (Event.HUNG, Event.STUCK)
-                if self._hung:  # its gate stays as it is: once it answers, the other VM may run
+                if (
+                    self._guest.hangs
+                ):  # its gate stays as it is: once it answers, the other VM may run
                     self._qemu.give_up()
         if self.state not in (State.LOST, State.GOING_OVER, State.RESUMING, State.FENCED):
             self._planned.concluded(False)
@@ -325,7 +314,15 @@ class PrimaryNode(Performer):
             self.say(line)
         if self.state is State.LOST and self.member.facts.busy is None:
             self._right.tell_what_is_missing()
+        if event is Event.HUNG and self.state is State.LOST:
+            self._error = "QEMU does not answer, and no other host has its VM"
+            self._tell_once(f"{self._error}: it is waited for")
         self.write_status()
+
+    def _tell_once(self, text: str) -> None:
+        if self._told != text:
+            self._told = text
+            self.say(text)
 
     async def _or_unfit(self, work: Any) -> Outcome:
         """An outcome, or that this can never be: the part ends with why."""
@@ -368,9 +365,8 @@ class PrimaryNode(Performer):
         except (ChannelLost, OSError, TimeoutError) as error:
             why = "no answer" if isinstance(error, TimeoutError) else error
             self._error = f"{self._peer.to} is out of reach: {why}"
-            if self._told != self._error:
-                self._told = self._error
-                self.say(f"UNPROTECTED: {self._error}; trying again every {RETRY_S:.0f} s")
+            again = f"trying again every {RETRY_S:.0f} s"
+            self._tell_once(f"UNPROTECTED: {self._error}; {again}")
             return Event.UNREACHED, {}
         self._error = self._told = None
         return Event.REACHED, {}
