@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -62,6 +64,13 @@ class Faults:
         leads.signal(signal.SIGSTOP)
         time.sleep(self._draw.uniform(0.2, 3))
         leads.signal(signal.SIGCONT)
+
+    def fault_qemu_stands_still(self, leads: Colo, follows: Colo) -> None:
+        pid = leads.qemu_pid()
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(self._draw.choice((0.5, 3, 13, 16)))  # it is given up in between
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
     def fault_hosts_are_cut_off(self, leads: Colo, follows: Colo) -> None:
         with self._stage.lab.severed(Link.REPLICATION):
