@@ -11,8 +11,9 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,9 @@ from tests.e2e.net.test_partitions import node, protected_again
 __all__ = ["members"]
 
 pytestmark = pytest.mark.e2e
+
+PERIODIC = replace(ETCD, options=HOSTS)
+HYBRID = replace(PERIODIC, top='mode = "hybrid"')
 
 Members = dict[Place, subprocess.Popen[bytes]]
 
@@ -66,10 +70,20 @@ class Faults:
         leads.signal(signal.SIGCONT)
 
     def fault_qemu_stands_still(self, leads: Colo, follows: Colo) -> None:
-        pid = leads.qemu_pid()
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(self._draw.choice((0.5, 3, 13, 16)))  # it is given up in between
+        self._stand_still(leads.qemu_pid(), (0.5, 3, 13, 16))  # it is given up in between
+
+    def fault_waiting_qemu_stands_still(self, leads: Colo, follows: Colo) -> None:
+        """Or a secondary VM's; the host that leads dies meanwhile, or does not."""
+        pids = [follows.qemu_pid(), *map(int, _children(follows.pid))]
+        if self._draw.random() < 0.5:
+            self._stage.kill(leads)
+            leads.start("node", "--host", leads.name)
+        self._stand_still(self._draw.choice(pids), (0.5, 3, 13))
+
+    def _stand_still(self, pid: int, seconds: Sequence[float]) -> None:
         with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(self._draw.choice(seconds))
             os.kill(pid, signal.SIGCONT)
 
     def fault_hosts_are_cut_off(self, leads: Colo, follows: Colo) -> None:
@@ -86,10 +100,15 @@ class Faults:
         leads.run("switchover")
 
 
+def _children(pid: int) -> list[str]:
+    """The ids of its processes: QEMUs."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 @needs_etcd
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("qemu", ["11.1"], indirect=True)  # decided above QEMU
-@pytest.mark.parametrize("vm", [replace(ETCD, options=HOSTS)], ids=["etcd"])
+@pytest.mark.parametrize("vm", [PERIODIC, HYBRID], ids=["periodic", "hybrid"])
 def test_one_fault_after_the_other(
     stage: Stage, members: Members, vm: Vm, request: pytest.FixtureRequest
 ) -> None:
