@@ -42,9 +42,7 @@ class FakeQemu(Monitor):
         self.refuses: set[str] = set()
         self.ends: list[socket.socket] = []  # of its character devices
 
-    async def execute(self, command: str, *, oob: bool = False, **arguments: Any) -> Any:
-        if self._is_given_up:
-            raise GuestError("QEMU did not answer")
+    async def _perform(self, command: str, arguments: dict[str, Any], oob: bool) -> Any:
         self.asked.append(command)
         if command in self.refuses:
             raise GuestError(f"QEMU refuses {command}: there is a blocker")
@@ -269,15 +267,26 @@ def test_of_a_vm_that_hangs_the_gate_is_not_taken_out(
     play(scene)
 
 
-def test_a_vm_that_nobody_else_has_is_waited_for_where_it_hangs(folder: StateFolder) -> None:
+@pytest.mark.parametrize("arbiter", ["file", "manual"])
+def test_a_vm_that_nobody_else_has_is_waited_for_where_it_hangs(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch, arbiter: str
+) -> None:
+    """No grant is missing, whoever gives it."""
+    monkeypatch.setattr("colo.node.guest_here._DYING_S", 0.01)
+    monkeypatch.setattr("colo.node.protecting.RETRY_S", 0.01)
+    name = "manual" if arbiter == "manual" else f"file:{folder.path}/arbiter"
+
     async def scene() -> None:
-        s = Scene(folder)
+        s = Scene(folder, VmConfig("web1", failover=Failover(arbiter=name)))
+        if arbiter == "manual":
+            s.arbiter.automatic = False
         s.stand(State.LOST, connected=True, busy=Do.LOOK)
-        for _ in range(2):
-            s.node.tell(Event.HUNG)
-            assert s.node.state is State.LOST
-            s.node.tell(Event.TIME)
-            await asyncio.sleep(0)
+        s.qemu.refuses.add("query-status")
+        s.node.ask(s.node._guest.look())
+        while s.qemu.asked.count("query-status") < 3:
+            await asyncio.sleep(0.001)
+        assert s.node.state is State.LOST
+        s.qemu.refuses.clear()
         assert s.said == [
             "web1: QEMU does not answer, and no other host has its VM: it is waited for"
         ]

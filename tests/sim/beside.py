@@ -185,7 +185,10 @@ class Beside:
 
     @property
     def has_nothing(self) -> bool:
-        """Whether there is nothing to go on with, nor anything that begins."""
+        """Whether there is nothing to go on with, nor anything that begins.
+
+        As ``StandIn.lacks``, which may be broken on purpose.
+        """
         stand_in = self.stand_in
         begins = stand_in.phase is Phase.BEGINS
         return stand_in.goes_on_with() is GoesOn.NOTHING and not begins

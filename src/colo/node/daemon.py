@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 from colo.arbiters.arbiter import Arbiter, require_memory
@@ -213,7 +214,7 @@ class Daemon(Performer):
             return Event.NO_ANSWER, {}
         holder = "" if qemu is None else instance(qemu.pid, self._host)
         overridden = None if qemu is None else self._folder.overridden
-        lives = qemu is not None and self._has_right(record, holder)
+        lives = qemu is not None and self._has_right(record, qemu.pid)
         if qemu is not None and not lives and self._is_adopted and self._is_anew(record):
             await qemu.detach()  # it is adopted once it has a grant, like one that is started
             self._qemu = qemu = None
@@ -249,8 +250,9 @@ class Daemon(Performer):
         self._folder.know_grant(record.number)
         return record
 
-    def _has_right(self, record: Record, holder: str) -> bool:
+    def _has_right(self, record: Record, pid: int) -> bool:
         """Whether the VM is that process's to run."""
+        holder = instance(pid, self._host)
         return runs_by_right(record, holder, self._folder.overridden, self._folder.granted)
 
     async def _find(self, record: Record) -> Monitor | None:
@@ -264,11 +266,7 @@ class Daemon(Performer):
             self._is_adopted = adopted is not None
             if adopted is not None:
                 return adopted
-
-        def has_right(pid: int) -> bool:
-            return self._has_right(record, instance(pid, self._host))
-
-        return await qemu_left(self._folder, has_right, self.say)
+        return await qemu_left(self._folder, partial(self._has_right, record), self.say)
 
     def _is_anew(self, record: Record) -> bool:
         """Whether the VM ran on this host last, and has ended: who runs it here has begun anew."""

@@ -295,9 +295,7 @@ class PrimaryNode(Performer):
                 self._lines.append(f"PROTECTED by {to}{', over TLS' if to.tls else ''}")
             case State.DEAD:
                 self._error = self._error if event is Event.HUNG else "QEMU is dead"
-                if (
-                    self._guest.hangs
-                ):  # its gate stays as it is: once it answers, the other VM may run
+                if self._guest.hangs:  # its gate stays in: by when it answers the other VM may run
                     self._qemu.give_up()
         if self.state not in (State.LOST, State.GOING_OVER, State.RESUMING, State.FENCED):
             self._planned.concluded(False)
@@ -313,16 +311,10 @@ class PrimaryNode(Performer):
         for line in lines:
             self.say(line)
         if self.state is State.LOST and self.member.facts.busy is None:
-            self._right.tell_what_is_missing()
-        if event is Event.HUNG and self.state is State.LOST:
-            self._error = "QEMU does not answer, and no other host has its VM"
-            self._tell_once(f"{self._error}: it is waited for")
+            self._right.tell_what_is_missing(self._guest.hangs)
+            if self._guest.hangs:
+                self._error = self._right.missing
         self.write_status()
-
-    def _tell_once(self, text: str) -> None:
-        if self._told != text:
-            self._told = text
-            self.say(text)
 
     async def _or_unfit(self, work: Any) -> Outcome:
         """An outcome, or that this can never be: the part ends with why."""
@@ -365,8 +357,9 @@ class PrimaryNode(Performer):
         except (ChannelLost, OSError, TimeoutError) as error:
             why = "no answer" if isinstance(error, TimeoutError) else error
             self._error = f"{self._peer.to} is out of reach: {why}"
-            again = f"trying again every {RETRY_S:.0f} s"
-            self._tell_once(f"UNPROTECTED: {self._error}; {again}")
+            if self._told != self._error:
+                self._told = self._error
+                self.say(f"UNPROTECTED: {self._error}; trying again every {RETRY_S:.0f} s")
             return Event.UNREACHED, {}
         self._error = self._told = None
         return Event.REACHED, {}

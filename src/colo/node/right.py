@@ -42,7 +42,7 @@ class Right:
         say: Callable[[str], None],
     ) -> None:
         self.holder = holder
-        #: Why the VM is silent, while it is.
+        #: What it takes to decide, while nothing is decided.
         self.missing = ""
         self._arbiter = arbiter
         self._member = member
@@ -94,10 +94,7 @@ class Right:
             return self._no_answer(error)
 
     def _no_answer(self, error: LocalError) -> Outcome:
-        self.missing = self._silent_until(f": {error}")
-        if self._told != self.missing and not self._member.facts.owes:
-            self._told = self.missing
-            self._say(self.missing)
+        self._miss(self._silent_until(f": {error}"), is_said=not self._member.facts.owes)
         may_be_done = isinstance(error, NoAnswer) and error.may_be_done
         return Event.NO_ANSWER, {"may_be_done": may_be_done}
 
@@ -129,14 +126,22 @@ class Right:
             return f"the VM has gone over: {who}"
         return f"FENCED: {who}; the copy here is stopped and silent: end its QEMU"
 
-    def tell_what_is_missing(self) -> None:
-        """Nobody is asked, and an operator has to say."""
-        if self._arbiter.automatic:
-            return
-        self.missing = self._silent_until("")
-        if self._told != self.missing:
-            self._told = self.missing
-            self._say(self.missing)
+    def tell_what_is_missing(self, hangs: bool) -> None:
+        """Nobody is asked: an operator has to say, or a QEMU that ``hangs`` to answer.
+
+        The latter only where no other host has its VM.
+        """
+        if hangs:
+            self._miss("QEMU does not answer, and no other host has its VM: it is waited for")
+        elif not self._arbiter.automatic:
+            self._miss(self._silent_until(""))
+
+    def _miss(self, missing: str, is_said: bool = True) -> None:
+        """This is missing; where that ``is_said``, once."""
+        self.missing = missing
+        if is_said and self._told != missing:
+            self._told = missing
+            self._say(missing)
 
     def begin(self) -> None:
         """A new decision is due: what is missing is said anew."""

@@ -11,7 +11,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,12 +65,11 @@ class Faults:
         leads.start("node", "--host", leads.name)
 
     def fault_colo_stands_still(self, leads: Colo, follows: Colo) -> None:
-        leads.signal(signal.SIGSTOP)
-        time.sleep(self._draw.uniform(0.2, 3))
-        leads.signal(signal.SIGCONT)
+        _stand_still(leads.pid, self._draw.uniform(0.2, 3))
 
     def fault_qemu_stands_still(self, leads: Colo, follows: Colo) -> None:
-        self._stand_still(leads.qemu_pid(), (0.5, 3, 13, 16))  # it is given up in between
+        seconds = self._draw.choice((0.5, 3, 13, 16))  # it is given up in between
+        _stand_still(leads.qemu_pid(), seconds)
 
     def fault_waiting_qemu_stands_still(self, leads: Colo, follows: Colo) -> None:
         """Or a secondary VM's; the host that leads dies meanwhile, or does not."""
@@ -78,13 +77,7 @@ class Faults:
         if self._draw.random() < 0.5:
             self._stage.kill(leads)
             leads.start("node", "--host", leads.name)
-        self._stand_still(self._draw.choice(pids), (0.5, 3, 13))
-
-    def _stand_still(self, pid: int, seconds: Sequence[float]) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)
-            time.sleep(self._draw.choice(seconds))
-            os.kill(pid, signal.SIGCONT)
+        _stand_still(self._draw.choice(pids), self._draw.choice((0.5, 3, 13)))
 
     def fault_hosts_are_cut_off(self, leads: Colo, follows: Colo) -> None:
         with self._stage.lab.severed(Link.REPLICATION):
@@ -98,6 +91,14 @@ class Faults:
 
     def fault_it_is_moved(self, leads: Colo, follows: Colo) -> None:
         leads.run("switchover")
+
+
+def _stand_still(pid: int, seconds: float) -> None:
+    """A process that is ended meanwhile is none of ours any more."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGCONT)
 
 
 def _children(pid: int) -> list[str]:
