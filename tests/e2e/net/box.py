@@ -1,13 +1,15 @@
 """A host as a machine: a Debian of its own, its processes, its name and its place in a lab.
 
 Its disk is a layer over build/bookworm, in memory of the machine that runs the tests, and stays
-when the host dies; its /run and /dev/shm do not.  All its processes are below one, and die with
-that, as where a plug is pulled.
+when the host dies; its /run and /dev/shm do not.  All its processes are below one, systemd, and die
+with that, as where a plug is pulled.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -24,23 +26,42 @@ __all__ = ["DEBIAN", "Box", "boxes"]
 
 DEBIAN: Final = ROOT / "build" / "bookworm"
 _COMMAND_S: Final = 120.0 * SLOWNESS
-#: Its first process: it makes the host, says so, and reaps what others leave behind.
+#: Its first process: it makes the host, and becomes its systemd.
 _BOOT: Final = """
 set -e
 mount -t overlay -o "lowerdir=$1,upperdir=$2/disk,workdir=$2/work" overlay "$2/root"
 cd "$2/root"
 mount -t proc proc proc
-mount --rbind /dev dev
+mount --bind proc/sys proc/sys
+mount -o remount,bind,ro proc/sys
+mount -t sysfs -o ro sysfs sys
+if [ "$5" = 2 ]; then
+    mount -t cgroup2 cgroup sys/fs/cgroup
+else
+    mount -t tmpfs -o mode=755 tmpfs sys/fs/cgroup
+    mkdir sys/fs/cgroup/systemd
+    mount -t cgroup -o none,name=systemd cgroup sys/fs/cgroup/systemd
+fi
+mount -t tmpfs -o mode=755 tmpfs dev
+mkdir dev/net dev/pts dev/shm
+for each in full kvm net/tun null random tty urandom zero; do
+    [ ! -e "/dev/$each" ] || cp -a "/dev/$each" "dev/$each"
+done
+mount -t devpts -o newinstance,ptmxmode=666 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
+ln -s /proc/self/fd dev/fd
 mount -t tmpfs -o mode=1777 tmpfs dev/shm
-mount -t tmpfs tmpfs run
+mount -t tmpfs -o mode=755 tmpfs run
 mkdir -p shared
 mount --bind "$3" shared
-hostname "$4"
-exec chroot . /bin/bash -c 'echo up; while :; do sleep 1000 & wait $!; done'
+echo "$4" >etc/hostname
+ln -sfn /dev/null etc/systemd/system/getty.target
+exec env -i container=box PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot . /lib/systemd/systemd
 """
 _ENVIRONMENT: Final = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "TERM": "dumb",
 }  # fmt: skip
+_CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 class Box:
@@ -54,23 +75,41 @@ class Box:
         self._shared = shared
         self._first: subprocess.Popen[Any] | None = None
         self._pid = 0
+        tops = (
+            each for each in (_CGROUPS / "systemd", _CGROUPS) if (each / "cgroup.procs").exists()
+        )
+        self._cgroup = next(tops, _CGROUPS) / f"{folder.parent.name}-{name}"
         for each in ("disk", "work", "root"):
             (folder / each).mkdir(parents=True)
 
     def boot(self) -> None:
         """Start it."""
-        kinds = ("--mount", "--uts", "--pid", "--fork", "--kill-child")
+        kinds = ("--mount", "--uts", "--pid", "--fork", "--kill-child", "--ipc", "--cgroup")
         words = (str(DEBIAN), str(self._folder), str(self._shared), self.name)
-        self._first = self._lab.start(
-            self._place,
-            *("unshare", *kinds, "bash", "-c", _BOOT, "boot", *words),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._first.stdout is not None
-        assert self._first.stdout.readline() == "up\n", f"host {self.name} does not start"
+        self._cgroup.mkdir()
+        enter = f'echo $$ > {self._cgroup}/cgroup.procs; exec unshare "$@"'
+        with (self._folder / "boot.log").open("wb") as log:
+            self._first = self._lab.start(
+                self._place,
+                *("bash", "-ec", enter, "enter", *kinds, "bash", "-c", _BOOT, "boot", *words),
+                "2" if self._cgroup.parent == _CGROUPS else "1",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         children = Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children")
-        self._pid = int(children.read_text())
+        wait(lambda: self._first_child(children), f"the first process of host {self.name}")
+        wait(self._is_up, f"host {self.name} to boot")
+
+    def _first_child(self, children: Path) -> bool:
+        assert self._first is not None and self._first.poll() is None, self.told()
+        self._pid = int(children.read_text() or 0)
+        return self._pid != 0
+
+    def _is_up(self) -> bool:
+        """Whether its systemd has started all that it starts."""
+        assert self._first is not None and self._first.poll() is None, self.told()
+        return self.ask("systemctl is-system-running")[1] in ("running\n", "degraded\n")
 
     def pull_the_plug(self) -> None:
         """End it: all that runs there dies at once."""
@@ -78,10 +117,10 @@ class Box:
             return
         self._first.kill()
         self._first.wait(_COMMAND_S)
-        assert self._first.stdout is not None
-        self._first.stdout.close()
         self._first = None
         wait(lambda: not Path(f"/proc/{self._pid}").exists(), f"the end of host {self.name}")
+        for folder, _, _ in os.walk(self._cgroup, topdown=False):
+            os.rmdir(folder)
 
     def path(self, name: str) -> Path:
         """A file that was written there, seen from outside."""
@@ -125,13 +164,18 @@ class Box:
                 stderr=output,
             )
 
+    def colo_pid(self) -> int:
+        """The process there of the colo that keeps web1, by its status file."""
+        return int(json.loads(self.run("cat /var/lib/colo/web1/status.json"))["pid"])
+
     def told(self) -> str:
-        """What all lines that were started have said, for a failure's report."""
-        logs = sorted(self._folder.glob("*.log"))
-        return "".join(f"-- host {self.name}, {log.name}\n{log.read_text()}" for log in logs)
+        """What all lines that were started have said, and services, for a failure's report."""
+        told = {log.name: log.read_text() for log in sorted(self._folder.glob("*.log"))}
+        told["journal"] = self.ask("journalctl --no-pager")[1]
+        return "".join(f"-- host {self.name}, {name}\n{text}" for name, text in told.items())
 
     def _command(self, line: str) -> list[str]:
-        spaces = ("--mount", "--uts", "--net", "--pid", "--root", "--wdns=/root")
+        spaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wdns=/root")
         return ["nsenter", f"--target={self._pid}", *spaces, "bash", "-ec", line]
 
 

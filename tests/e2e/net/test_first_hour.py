@@ -20,6 +20,7 @@ from tests.e2e.package import Package
 pytestmark = pytest.mark.e2e
 
 ADDRESS = "10.77.0.7"
+STATE = "/var/lib/colo/web1"
 #: The VM that the user has: QEMU, started by hand.  Under TCG it needs a library of colo's.
 VM = f"""
 env LD_PRELOAD=$(/usr/lib/colo/bin/python3 -c '
@@ -114,8 +115,14 @@ def test_who_follows_the_page_has_a_vm_that_outlives_its_host(
     b.start(following.lines)
     wait_protected(a)
     client.wait_heard()
-    client.check()
 
-    service = page.take("systemctl enable --now colo@web1")  # these hosts have no init
+    service = page.take("systemctl enable --now colo@web1")
     assert service.hosts == ("a", "b")
     assert page.is_played
+    for box in (b, a):
+        box.run(f"kill -INT {box.colo_pid()}")  # Ctrl-C, as the page says
+        wait(lambda box=box: box.ask(f"flock -n {STATE}/lock true")[0] == 0, "its end", WAIT_S)
+        box.run(service.lines)
+        wait_protected(a)
+        client.wait_heard()
+    client.check()

@@ -142,8 +142,7 @@ def test_what_runs_is_not_taken_away_and_a_purge_leaves_what_is_not_colos(box: B
     assert f"colo: a colo runs for {STATE}: end it first: systemctl disable --now colo@web1" in told
     assert box.run("colo --version") == VERSION
 
-    read_pid = "python3 -c 'import json, sys; print(json.load(sys.stdin)[\"pid\"])'"
-    box.run(f"kill -KILL $({read_pid} < {STATE}/status.json)")
+    box.run(f"kill -KILL {box.colo_pid()}")
     wait(lambda: box.ask(f"flock -n {STATE}/lock true")[0] == 0, "the end of colo")
     told = box.run("apt-get purge colo")
     qemu = box.run(f"cat {STATE}/qemu.pid").strip()
