@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -29,6 +30,17 @@ class Package:
     wheel: Path
     sdist: Path
     deb: Path
+
+    def as_version(self, version: str, folder: Path) -> Path:
+        """The Debian package under another version, in ``folder``."""
+        tree, deb = folder / "tree", folder / f"colo_{version}_amd64.deb"
+        subprocess.run(["dpkg-deb", "--raw-extract", self.deb, tree], check=True)
+        control = tree / "DEBIAN" / "control"
+        text = control.read_text()
+        control.write_text(re.sub(r"^Version: .*$", f"Version: {version}", text, flags=re.M))
+        build = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, deb]
+        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+        return deb
 
 
 def packages() -> Package:
