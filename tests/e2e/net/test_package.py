@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -89,6 +90,13 @@ def test_the_sdist_makes_the_same_wheel(package: Package, tmp_path: Path) -> Non
 def test_the_index_would_take_both(package: Package) -> None:
     told = run(sys.executable, "-m", "twine", "check", "--strict", package.wheel, package.sdist)
     assert told.count("PASSED") == 2
+
+
+def test_lintian_has_no_objection(package: Package) -> None:
+    if shutil.which("lintian") is None:
+        pytest.skip("no lintian: install it")
+    strict = ("--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0")
+    assert run("lintian", *strict, package.deb) == ""
 
 
 @pytest.fixture
