@@ -1,4 +1,4 @@
-"""libvirt's daemon with folders of its own, for a test: `python libvirt_daemon.py FOLDER`.
+"""libvirt's daemon with folders of its own, for a test: `python libvirt_daemon.py FOLDER QEMU`.
 
 To be run in mount and network namespaces of its own.  Each line on standard input starts a daemon,
 whose process is told on standard output.  What the daemons leave behind (QEMU) is reaped here, as
@@ -24,6 +24,9 @@ PLACES: Final = {
     "/var/cache/libvirt": "cache",
     "/var/log/libvirt": "log",
 }
+#: Where Debian's QEMU looks for modules, all of them as libvirt asks it for its types.  One that is
+#: unpacked elsewhere has its own beside it, and must not meet those of another version.
+MODULES: Final = "usr/lib/x86_64-linux-gnu/qemu"
 #: No daemon besides this one, no cgroups: a test may run where there are none.
 QEMU_CONF: Final = 'stdio_handler = "file"\ncgroup_controllers = []\n'
 DAEMON_CONF: Final = 'unix_sock_dir = "{}"\nauth_unix_rw = "none"\n'
@@ -31,11 +34,14 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _LOOK_S: Final = 0.05
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, qemu: Path) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for place, own in PLACES.items():
         (folder / own).mkdir()
         subprocess.run(["mount", "--bind", str(folder / own), place], check=True)
+    modules = qemu.resolve().parent / "root" / MODULES
+    if modules.exists():
+        subprocess.run(["mount", "--bind", str(modules), f"/{MODULES}"], check=True)
     (folder / "etc" / "qemu.conf").write_text(QEMU_CONF)
     (folder / "etc" / "libvirtd.conf").write_text(DAEMON_CONF.format(folder))
     while True:
@@ -50,4 +56,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -244,7 +244,7 @@ class Stage:
         self.grant = self.folder / "grant"
         self.colos: list[Colo] = []
         self.processes: list[subprocess.Popen[Any]] = []
-        self._binary = binary
+        self.binary = binary
         self._number = next(_numbers)
         self.address = f"10.77.0.{self._number}"
         self.mac = f"52:54:00:77:00:{self._number:02x}"
@@ -274,7 +274,7 @@ class Stage:
         vm = vm or self.vm
         made.file.write_text(
             f"name = {json.dumps(vm_name or self.folder.name)}\n{vm.top}\n"
-            f'[qemu]\nbinary = {json.dumps(self._binary)}\naccel = "{ACCEL}"\n'
+            f'[qemu]\nbinary = {json.dumps(self.binary)}\naccel = "{ACCEL}"\n'
             f"args = {json.dumps(self.args(vm))}\n"
             f"[qemu.primary]\nargs = {json.dumps(made.console.args)}\n"
             f"[qemu.secondary]\nargs = {json.dumps(made.console.args)}\n"
