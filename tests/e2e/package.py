@@ -34,11 +34,11 @@ class Package:
     def as_version(self, version: str, folder: Path) -> Path:
         """The Debian package under another version, in ``folder``."""
         tree, deb = folder / "tree", folder / f"colo_{version}_amd64.deb"
-        subprocess.run(["dpkg-deb", "--raw-extract", self.deb, tree], check=True)
+        subprocess.run(["dpkg-deb", "--raw-extract", str(self.deb), str(tree)], check=True)
         control = tree / "DEBIAN" / "control"
         text = control.read_text()
         control.write_text(re.sub(r"^Version: .*$", f"Version: {version}", text, flags=re.M))
-        build = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, deb]
+        build = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(deb)]
         subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
         return deb
 

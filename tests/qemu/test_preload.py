@@ -45,6 +45,21 @@ def test_no_home_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
         TCG_LIBRARY.built()
 
 
+def test_a_copy_has_a_name_that_stays_and_is_for_every_user(tmp_path: Path) -> None:
+    for _ in range(2):
+        path = CLOCK_LIBRARY.copied(tmp_path / "new" / "folder")
+        assert path == tmp_path / "new" / "folder" / "clock-preload.so"
+        assert path.read_bytes() == CLOCK_LIBRARY.built().read_bytes()
+        assert path.stat().st_mode & 0o777 == 0o644
+        assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_copy_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(GuestError, match=r"clock-preload.so: Not a directory$"):
+        CLOCK_LIBRARY.copied(tmp_path / "file" / "folder")
+
+
 def test_one_that_came_with_colo_is_taken_as_long_as_it_is_of_this_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

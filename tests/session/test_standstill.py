@@ -59,7 +59,10 @@ def test_with_the_library_all_is_given_back(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("given", "why"),
-    [(None, "this QEMU was started without colo's library"), (gave(0.0, "as it is"), "as it is")],
+    [
+        (None, "this QEMU was started without colo's library: see `colo preload`"),
+        (gave(0.0, "as it is"), "as it is"),
+    ],
 )
 def test_without_it_the_loss_is_counted_and_said_once(
     monkeypatch: pytest.MonkeyPatch, given: GivenBack | None, why: str

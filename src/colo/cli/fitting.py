@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from colo.importing.draft import Draft
     from colo.qemu.running import Running
 
-__all__ = ["check", "import_command"]
+__all__ = ["check", "import_command", "preload"]
 
 
 @main.command()
@@ -190,6 +190,32 @@ def import_command(
         _write(output, text)
     for line in draft.told():
         click.echo(printable(f"{draft.name}: {line}"), err=True)
+    return 0
+
+
+@main.command()
+@click.option(
+    "--tcg", is_flag=True, help="For a QEMU under TCG: the library that it needs as well."
+)
+@click.option(
+    "--to",
+    "folder",
+    metavar="FOLDER",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Copy them there first, under names that stay, for every user to read.",
+)
+@reporting
+def preload(tcg: bool, folder: Path | None) -> int:
+    """Print the LD_PRELOAD with which to start a QEMU that colo is to protect later.
+
+    Its guest's clock is kept right then.  What colo starts has it by itself.  A library is built
+    where colo came without it, which takes a C compiler.
+    """
+    from colo.qemu.preload import CLOCK_LIBRARY, TCG_LIBRARY
+
+    libraries = [TCG_LIBRARY, CLOCK_LIBRARY] if tcg else [CLOCK_LIBRARY]
+    paths = [each.built() if folder is None else each.copied(folder) for each in libraries]
+    click.echo(":".join(map(str, paths)))
     return 0
 
 

@@ -52,7 +52,7 @@ class Library:
         """
         shipped = self.source.with_name(self.file_name)
         if shipped.is_file():
-            return shipped
+            return shipped.resolve()
         try:
             path = cache_folder() / self.file_name
             if path.exists():
@@ -60,6 +60,22 @@ class Library:
         except (OSError, RuntimeError) as error:
             raise self._no_folder(error) from error
         self.build(path)
+        return path
+
+    def copied(self, folder: Path) -> Path:
+        """Copy it into a folder, which is made, under a name without the digest; return its path.
+
+        A QEMU that has the one that was there keeps it.  Raises GuestError.
+        """
+        built, path = self.built(), folder.absolute() / f"{self.name}.so"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as near:
+                copy = Path(shutil.copyfile(built, Path(near, path.name)))
+                copy.chmod(0o644)
+                copy.replace(path)
+        except OSError as error:
+            raise GuestError(f"{path}: {error.strerror}") from error
         return path
 
     def build(self, path: Path) -> None:

@@ -18,7 +18,7 @@ from colo.qemu.monitor import Monitor
 
 __all__ = ["StandStill"]
 
-_NO_LIBRARY = "this QEMU was started without colo's library"
+_NO_LIBRARY = "this QEMU was started without colo's library: see `colo preload`"
 
 
 class StandStill:

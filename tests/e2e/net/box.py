@@ -168,6 +168,11 @@ class Box:
         """The process there of the colo that keeps web1, by its status file."""
         return int(json.loads(self.run("cat /var/lib/colo/web1/status.json"))["pid"])
 
+    def wait_ended(self) -> None:
+        """Wait for the end of that colo: its VM may run on."""
+        free = "flock -n /var/lib/colo/web1/lock true"
+        wait(lambda: self.ask(free)[0] == 0, f"the end of colo on host {self.name}", _COMMAND_S)
+
     def told(self) -> str:
         """What all lines that were started have said, and services, for a failure's report."""
         told = {log.name: log.read_text() for log in sorted(self._folder.glob("*.log"))}

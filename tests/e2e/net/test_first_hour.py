@@ -20,11 +20,9 @@ from tests.e2e.package import Package
 pytestmark = pytest.mark.e2e
 
 ADDRESS = "10.77.0.7"
-STATE = "/var/lib/colo/web1"
-#: The VM that the user has: QEMU, started by hand.  Under TCG it needs a library of colo's.
+#: The VM that the user has: QEMU, started by hand.  Under TCG it needs libraries of colo's.
 VM = f"""
-env LD_PRELOAD=$(/usr/lib/colo/bin/python3 -c '
-from colo.qemu.preload import TCG_LIBRARY; print(TCG_LIBRARY.built())') \
+env LD_PRELOAD=$(colo preload --tcg) \
 qemu-system-x86_64 -name web1 -machine pc -accel tcg -m 128 -nodefaults -display none \
     -serial file:/var/log/web1.console -qmp unix:/run/web1.qmp,server=on,wait=off \
     -kernel /srv/vmlinuz -initrd /srv/initrd.gz \
@@ -121,7 +119,7 @@ def test_who_follows_the_page_has_a_vm_that_outlives_its_host(
     assert page.is_played
     for box in (b, a):
         box.run(f"kill -INT {box.colo_pid()}")  # Ctrl-C, as the page says
-        wait(lambda box=box: box.ask(f"flock -n {STATE}/lock true")[0] == 0, "its end", WAIT_S)
+        box.wait_ended()
         box.run(service.lines)
         wait_protected(a)
         client.wait_heard()

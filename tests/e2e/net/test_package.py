@@ -132,11 +132,9 @@ def test_the_debian_package_has_what_a_package_has(box: Box) -> None:
 
     # There is no compiler, and none is needed.
     assert box.ask("command -v cc gcc")[0] != 0
-    libraries = box.run(
-        "/usr/lib/colo/bin/python3 -c 'from colo.qemu.preload import *; "
-        "print(TCG_LIBRARY.built(), CLOCK_LIBRARY.built())'"
-    )
-    assert all(path.startswith("/usr/lib/colo/") for path in libraries.split())
+    folder = "/usr/lib/x86_64-linux-gnu/colo"
+    libraries = box.run("colo preload --tcg")
+    assert libraries == f"{folder}/tcg-preload.so:{folder}/clock-preload.so\n"
 
 
 def test_what_runs_is_not_taken_away_and_a_purge_leaves_what_is_not_colos(box: Box) -> None:
@@ -151,7 +149,7 @@ def test_what_runs_is_not_taken_away_and_a_purge_leaves_what_is_not_colos(box: B
     assert box.run("colo --version") == VERSION
 
     box.run(f"kill -KILL {box.colo_pid()}")
-    wait(lambda: box.ask(f"flock -n {STATE}/lock true")[0] == 0, "the end of colo")
+    box.wait_ended()
     told = box.run("apt-get purge colo")
     qemu = box.run(f"cat {STATE}/qemu.pid").strip()
     kept = f"{STATE} is kept: its VM runs on, in the QEMU with the process id {qemu}"

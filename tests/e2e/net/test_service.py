@@ -81,6 +81,12 @@ def main_pid(box: Box) -> int:
     return int(box.run("systemctl show --property=MainPID --value colo@web1"))
 
 
+def wait_other(box: Box, pid: int) -> None:
+    """Wait until the service's process is another."""
+    what = f"systemd to start colo again on host {box.name}"
+    wait(lambda: main_pid(box) not in (0, pid), what, WAIT_S)
+
+
 def qemu_pid(box: Box) -> int:
     """The VM's process."""
     return int(box.run(f"cat {STATE}/qemu.pid"))
@@ -106,9 +112,7 @@ def test_a_vm_lives_by_its_service(
         before = main_pid(box)
         box.put(newer, "/root")
         box.run(f"apt-get install ./{newer.name}")
-        wait(
-            lambda box=box, before=before: main_pid(box) not in (0, before), "the new colo", WAIT_S
-        )
+        wait_other(box, before)
         wait_status(a, "PROTECTED")
         client.wait_heard()
     assert qemu_pid(a) == vm
@@ -129,7 +133,7 @@ def test_a_vm_lives_by_its_service(
     # A colo that is killed is started again, wherever the VM is by then.
     killed = main_pid(b)
     b.run(f"kill -KILL {killed}")
-    wait(lambda: main_pid(b) not in (0, killed), "systemd to start it again", WAIT_S)
+    wait_other(b, killed)
     wait(
         lambda: any("PROTECTED" in each.ask("systemctl status colo@web1")[1] for each in (a, b)),
         "the VM to be protected again", WAIT_S,
