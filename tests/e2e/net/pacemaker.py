@@ -1,5 +1,7 @@
 """A Pacemaker cluster of the lab's two hosts: the distribution's corosync and Pacemaker.
 
+A third node has no VM, and a vote.
+
 A host that is *up* has a mount and an IPC namespace of its own besides the lab's network: what
 they keep in /run and /dev/shm ends with it, what they keep in /var/lib is its disk.  Its power is
 cut by killing all that runs in its network, which is also what the fence agent does.
@@ -14,14 +16,16 @@ from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree
 
-from colo.demo.lab import REPLICATION_ADDRESS, Place
+from colo.demo.lab import Place
 from colo.pacemaker.agent import agent_file
 from tests.e2e.basics import wait
 from tests.e2e.net.stage import Colo, Stage
+from tests.e2e.net.wires import MEMBERS
 
 __all__ = ["NODES", "PROGRAMS", "Cluster"]
 
 NODES: Final = {"a": Place.HOST_A, "b": Place.HOST_B}
+THIRD: Final = {"c": Place.SWITCH}
 PROGRAMS: Final = ("corosync", "pacemakerd", "cibadmin", "crm_resource")
 _WAIT_S: Final = 60.0
 
@@ -50,24 +54,24 @@ wait
 """
 
 _COROSYNC: Final = """
-totem {
+totem {{
     version: 2
     cluster_name: lab
     transport: udpu
     token: 1000
     crypto_cipher: none
     crypto_hash: none
-}
-quorum {
+}}
+quorum {{
     provider: corosync_votequorum
-    two_node: 1
-}
-logging {
+    two_node: {two_node}
+}}
+logging {{
     to_stderr: yes
     to_syslog: no
     timestamp: on
-}
-nodelist {
+}}
+nodelist {{
 """
 
 #: A fence agent for the lab: what runs in the network of the host ``plug`` is killed.
@@ -113,16 +117,16 @@ _CIB: Final = """<cib crm_feature_set="3.16.1" validate-with="pacemaker-3.9" adm
   <resources>
     <primitive id="fence" class="stonith" type="fence_lab">
       <instance_attributes id="fence-parameters">
-        <nvpair id="fence-hosts" name="pcmk_host_list" value="a b"/>
+        <nvpair id="fence-hosts" name="pcmk_host_list" value="{names}"/>
         <nvpair id="fence-check" name="pcmk_host_check" value="static-list"/>
-        <!-- A host that is cut off lives on for a while. Of two, host a stays. -->
-        <nvpair id="fence-delay" name="pcmk_delay_base" value="a:9s;b:3s"/>
+        {delay}
       </instance_attributes></primitive>
     <clone id="vm-clone">
       <meta_attributes id="vm-clone-meta">
         <nvpair id="vm-clone-promotable" name="promotable" value="true"/>
         <nvpair id="vm-clone-notify" name="notify" value="true"/>
         <nvpair id="vm-clone-interleave" name="interleave" value="true"/>
+        <nvpair id="vm-clone-max" name="clone-max" value="2"/>
       </meta_attributes>
       <primitive id="vm" class="ocf" provider="colo" type="vm">
         <instance_attributes id="vm-parameters">
@@ -139,8 +143,12 @@ _CIB: Final = """<cib crm_feature_set="3.16.1" validate-with="pacemaker-3.9" adm
         </operations>
       </primitive>
     </clone>
-  </resources><constraints/></configuration><status/></cib>
+  </resources><constraints>
+    <rsc_location id="vm-not-c" rsc="vm-clone" node="c" score="-INFINITY"/>
+  </constraints></configuration><status/></cib>
 """
+#: A host that is cut off lives on for a while. Of two, host a stays.
+_DELAY: Final = '<nvpair id="fence-delay" name="pcmk_delay_base" value="a:9s;b:3s"/>'
 #: The lab's hosts see each other's processes, which the agent knows by their state folder.
 _STATE_OF: Final = """<instance_attributes id="vm-{node}">
   <rule id="vm-{node}-rule" score="INFINITY"><expression id="vm-{node}-name"
@@ -149,13 +157,14 @@ _STATE_OF: Final = """<instance_attributes id="vm-{node}">
 
 
 class Cluster:
-    """The two hosts as nodes ``a`` and ``b``; none is up yet.
+    """The two hosts as nodes ``a`` and ``b``, with ``c`` where there are three; none is up yet.
 
     ``colos`` are theirs: started by the agent, and looked at from outside.
     """
 
-    def __init__(self, stage: Stage, options: str) -> None:
+    def __init__(self, stage: Stage, options: str, of_three: bool = False) -> None:
         self.stage = stage
+        self._nodes = {**NODES, **THIRD} if of_three else NODES
         self.colos: dict[str, Colo] = {}
         self._up: dict[str, subprocess.Popen[Any]] = {}
         files = self._files = stage.folder / "files"
@@ -165,14 +174,22 @@ class Cluster:
         self._write_vm_file(files / "vm.toml", options)
         nodes = "".join(
             f"    node {{\n        name: {name}\n        nodeid: {number}\n"
-            f"        ring0_addr: {REPLICATION_ADDRESS[place]}\n    }}\n"
-            for number, (name, place) in enumerate(NODES.items(), 1)
+            f"        ring0_addr: {MEMBERS[place]}\n    }}\n"
+            for number, (name, place) in enumerate(self._nodes.items(), 1)
         )
-        (files / "corosync.conf").write_text(f"{_COROSYNC}{nodes}}}\n")
-        states = "".join(_STATE_OF.format(node=n, state=c.state) for n, c in self.colos.items())
-        cib = _CIB.format(config=files / "vm.toml", states=states)
+        corosync = _COROSYNC.format(two_node=int(not of_three))
+        (files / "corosync.conf").write_text(f"{corosync}{nodes}}}\n")
+        states = "".join(
+            _STATE_OF.format(node=name, state=stage.folder / name) for name in self._nodes
+        )
+        cib = _CIB.format(
+            config=files / "vm.toml",
+            states=states,
+            names=" ".join(self._nodes),
+            delay="" if of_three else _DELAY,
+        )
         (files / "cib.xml").write_text(cib)
-        networks = {name: stage.lab.prefix(p)[1].partition("=")[2] for name, p in NODES.items()}
+        networks = {n: stage.lab.prefix(p)[1].partition("=")[2] for n, p in self._nodes.items()}
         self._write_program("fence_lab", _FENCE.format(python=sys.executable, networks=networks))
         self._write_program("vm", agent_file(sys.executable))
 
@@ -195,7 +212,7 @@ class Cluster:
         inside = ("unshare", "--mount", "--ipc", "--propagation", "private", "sh", "-c", _START)
         log = {"PCMK_logfile": str(disk / "pacemaker.log"), "PCMK_logfacility": "none"}
         process = self.stage.lab.start(
-            NODES[name], *inside, "sh", *map(str, folders),
+            self._nodes[name], *inside, "sh", *map(str, folders),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env={**os.environ, **log},
         )  # fmt: skip
         self.stage.processes.append(process)

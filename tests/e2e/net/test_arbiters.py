@@ -10,14 +10,13 @@ from dataclasses import replace
 
 import pytest
 
-from colo.demo.lab import REPLICATION_ADDRESS, Link, Place
+from colo.demo.lab import Link, Place
 from tests.e2e.basics import wait
 from tests.e2e.net.stage import Stage, Vm
+from tests.e2e.net.wires import MEMBERS, three_members
 
 pytestmark = pytest.mark.e2e
 
-#: A member on each host, and one on the switch between them.
-MEMBERS = {**REPLICATION_ADDRESS, Place.SWITCH: "10.78.0.3"}
 ETCD = Vm(arbiter="etcd:" + ",".join(f"http://{address}:2379" for address in MEMBERS.values()))
 needs_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="no etcd-server")
 
@@ -25,20 +24,17 @@ needs_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="no etcd-se
 @pytest.fixture
 def members(stage: Stage) -> Iterator[dict[Place, subprocess.Popen[bytes]]]:
     """The members of the cluster, running."""
-    address = (f"{MEMBERS[Place.SWITCH]}/24", "dev", "replication")
-    stage.lab.run(Place.SWITCH, "ip", "link", "set", "lo", "up")
-    stage.lab.run(Place.SWITCH, "ip", "addr", "add", *address)
     started: dict[Place, subprocess.Popen[bytes]] = {}
-    try:
-        for place in MEMBERS:
-            started[place] = start_member(stage, place)
-        wait(lambda: etcdctl(stage, "put", "ready", "yes"), "etcd to answer")
-        yield started
-    finally:
-        for each in started.values():
-            each.kill()
-            each.wait()
-        stage.lab.run(Place.SWITCH, "ip", "addr", "del", *address)
+    with three_members(stage):
+        try:
+            for place in MEMBERS:
+                started[place] = start_member(stage, place)
+            wait(lambda: etcdctl(stage, "put", "ready", "yes"), "etcd to answer")
+            yield started
+        finally:
+            for each in started.values():
+                each.kill()
+                each.wait()
 
 
 def start_member(stage: Stage, place: Place) -> subprocess.Popen[bytes]:

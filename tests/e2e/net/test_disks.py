@@ -166,9 +166,7 @@ def wait_agreed(*hosts: Colo) -> Colo:
 
 def pair(stage: Stage, make: Callable[[Path], object]) -> tuple[Colo, Colo]:
     """Both hosts, with the VM PROTECTED on host a; ``make`` makes its disk there."""
-    disks = [stage.folder / f"disk0-{name}.raw" for name in "ab"]
-    make(disks[0])
-    table = f'[[disks]]\nid = "disk0"\nprimary = "{disks[0]}"\nsecondary = "{disks[1]}"\n'
+    table = disk_table(stage, make)
     hosts = []
     for name, place in (("a", Place.HOST_A), ("b", Place.HOST_B)):
         host = stage.colo(name, place, replace(stage.vm, options=HOSTS + table))
@@ -178,6 +176,13 @@ def pair(stage: Stage, make: Callable[[Path], object]) -> tuple[Colo, Colo]:
     return hosts[0], hosts[1]
 
 
+def disk_table(stage: Stage, make: Callable[[Path], object]) -> str:
+    """What a VM file has of the disk, which ``make`` makes on host a."""
+    disks = [stage.folder / f"disk0-{name}.raw" for name in "ab"]
+    make(disks[0])
+    return f'[[disks]]\nid = "disk0"\nprimary = "{disks[0]}"\nsecondary = "{disks[1]}"\n'
+
+
 def disk_of(host: Colo) -> Path:
-    """Where the disk lies on a host of ``pair``."""
+    """Where the disk lies on a host."""
     return host.file.with_name(f"disk0-{host.name}.raw")

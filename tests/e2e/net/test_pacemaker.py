@@ -10,6 +10,8 @@ import pytest
 from colo.demo.lab import REPLICATION_ADDRESS, Link
 from tests.e2e.net.pacemaker import NODES, PROGRAMS, Cluster
 from tests.e2e.net.stage import PORT, Stage, Vm
+from tests.e2e.net.test_disks import DISK, disk_of, disk_table, raw, records_in
+from tests.e2e.net.wires import three_members
 
 pytestmark = pytest.mark.e2e
 
@@ -56,3 +58,40 @@ def test_a_vm_is_moved_and_outlives_each_host(stage: Stage, vm: Vm) -> None:
         client.wait_heard()
     assert not cluster.is_up("b")
     client.check()
+
+
+@needs_pacemaker
+@pytest.mark.parametrize("vm", [Vm(arbiter="pacemaker", args=DISK)], ids=["disk"])
+@pytest.mark.parametrize("qemu", ["7.2"], indirect=True)  # decided above QEMU
+def test_of_three_nodes_the_one_that_is_cut_off_gives_its_vm_up(stage: Stage, vm: Vm) -> None:
+    cluster = Cluster(stage, HOSTS + disk_table(stage, raw), of_three=True)
+    a, b = cluster.colos["a"], cluster.colos["b"]
+    with three_members(stage):
+        for name in "abc":
+            cluster.up(name)
+        a.wait_state("PROTECTED")
+        cluster.wait_promoted("a")
+        stage.wait_booted(a)
+        client = stage.client("records")
+        client.wait_heard()
+
+        cluster.cut_power("a")
+        cluster.wait_promoted("b")
+        client.wait_heard()
+        cluster.up("a")
+        b.wait_state("PROTECTED")
+
+        cluster.cut_power("c")  # two of three are enough
+        client.wait_heard(20)
+        assert cluster.promoted("b") == ["b"]
+        assert b.state_name() == "PROTECTED"
+        cluster.up("c")
+        client.wait_heard(20)
+
+        with stage.lab.severed(Link.REPLICATION):
+            cluster.wait_promoted("a")
+            client.wait_heard()
+        assert not cluster.is_up("b")
+        told = client.check()["last"]
+        cluster.cut_power("a")
+        assert records_in(disk_of(a), False) >= told

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
-from colo.demo.lab import Place
+from colo.demo.lab import REPLICATION_ADDRESS, Place
 from tests.e2e.net.stage import Stage
 
-__all__ = ["slow"]
+__all__ = ["MEMBERS", "slow", "three_members"]
+
+#: Who votes: a member on each host, and one on the switch between them.
+MEMBERS: Final = {**REPLICATION_ADDRESS, Place.SWITCH: "10.78.0.3"}
 
 
 @contextmanager
@@ -23,3 +27,15 @@ def slow(stage: Stage, rate: str) -> Iterator[None]:
     finally:
         for place, wire in wires:
             stage.lab.run(place, "tc", "qdisc", "del", "dev", wire, "root")
+
+
+@contextmanager
+def three_members(stage: Stage) -> Iterator[None]:
+    """``with``: the switch too has an address on the replication network, for whoever votes."""
+    address = (f"{MEMBERS[Place.SWITCH]}/24", "dev", "replication")
+    stage.lab.run(Place.SWITCH, "ip", "link", "set", "lo", "up")
+    stage.lab.run(Place.SWITCH, "ip", "addr", "add", *address)
+    try:
+        yield
+    finally:
+        stage.lab.run(Place.SWITCH, "ip", "addr", "del", *address)
