@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from colo.cli import main
 from colo.metrics.families import families
@@ -69,6 +74,32 @@ def test_the_dashboard_is_one() -> None:
     ]
     assert len(set(places)) == len(places), "no panel lies on another"
     assert max(x for x, _ in places) < 24
+
+
+def test_grafanas_own_model_has_a_place_for_all_of_it() -> None:
+    """What it does not know is lost as it is read and written again."""
+    register_default_plugins()
+    content = json.loads(shared("dashboard"))
+    again = json.loads(JSONEncoder().encode(Dashboard.from_json(content)))
+    # What an annotation's title is, the model leaves to the source, here Prometheus.
+    assert list(lost(content, again)) == ["/annotations/list/0/titleFormat"]
+    content["panels"][3]["fieldConfig"]["defaults"]["unti"] = "s"
+    again = json.loads(JSONEncoder().encode(Dashboard.from_json(content)))
+    assert "/panels/3/fieldConfig/defaults/unti" in lost(content, again)
+
+
+def lost(content: Any, again: Any, path: str = "") -> Iterator[str]:
+    """The paths of what is in one and not in the other, or is something else there."""
+    if isinstance(content, dict) and isinstance(again, dict):
+        parts = [(key, value, again.get(key)) for key, value in content.items()]
+    elif isinstance(content, list) and isinstance(again, list) and len(content) == len(again):
+        parts = [(str(n), *both) for n, both in enumerate(zip(content, again, strict=True))]
+    else:
+        if content != again:
+            yield path
+        return
+    for name, value, other in parts:
+        yield from lost(value, other, f"{path}/{name}")
 
 
 @pytest.mark.parametrize("name", SHARED)

@@ -93,6 +93,15 @@ def test_a_machine_with_a_version(name: str) -> None:
     assert is_versioned(name) and not is_versioned("q35") and not is_versioned("")
 
 
+@pytest.mark.parametrize(
+    ("kind", "example"),
+    [("q35", "pc-q35-7.2"), ("pc+pve0", "pc-i440fx-7.2"), ("virt", "virt-7.2"), ("", "pc-i440fx")],
+)
+def test_one_without_is_told_one_of_its_kind(kind: str, example: str) -> None:
+    (found,) = argument_obstacles(["-machine", kind] if kind else [], [])
+    assert f"such as {example}" in found.text
+
+
 @given(
     st.lists(st.sampled_from([word for args, _ in (*REFUSED, *NOTED) for word in args]) | st.text())
 )

@@ -104,8 +104,14 @@ def _machine(args: Sequence[str]) -> Iterator[Finding]:
         yield note(
             Topic.MACHINE,
             f"-machine {kind or '(none)'} is another machine in each version of QEMU: with a "
-            "version, such as pc-q35-7.2, an upgrade of one host changes nothing",
+            f"version, such as {_versioned(kind)}, an upgrade of one host changes nothing",
         )
+
+
+def _versioned(kind: str) -> str:
+    """A name of the same kind with a version, as an example; Proxmox has more behind a «+»."""
+    alias = kind.partition("+")[0]
+    return f"{alias}-7.2" if alias == "virt" else f"pc-{'q35' if alias == 'q35' else 'i440fx'}-7.2"
 
 
 def _processors(found: Sequence[Option]) -> Iterator[Finding]:

@@ -32,7 +32,17 @@ DIED: Final = (70, 71)
 DIED_BY_ITSELF: Final = "QEMU died at query-version"
 #: What the tests need of this checkout, and how what they do not need of its environment begins.
 PARTS: Final = ("src", "tests", "bench", "pyproject.toml")
-NEEDLESS: Final = ("mypy", "ruff", "colo-", "_colo", "pip", "hatch", "setuptools", "__pycache__")
+NEEDLESS: Final = (
+    "mypy",
+    "ruff",
+    "grafana",
+    "colo-",
+    "_colo",
+    "pip",
+    "hatch",
+    "setuptools",
+    "__pycache__",
+)
 QEMU11: Final = (
     "bin/qemu-system-x86_64",
     "lib/x86_64-linux-gnu",
