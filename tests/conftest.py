@@ -4,12 +4,16 @@ auto (the default) skips them where no QEMU is found; require runs them and coun
 as failed, so that a green run proves that they ran; off leaves them out.
 """
 
+import os
 import shutil
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# colo is started hundreds of times: its modules are compiled once, whatever this shell has set.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # How long an example takes is the machine's affair.
 settings.register_profile("colo", deadline=None)

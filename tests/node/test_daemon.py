@@ -139,7 +139,7 @@ class World:
             await qemu.kill()
             world.left = None
 
-        async def kill(pid: int) -> None:
+        def kill(pid: int) -> None:
             world.did.append("kills what was left")
             world.left = None
 

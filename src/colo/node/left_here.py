@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Final
 
 from colo.errors import GuestError
-from colo.node.end_qemu import kill
 from colo.node.state_folder import StateFolder
+from colo.qemu.killing import kill
 from colo.qemu.monitor import AttachedQemu, Monitor
 
 __all__ = ["SilentQemu", "qemu_left"]
@@ -45,5 +46,5 @@ async def qemu_left(
             ) from error
         say(f"the QEMU that was left here is of no use, and is ended: {error}")
     await qemu.detach()
-    await kill(pid)
+    await asyncio.to_thread(kill, pid)
     return None

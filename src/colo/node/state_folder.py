@@ -13,17 +13,15 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from colo.errors import LocalError, UsageError
 from colo.membership.grant import Grant
+from colo.qemu.killing import kill
 from colo.status.history import History
 
 __all__ = ["LONGEST_STATE_FOLDER", "SECONDARY_VM", "StateFolder", "check_length"]
@@ -35,7 +33,6 @@ SECONDARY_VM: Final = "secondary-vm-"
 LONGEST_STATE_FOLDER: Final = 107 - len("/gate-back.sock")
 
 _QMP_S: Final = 2.0
-_POLL_S: Final = 0.02
 #: The states of a QEMU in which no VM has run yet.
 _MUTE: Final = ("prelaunch", "inmigrate")
 
@@ -154,7 +151,7 @@ class StateFolder:
     def clean_start(self) -> None:
         """Remove the QEMU that a colo left behind that was killed, where no VM runs in it yet.
 
-        Raises UsageError where one may.
+        Raises UsageError where one may, GuestError.
         """
         self._end_leftover(
             "the QEMU of this state folder is still there ({qemu}): protect it by `colo primary "
@@ -194,18 +191,19 @@ class StateFolder:
     def _end_secondary_vms(self) -> None:
         """End the QEMUs of secondary VMs that a colo left behind that was killed.
 
-        One that has become the VM has its pid in this folder itself, and stays.
+        One that has become the VM has its pid in this folder itself, and stays.  Raises GuestError.
         """
         for folder in self.path.glob(f"{SECONDARY_VM}*"):
             pid = _started_for(folder)
             if pid is not None:
-                _kill(pid, partial(_started_for, folder))
+                kill(pid)
             shutil.rmtree(folder, ignore_errors=True)
 
     def _end_leftover(self, refusal: str) -> None:
         """End a QEMU of this folder in which certainly no VM has run; one that is silent may.
 
-        Raises UsageError where it has to stay, with ``refusal``: «{qemu}» and «{qmp}» in it.
+        Raises GuestError, and UsageError where it has to stay, with ``refusal``: «{qemu}» and
+        «{qmp}» in it.
         """
         pid = self.leftover()
         if pid is None:
@@ -214,7 +212,7 @@ class StateFolder:
         if state not in _MUTE:
             qemu = f"pid {pid}, {state or 'which does not answer'}"
             raise UsageError(refusal.format(qemu=qemu, qmp=self.path / "qmp.sock"))
-        _kill(pid, self.leftover)
+        kill(pid)
 
     def leftover(self) -> int | None:
         """The id of a QEMU that was started for this folder and still is there.
@@ -243,15 +241,6 @@ def _started_for(folder: Path) -> int | None:
     below = rb"/(" + re.escape(os.fsencode(SECONDARY_VM)) + rb"\d+/)?colo-qmp\.sock"
     own = re.escape(os.fsencode(folder)) + below
     return pid if re.search(own, command) else None
-
-
-def _kill(pid: int, left: Callable[[], int | None]) -> None:
-    """Kill a QEMU, and wait for its end: it has the tap, and its folder's sockets."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + _QMP_S
-    while left() == pid and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
 
 
 def _number(path: Path) -> int:

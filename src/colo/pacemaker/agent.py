@@ -29,7 +29,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
-from colo.errors import LocalError
+from colo.errors import ColoError, LocalError
 from colo.pacemaker.cluster import Cluster
 from colo.pacemaker.here import Here, Seen
 from colo.pacemaker.permit import PERMITS, Permit
@@ -415,7 +415,7 @@ def main(
         if error.code is Ocf.INSTALLED and action in ("monitor", "stop"):
             return Ocf.NOT_RUNNING if action == "monitor" else Ocf.SUCCESS
         code, why = error.code, str(error)
-    except (LocalError, OSError, TimeoutError) as error:
+    except (ColoError, OSError, TimeoutError) as error:
         code, why = Ocf.GENERIC, str(error)
     print(f"ocf-exit-reason:{why}", file=sys.stderr)
     return code

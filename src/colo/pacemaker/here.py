@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from colo.qemu.killing import kill
+
 __all__ = ["Here", "Seen"]
 
 #: A colo that runs writes its status several times a second; one that has not for so long hangs.
@@ -86,15 +88,9 @@ class Here:
             time.sleep(_POLL_S)
 
     def end_qemus(self) -> None:
-        """End the QEMUs of this state folder.  Raises TimeoutError."""
-        deadline = time.monotonic() + _KILLED_S
-        while pids := self.qemus():
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"QEMU {pids[0]} does not end, though it was killed")
-            time.sleep(_POLL_S)
+        """End the QEMUs of this state folder.  Raises GuestError."""
+        for pid in self.qemus():
+            kill(pid)
 
     def _status(self) -> dict[str, Any]:
         try:

@@ -57,7 +57,7 @@ cd /tmp/tree
 if [ -e /job/qemu11 ]; then ln -s /job/qemu11 build/qemu11; fi
 printf '#!/bin/sh\\nexec python3 -m colo "$@"\\n' >/usr/bin/colo
 chmod 755 /usr/bin/colo
-export PYTHONPATH=/tmp/tree/src:/job/site PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8
+export PYTHONPATH=/tmp/tree/src:/job/site LC_ALL=C.UTF-8
 export COLO_E2E_ACCEL=kvm COLO_E2E_SLOWNESS=4
 """
 TESTS: Final = """\
@@ -131,7 +131,7 @@ def _pack(job: Path, script: str, with_new: bool) -> None:
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():
-            shutil.copytree(source, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, tree / part)  # what is compiled already, too
         else:
             shutil.copy(source, tree / part)
     guest = build_guest(build / "guest", lambda line: None).kernel.parent

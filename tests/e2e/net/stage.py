@@ -176,10 +176,15 @@ class Colo:
 class Client:
     """One of the demo's clients, at the client's box: one TCP connection for its whole life."""
 
-    def __init__(self, kind: str, log: Path, process: subprocess.Popen[Any]) -> None:
+    def __init__(self, lab: Lab, kind: str, address: str, log: Path, *options: str) -> None:
         self.kind = kind
         self.log = log
-        self._process = process
+        self.process = lab.start(
+            Place.CLIENT,
+            *(sys.executable, "-m", "colo.demo.clients", kind, address),
+            *("--json", "--log", str(log), "--silence", str(SILENCE_S), *options),
+            stdout=subprocess.PIPE,
+        )
 
     def heard(self) -> int:
         """How often something came."""
@@ -187,7 +192,7 @@ class Client:
 
     def ended(self) -> bool:
         """Whether it has ended."""
-        return self._process.poll() is not None
+        return self.process.poll() is not None
 
     def wait_heard(self, more: int = 20) -> None:
         """Wait until something came so many times more."""
@@ -208,8 +213,8 @@ class Client:
     def verdict(self) -> dict[str, Any]:
         """End it, and have its verdict."""
         if not self.ended():
-            self._process.send_signal(signal.SIGTERM)
-        output, _ = self._process.communicate(timeout=WAIT_S)
+            self.process.send_signal(signal.SIGTERM)
+        output, _ = self.process.communicate(timeout=WAIT_S)
         content = json.loads(output)
         assert isinstance(content, dict)
         content.pop("gaps", None)
@@ -376,14 +381,8 @@ class Stage:
         """A client of the guest that has heard it."""
         number = sum(1 for _ in self.folder.glob("client*.jsonl"))
         log = self.folder / f"client{number}-{kind}.jsonl"
-        process = self.lab.start(
-            Place.CLIENT,
-            *(sys.executable, "-m", "colo.demo.clients", kind, self.address),
-            *("--json", "--log", str(log), "--silence", str(SILENCE_S), *options),
-            stdout=subprocess.PIPE,
-        )
-        self.processes.append(process)
-        client = Client(kind, log, process)
+        client = Client(self.lab, kind, self.address, log, *options)
+        self.processes.append(client.process)
         client.wait_heard(heard)
         return client
 

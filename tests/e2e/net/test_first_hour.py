@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from colo.demo.lab import LAN_PREFIX, Lab, Place, needs
 from tests.e2e.basics import ROOT, wait
 from tests.e2e.net.box import Box, boxes
 from tests.e2e.net.page import Block, Page
-from tests.e2e.net.stage import SILENCE_S, WAIT_S, Client
+from tests.e2e.net.stage import WAIT_S, Client
 from tests.e2e.package import Package
 
 pytestmark = pytest.mark.e2e
@@ -43,16 +41,6 @@ def hosts() -> Iterator[tuple[Lab, dict[str, Box]]]:
         yield lab, {"a": a, "b": b}
 
 
-def connected(lab: Lab, log: Path) -> Client:
-    """A client with one TCP connection to the VM, which has heard it."""
-    command = (sys.executable, "-m", "colo.demo.clients", "stream", ADDRESS, "--json")
-    options = ("--log", str(log), "--silence", str(SILENCE_S))
-    process = lab.start(Place.CLIENT, *command, *options, stdout=subprocess.PIPE)
-    client = Client("stream", log, process)
-    client.wait_heard(3)
-    return client
-
-
 def test_who_follows_the_page_has_a_vm_that_outlives_its_host(
     hosts: tuple[Lab, dict[str, Box]], package: Package, tmp_path: Path
 ) -> None:
@@ -75,7 +63,8 @@ def test_who_follows_the_page_has_a_vm_that_outlives_its_host(
     a.start(VM.strip())
     boots = "grep -q count= /var/log/web1.console"
     wait(lambda: a.ask(boots)[0] == 0, "the VM to boot", WAIT_S)
-    client = connected(lab, tmp_path / "client.jsonl")
+    client = Client(lab, "stream", ADDRESS, tmp_path / "client.jsonl")
+    client.wait_heard(3)
 
     (told,) = play(page.take("colo import --qmp"))
     assert "to do 1: " in told

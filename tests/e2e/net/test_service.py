@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -14,7 +12,7 @@ from colo.demo.guest_image import KERNEL_WORDS, build
 from colo.demo.lab import LAN_PREFIX, REPLICATION_ADDRESS, Lab, Place, needs
 from tests.e2e.basics import ROOT, wait
 from tests.e2e.net.box import Box, boxes
-from tests.e2e.net.stage import SILENCE_S, WAIT_S, Client
+from tests.e2e.net.stage import WAIT_S, Client
 from tests.e2e.package import Package
 
 pytestmark = pytest.mark.e2e
@@ -98,11 +96,7 @@ def test_a_vm_lives_by_its_service(
     lab, a, b = hosts
     wait_status(a, "PROTECTED")
     assert a.run("systemctl is-active colo@web1") == "active\n"
-    log = tmp_path / "client.jsonl"
-    command = (sys.executable, "-m", "colo.demo.clients", "stream", ADDRESS, "--json")
-    options = ("--log", str(log), "--silence", str(SILENCE_S))
-    process = lab.start(Place.CLIENT, *command, *options, stdout=subprocess.PIPE)
-    client = Client("stream", log, process)
+    client = Client(lab, "stream", ADDRESS, tmp_path / "client.jsonl")
     client.wait_heard(3)
     vm = qemu_pid(a)
 
