@@ -26,11 +26,16 @@ class Qemu:
 
     def __init__(self, *_: object) -> None:
         self.is_killed = False
-        self.hangs = asyncio.Event()
+        self.hangs, self.goes_on = asyncio.Event(), asyncio.Event()
+        self.pid = 0
         Qemu.made.append(self)
 
     async def start(self) -> None:
         pass
+
+    async def wait(self) -> str:
+        await asyncio.Event().wait()
+        return "never"
 
     async def kill(self) -> None:
         self.is_killed = True
@@ -40,7 +45,7 @@ class Qemu:
             if Qemu.fails:
                 raise GuestError("it has died")
             self.hangs.set()
-            await asyncio.Event().wait()
+            await self.goes_on.wait()
 
     async def execute(self, command: str, **arguments: Any) -> str:
         await self.reached("execute")
@@ -84,5 +89,29 @@ def test_a_start_that_fails_or_is_given_up_leaves_none(
             await asyncio.wait({start})
             assert start.cancelled()
         assert [each.is_killed for each in Qemu.made] == [True]
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_one_that_is_renewed_while_it_is_started_is_another(
+    waiting: WaitingQemu, step: str
+) -> None:
+    """It may have looked at what has changed by then, or not."""
+
+    async def play() -> None:
+        Qemu.step, Qemu.fails = step, False
+        start = asyncio.create_task(waiting.start())
+        while not Qemu.made:
+            await asyncio.sleep(0)
+        first = Qemu.made[0]
+        await first.hangs.wait()
+        waiting.renew()
+        Qemu.step = ""
+        first.goes_on.set()
+        await start
+        assert [each.is_killed for each in Qemu.made] == [True, False]
+        assert waiting.is_ready and waiting.qemu is cast(Any, Qemu.made[1])
+        await waiting.stop()
 
     asyncio.run(play())

@@ -82,7 +82,6 @@ class Beside:
         self._on_change = on_change
         self._disks = disks
         self._paths = [disk.secondary for disk in config.disks]
-        self._renewals = 0
         self._next: WaitingQemu | None = None
         self._numbers = count()
         self._vm: SecondaryVm | None = None
@@ -103,42 +102,36 @@ class Beside:
 
     async def prepare(self) -> None:
         """Have the first one wait.  Raises GuestError."""
-        self._next = await self._launch()
+        await self._launch()
 
     def renew(self) -> None:
         """Have other ones wait: a disk has another size than these know."""
-        self._renewals += 1
         if self._next is not None:
             self._next.renew()
 
-    async def _launch(self) -> WaitingQemu:
+    async def _launch(self) -> None:
         folder = self._folder / f"{SECONDARY_VM}{next(self._numbers) % _FOLDERS}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        made = WaitingQemu(
+        self._next = made = WaitingQemu(
             self._plan, self._images, folder, self._say_ready, self.taps.files, is_shared=False
         )
         try:
             await made.start()
         except BaseException:
+            self._next = None
             await made.stop()
             raise
-        return made
 
     async def _prepare_next(self) -> None:
         while not self._is_over:
-            renewals = self._renewals
             try:
-                made = await self._launch()
+                await self._launch()
             except GuestError as error:
                 self._why = f"no secondary VM: {error}"
                 _log.error("%s", self._why)
                 self._on_change()
                 await asyncio.sleep(_AGAIN_S)
                 continue
-            if renewals != self._renewals:
-                await made.stop()
-                continue
-            self._next = made
             self._say_ready()
             return
 

@@ -66,7 +66,8 @@ class WaitingQemu:
         self._parts = Machine()
         self._keeper: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
-        self._renewed = False
+        self._renewals = 0
+        self._was_renewed = False  # the one that ends next does so for that
         self.qemu: Qemu | None = None
         self.trouble: str | None = None
         self.starts = 0
@@ -178,10 +179,14 @@ class WaitingQemu:
         self.qemu = qemu
 
     def renew(self) -> None:
-        """Have another QEMU wait: what it is to run on is not what this one has found."""
+        """Have another QEMU wait: what it is to run on is not what this one has found.
+
+        One that is being started has not, either, or nobody knows.
+        """
+        self._renewals += 1
         if self.qemu is not None and self._ready.is_set():
             self._ready.clear()
-            self._renewed = True
+            self._was_renewed = True
             os.kill(self.qemu.pid, signal.SIGKILL)
 
     async def stop(self) -> None:
@@ -196,6 +201,17 @@ class WaitingQemu:
             self._keeper = None
 
     async def _launch(self) -> Qemu:
+        """Start one that waits, which is of now.  Raises GuestError."""
+        while True:
+            renewals = self._renewals
+            qemu = await self._try_launch()
+            if renewals == self._renewals:
+                self.starts += 1
+                self._ready.set()
+                return qemu
+            await qemu.kill()
+
+    async def _try_launch(self) -> Qemu:
         command = self._plan.waiting(self._images, self._is_shared, self._taps)
         files = tuple(self._taps.values())
         qemu = Qemu(command, self.folder, self._plan.environment, files)
@@ -210,8 +226,6 @@ class WaitingQemu:
             raise
         self.read_only, self._parts = drives, parts
         self._machine = str(machine).removesuffix(_MACHINE_SUFFIX)
-        self.starts += 1
-        self._ready.set()
         return qemu
 
     async def _keep(self) -> None:
@@ -222,8 +236,8 @@ class WaitingQemu:
             began = time.monotonic()
             how = await self.qemu.wait()
             self._ready.clear()
-            if self._renewed:
-                self._renewed, self.trouble = False, "the next QEMU is being started"
+            if self._was_renewed:
+                self._was_renewed, self.trouble = False, "the next QEMU is being started"
             else:
                 self._trouble(f"no QEMU waits: {how}: {self.qemu.last_words()}")
             await self.qemu.detach()
