@@ -21,14 +21,14 @@ from colo.errors import ChannelLost, DiskError, GuestError, LocalError, Refused,
 from colo.membership.grant import Ending, Grant
 from colo.membership.member import Member
 from colo.membership.states import State
-from colo.node import daemon, left_here
+from colo.node import daemon, host_qemu, left_here
 from colo.node.daemon import Daemon
 from colo.node.orders import Order, give_order
 from colo.node.state_folder import StateFolder
 from colo.qemu.identity import instance, living
 from colo.qemu.libvirt_library import LibvirtError
 from colo.qemu.process import LaunchPlan
-from colo.qemu.running import Running
+from colo.qemu.running import NotRunning, Running
 from colo.service.notify import Notifier
 from colo.transport.address import Address
 
@@ -65,7 +65,6 @@ class FakeQemu:
 class Adopted:
     """A QEMU that somebody else starts: what there is to adopt, if it ``runs``."""
 
-    start = "the domain does not run: start it"
     comes_back = True
 
     def __init__(self, world: World, runs: bool = True) -> None:
@@ -75,10 +74,12 @@ class Adopted:
     def __str__(self) -> str:
         return "the domain web1"
 
-    async def find(self, say: Callable[[str], None]) -> FakeQemu | None:
+    async def attach(self, say: Callable[[str], None]) -> FakeQemu:
         if self.error is not None:
             raise self.error
-        return FakeQemu(self.world, "adopted") if self.runs else None
+        if not self.runs:
+            raise NotRunning("the domain does not run: start it")
+        return FakeQemu(self.world, "adopted")
 
 
 class World:
@@ -145,11 +146,12 @@ class World:
 
         monkeypatch.setattr(daemon, "PrimaryNode", Primary)
         monkeypatch.setattr(daemon, "SecondaryNode", Secondary)
-        monkeypatch.setattr(daemon, "Qemu", lambda *_: FakeQemu(self, "new"))
+        monkeypatch.setattr(host_qemu, "Qemu", lambda *_: FakeQemu(self, "new"))
         monkeypatch.setattr(left_here, "AttachedQemu", lambda _: FakeQemu(self, "found"))
-        monkeypatch.setattr(daemon, "_end", end)
+        monkeypatch.setattr(host_qemu, "_end", end)
         monkeypatch.setattr(left_here, "kill", kill)
-        monkeypatch.setattr(daemon, "living", self._living)
+        for module in (daemon, host_qemu):
+            monkeypatch.setattr(module, "living", self._living)
         monkeypatch.setattr("colo.node.first_start.call", call)
         monkeypatch.setattr(daemon, "RETRY_S", 0.01)
         monkeypatch.setattr(StateFolder, "leftover", lambda _: self.left)
@@ -449,7 +451,7 @@ def test_disks_that_no_vm_may_run_on_are_told(
     def bad(config: VmConfig, folder: Path) -> None:
         raise DiskError("root", "it is a mixture")
 
-    monkeypatch.setattr(daemon, "runs_on" if runs else "run_on", bad)
+    monkeypatch.setattr(host_qemu, "runs_on" if runs else "run_on", bad)
     world.record(DEAD)
     world.adopted = Adopted(world, runs)
 
@@ -535,7 +537,7 @@ def test_somebody_elses_qemu_whose_vm_has_gone_over_is_not_looked_for_again(
         world.silent = True
         world.arbiter.order(THEIRS)
 
-    monkeypatch.setattr(daemon, "_end", end)
+    monkeypatch.setattr(host_qemu, "_end", end)
     assert world.play() == 0
     assert world.did == ["leads", "ends its QEMU (adopted)", "follows"]
 

@@ -19,7 +19,7 @@ from colo.errors import GuestError, QemuRefusal
 from colo.qemu import libvirt_monitor
 from colo.qemu.libvirt_library import LibvirtError, NoDomain
 from colo.qemu.libvirt_monitor import LibvirtQemu
-from colo.qemu.running import Domain
+from colo.qemu.running import Domain, NotRunning
 
 
 class FakeLibvirt:
@@ -323,31 +323,32 @@ def test_a_domain_that_was_started_anew_meanwhile_is_not_taken_for_it(
     assert len(play(scene)) == 1
 
 
-def attach(libvirt: FakeLibvirt) -> tuple[bool, list[str]]:
-    """Whether a domain is found, and what is said."""
+def attach() -> tuple[bool, list[str]]:
+    """Whether the domain runs, and what is said."""
     said: list[str] = []
 
     async def run() -> bool:
-        qemu = await Domain("web1").find(said.append)
-        if qemu is not None:
-            await qemu.detach()
-        return qemu is not None
+        try:
+            qemu = await Domain("web1").attach(said.append)
+        except NotRunning as error:
+            assert str(error).endswith("web1 that runs: `virsh start web1` starts it")
+            return False
+        await qemu.detach()
+        return True
 
     return asyncio.run(run()), said
 
 
 def test_a_domain_that_does_not_run_is_none(libvirt: FakeLibvirt) -> None:
     libvirt.active = False
-    assert attach(libvirt) == (False, [])
-    with pytest.raises(GuestError, match=r"no domain web1 that runs: `virsh start web1` starts it"):
-        asyncio.run(Domain("web1").attach(print))
+    assert attach() == (False, [])
     assert libvirt.open == 0
 
 
 def test_a_domain_that_is_not_there_does_not_run(libvirt: FakeLibvirt) -> None:
     """A transient one is there only while it runs."""
     libvirt.has_domain = False
-    assert attach(libvirt) == (False, [])
+    assert attach() == (False, [])
 
 
 def test_a_domain_whose_qemu_has_just_died_is_none(libvirt: FakeLibvirt) -> None:
@@ -361,14 +362,14 @@ def test_a_domain_whose_qemu_has_just_died_is_none(libvirt: FakeLibvirt) -> None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FakeDomain, "command", dead)
-        assert attach(libvirt) == (False, [])
+        assert attach() == (False, [])
     assert len(libvirt.asked) == 2 and libvirt.open == 0
 
 
 def test_a_domain_that_starts_by_itself_is_told(libvirt: FakeLibvirt) -> None:
-    assert attach(libvirt) == (True, [])
+    assert attach() == (True, [])
     libvirt.autostart = True
-    found, said = attach(libvirt)
+    found, said = attach()
     assert found and len(said) == 1 and "`virsh autostart --disable web1`" in said[0]
 
 
@@ -377,15 +378,15 @@ def test_what_cannot_be_attached_to_is_one_line(
 ) -> None:
     libvirt.pid = 1 << 30
     with pytest.raises(GuestError, match="is no process of this host: run colo where it is"):
-        attach(libvirt)
+        attach()
     libvirt.pid, libvirt.gone = os.getpid(), True
     with pytest.raises(GuestError, match=r"^libvirt's domain web1: Failed to connect socket$"):
-        attach(libvirt)
+        attach()
     libvirt.gone = False
     monkeypatch.setattr(libvirt_monitor, "ATTACH_S", 0.05)
     monkeypatch.setattr(FakeDomain, "command", _refuse)
     with pytest.raises(GuestError, match="web1: libvirt refuses query-cpus-fast: it is locked"):
-        attach(libvirt)
+        attach()
     assert libvirt.open == 0
 
 

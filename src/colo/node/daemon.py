@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, Final
 
 from colo.arbiters.arbiter import Arbiter, require_memory
@@ -19,24 +18,22 @@ from colo.config import VmConfig
 from colo.errors import DiskError, LocalError, PeerError, UsageError
 from colo.membership.grant import Grant, Record
 from colo.membership.member import Means, Member, OnLoss
-from colo.membership.roles import host_of, owes_a_grant, runs_by_right, whose_turn
+from colo.membership.roles import host_of, owes_a_grant, whose_turn
 from colo.membership.states import Do, Event, State
 from colo.membership.words import Hello
-from colo.node.end_qemu import end as _end
-from colo.node.first_start import Start, question
+from colo.node.first_start import question
+from colo.node.host_qemu import HostQemu
 from colo.node.keeping import SecondaryNode
-from colo.node.left_here import SilentQemu, qemu_left
+from colo.node.left_here import SilentQemu
 from colo.node.orders import Answer, Order, serve_orders
 from colo.node.performer import Outcome, Performer
 from colo.node.protecting import PrimaryNode
-from colo.node.replicas import run_on, runs_on
 from colo.node.retry import RETRY_S, Retry
 from colo.node.state_folder import StateFolder
-from colo.qemu.identity import instance, living
+from colo.qemu.identity import living
 from colo.qemu.libvirt_library import LibvirtError
-from colo.qemu.monitor import Monitor
-from colo.qemu.process import LaunchPlan, Qemu
-from colo.qemu.running import Running
+from colo.qemu.process import LaunchPlan
+from colo.qemu.running import NotRunning, Running
 from colo.service.notify import Notifier
 from colo.transport.address import Address
 
@@ -81,17 +78,13 @@ class Daemon(Performer):
         self._addresses = addresses
         self._plan = plan
         self._arbiter = arbiter
-        self._adopted = adopted
-        self._is_adopted = False  # the QEMU that is here now
+        self._here = HostQemu(config, host, plan, folder, adopted, say, self.spawn)
         self._notifier = notifier
         self._why = ""  # nothing is done now
         self._told = ""
         self._code = 0
         self._due = asyncio.Event()
         self._part: PrimaryNode | SecondaryNode | None = None
-        self._qemu: Monitor | None = None
-        self._start: Start | None = None
-        self._ending: asyncio.Task[None] | None = None
         self._crashes = Retry()
         self._pause_s = RETRY_S
 
@@ -165,7 +158,7 @@ class Daemon(Performer):
             case Do.QUESTION:
                 self.ask(self._question_other())
             case Do.END_GUEST:
-                self._end_guest()
+                self._here.end()
             case Do.PAUSE:
                 self.ask(self._wait())
             case Do.AGREE | Do.DECLINE:
@@ -194,43 +187,38 @@ class Daemon(Performer):
 
     async def _look(self) -> Outcome:
         """See by the arbiter's record what this host is to do."""
-        if self._ending is not None:
-            await self._ending
+        here = self._here
+        await here.settled()
         try:
             record = await self._record()
         except LocalError as error:
             self._why = f"nobody can say who may run the VM: {error}"
             return Event.NO_ANSWER, {}
         try:
-            self._qemu = qemu = await self._find(record)
+            is_here = await here.find(record)
         except (LibvirtError, SilentQemu) as error:  # libvirt is being started too, mostly
             self._why = f"nobody can say whether the VM runs here: {error}"
             return Event.NO_ANSWER, {}
-        if qemu is None and (pid := living(record.left_by, self._host)) is not None:
+        if not is_here and (pid := living(record.left_by, self._host)) is not None:
             self._why = (
                 f"the VM runs here by right (grant {record.number}), in process {pid}, which is "
                 "not of this state folder: end this colo, and say --qmp with its QMP socket"
             )
             return Event.NO_ANSWER, {}
-        holder = "" if qemu is None else instance(qemu.pid, self._host)
-        overridden = None if qemu is None else self._folder.overridden
-        lives = qemu is not None and self._has_right(record, qemu.pid)
-        if qemu is not None and not lives and self._is_adopted and self._is_anew(record):
-            await qemu.detach()  # it is adopted once it has a grant, like one that is started
-            self._qemu = qemu = None
-        foreign = qemu is not None and not lives
+        lives = here.has_right(record)
+        foreign = is_here and not lives
         since = f"{record.left_by} has run it since (grant {record.number})"
         if not record.left_by:
             since = f"it has run elsewhere since, and was shut down (grant {record.number})"
-        if foreign and self._is_adopted:
+        if foreign and here.is_adopted:
             raise UsageError(
-                f"{self._adopted} has a stale copy of {self._config.name}: {since}; end that QEMU"
+                f"{here.adopted} has a stale copy of {self._config.name}: {since}; end that QEMU"
             )
         if foreign:
             self.say(f"a stale copy of the VM is ended here: {since}")
         turn = whose_turn(record, self._host, lives, self._is_first)
         known = Grant(record.number, record.left_by)
-        owes = owes_a_grant(record, holder, overridden)
+        owes = owes_a_grant(record, here.holder, self._folder.overridden if is_here else None)
         return Event.RECORD, {"grant": known, "turn": turn, "foreign": foreign, "owes": owes}
 
     async def _record(self) -> Record:
@@ -250,100 +238,43 @@ class Daemon(Performer):
         self._folder.know_grant(record.number)
         return record
 
-    def _has_right(self, record: Record, pid: int) -> bool:
-        """Whether the VM is that process's to run."""
-        holder = instance(pid, self._host)
-        return runs_by_right(record, holder, self._folder.overridden, self._folder.granted)
-
-    async def _find(self, record: Record) -> Monitor | None:
-        """The QEMU that runs the VM on this host, or None; one that is of no use is ended.
-
-        Raises SilentQemu.
-        """
-        self._is_adopted = False
-        if self._adopted is not None:
-            adopted = await self._adopted.find(self.say)
-            self._is_adopted = adopted is not None
-            if adopted is not None:
-                return adopted
-        return await qemu_left(self._folder, partial(self._has_right, record), self.say)
-
-    def _is_anew(self, record: Record) -> bool:
-        """Whether the VM ran on this host last, and has ended: who runs it here has begun anew."""
-        is_ours = host_of(record.left_by) == self._host
-        return is_ours and living(record.left_by, self._host) is None
-
     async def _begin(self, by_order: bool) -> Outcome:
-        """Have a QEMU, in which nothing runs yet, and the grant to start the VM in it.
-
-        Where somebody else starts it, that one's, which runs.
-        """
-        if self._ending is not None:
-            await self._ending
-        started: Qemu | None = None
+        """Have a QEMU, and the grant to start the VM in it."""
+        here = self._here
+        await here.settled()
         try:
             await reach(self._arbiter.ready)
         except LocalError as error:
             self._why = f"no grant to start the VM: {error}"
             return Event.NO_ANSWER, {}
         try:
-            if self._adopted is None:
-                qemu: Monitor | None = (started := await self._started())
-            else:
-                qemu = await self._found_started()
-        except (DiskError, LibvirtError) as error:
-            self._why, qemu = str(error), None
-        if qemu is None:
+            await here.prepare()
+        except (DiskError, LibvirtError, NotRunning) as error:
+            self._why = str(error)
             return Event.NO_ANSWER, {}
-        let_go = started.kill if started is not None else qemu.detach
-        holder, known = instance(qemu.pid, self._host), self.member.facts.known
+        known = self.member.facts.known
         try:
             if by_order:
-                grant: Grant | None = await reach(self._arbiter.order, holder)
+                grant: Grant | None = await reach(self._arbiter.order, here.holder)
             else:
-                grant = await reach(self._arbiter.take, known.number, holder)
+                grant = await reach(self._arbiter.take, known.number, here.holder)
             if grant is not None:
                 self._folder.know_grant(grant.number)
         except LocalError as error:
-            await let_go()
+            await here.let_go()
             self._why = f"no grant to start the VM: {error}"
             return Event.NO_ANSWER, {}
         except BaseException:
-            await let_go()
+            await here.let_go()
             raise
         if grant is None:
-            await let_go()
+            await here.let_go()
             self._why = (
                 f"another host has got the grant since grant {known.number}; where its VM is "
                 "certainly silent, `colo failover --force` starts the VM here anew"
             )
             return Event.DENIED, {}
-        self._qemu, self._start = qemu, Start(started) if started is not None else None
         return Event.GRANTED, {"grant": grant}
-
-    async def _started(self) -> Qemu:
-        """Start a QEMU on this host's disks.  Raises DiskError, GuestError."""
-        self._folder.clean_start()
-        await asyncio.to_thread(run_on, self._config, self._folder.path)
-        qemu = Qemu(self._plan.unstarted(), self._folder.path, self._plan.environment)
-        await qemu.start()
-        return qemu
-
-    async def _found_started(self) -> Monitor | None:
-        """The QEMU that somebody else has started; None before that.  Raises DiskError."""
-        assert self._adopted is not None
-        qemu = await self._adopted.find(self.say)
-        self._is_adopted = qemu is not None
-        if qemu is None:
-            await asyncio.to_thread(run_on, self._config, self._folder.path)
-            self._why = self._adopted.start
-            return None
-        try:
-            runs_on(self._config, self._folder.path)
-        except DiskError:
-            await qemu.detach()
-            raise
-        return qemu
 
     async def _question_other(self) -> Outcome:
         """The VM ran here and died: ask whether the other host has a newer state."""
@@ -362,7 +293,7 @@ class Daemon(Performer):
                 f"the VM ran here last and died, and host {self._peer} may have a newer state: "
                 f"{why}; if that host is gone for good, `colo failover` starts the VM here anew"
             )
-        elif self._adopted is None:
+        elif self._here.adopted is None:
             self.say(f"the VM died here, and host {self._peer} has nothing of it: starting it anew")
         return event, {}
 
@@ -376,7 +307,7 @@ class Daemon(Performer):
 
     async def _lead(self) -> None:
         """Be the VM's primary, until it is not ours any more."""
-        qemu, start, self._start = self._qemu, self._start, None
+        qemu, start = self._here.qemu, self._here.take_start()
         assert qemu is not None
         node = self._part = PrimaryNode(
             self._config,
@@ -393,7 +324,7 @@ class Daemon(Performer):
             self._code = await node.run()
         except UsageError as error:  # the right to run it is another's by now
             await qemu.detach()
-            if self._is_adopted:
+            if self._here.is_adopted:
                 raise
             self._why = str(error)
         except BaseException:
@@ -426,33 +357,21 @@ class Daemon(Performer):
                 f"the VM is host {other}'s (grant {known.number}): following; if that "
                 "host is gone for good, `colo failover` starts the VM here anew"
             )
-        self._qemu = None
+        self._here.took(None)
         try:
             await node.run()
         finally:
             self._part = None
         if self.state is State.RUNNING:
-            self._qemu = node.waiting.qemu
+            self._here.took(node.waiting.qemu)
         elif self.state is State.SHUTDOWN:
             self.say("the guest has shut down: it ends on both hosts")
-
-    def _end_guest(self) -> None:
-        """End a QEMU whose VM is not ours to run, or has ended.
-
-        One that was adopted may be past then: whatever runs here from now on is of our own.
-        """
-        if self._is_adopted and self._adopted is not None and not self._adopted.comes_back:
-            self._adopted = None
-        qemu, self._qemu = self._qemu, None
-        if qemu is not None:
-            self._ending = self.spawn(_end(qemu))
 
     # -- waiting --------------------------------------------------------------------------
 
     async def _wait(self) -> Outcome:
         """Say why nothing is done now, and look again after a while, or by an order."""
-        if self._ending is not None:
-            await self._ending
+        await self._here.settled()
         if self._why != self._told:
             self._told = self._why
             self.say(self._why)

@@ -12,12 +12,16 @@ from colo.findings import Topic
 from colo.qemu.libvirt_monitor import LibvirtQemu
 from colo.qemu.monitor import AttachedQemu, Monitor
 
-__all__ = ["Domain", "Running", "Socket"]
+__all__ = ["Domain", "NotRunning", "Running", "Socket"]
+
+
+class NotRunning(GuestError):
+    """It does not run, for sure; the text says how it is started."""
 
 
 @dataclass(frozen=True)
 class Socket:
-    """A QEMU with a QMP socket for colo."""
+    """A QEMU with a QMP socket for colo; without it nobody can say whether it runs."""
 
     path: Path
     topic: ClassVar[Topic] = Topic.QMP
@@ -27,20 +31,11 @@ class Socket:
     def __str__(self) -> str:
         return f"the QEMU at {self.path}"
 
-    @property
-    def start(self) -> str:
-        """What to do where it does not run."""
-        return f"{self} does not run: start it"
-
     async def attach(self, say: Callable[[str], None]) -> Monitor:
         """Attach to it.  Raises GuestError."""
         qemu = AttachedQemu(self.path)
         await qemu.attach()
         return qemu
-
-    async def find(self, say: Callable[[str], None]) -> Monitor | None:
-        """The same: without its socket nobody can say whether it runs."""
-        return await self.attach(say)
 
 
 @dataclass(frozen=True)
@@ -54,23 +49,16 @@ class Domain:
     def __str__(self) -> str:
         return f"libvirt's domain {self.name}"
 
-    @property
-    def start(self) -> str:
-        """What to do where it does not run."""
-        return f"libvirt has no domain {self.name} that runs: `virsh start {self.name}` starts it"
-
     async def attach(self, say: Callable[[str], None]) -> Monitor:
-        """Attach to it; ``say`` is told of libvirt.  Raises GuestError, UsageError."""
-        qemu = await self.find(say)
-        if qemu is None:
-            raise GuestError(self.start)
-        return qemu
+        """Attach to it; ``say`` is told of libvirt.
 
-    async def find(self, say: Callable[[str], None]) -> Monitor | None:
-        """The same, or None where it does not run.  Raises LibvirtError, for a while."""
+        Raises NotRunning, LibvirtError, which may be over in a while, GuestError and UsageError.
+        """
         qemu = LibvirtQemu(self.name, say)
         if not await qemu.attach():
-            return None
+            raise NotRunning(
+                f"libvirt has no domain {self.name} that runs: `virsh start {self.name}` starts it"
+            )
         if await qemu.is_autostarted():
             say(
                 f"libvirt would start {self.name} by itself when this host boots, also where the "
