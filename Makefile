@@ -74,7 +74,8 @@ docs: setup ## draw the diagrams in docs/protocol.md and docs/host.md from the t
 
 package: setup-test ## build a wheel, an sdist and a Debian package into dist
 	@scripts/package dist
-	@! command -v lintian >/dev/null || lintian --fail-on error,warning dist/*.deb
+	@! command -v lintian >/dev/null || \
+		lintian --fail-on error,warning "$$(ls -t dist/*.deb | head -n 1)"
 
 sim: setup-test ## play the simulated world: RUNS seeds (20000), or one with SEED=n, told step by step
 	$(PYTHON) -m tests.sim.run $(if $(SEED),--seed $(SEED),--runs $(RUNS))

@@ -14,6 +14,7 @@ import pytest
 
 from colo.config import VmConfig
 from colo.config.vm import Disk, StoreRoom
+from colo.disks.blockfile import RealFile
 from colo.disks.standing import Condition
 from colo.disks.words import DiskHello, Kind, OneDisk, Said, encode, header
 from colo.errors import ColoError, DiskError, UsageError
@@ -122,6 +123,24 @@ def test_a_new_disk_gets_its_size_and_has_nothing_to_compare_with(tmp_path: Path
         host.replicas.forget()
         assert await host.greet(HELLO.encode()) == (None, {"holds": [True]})
         assert host.resized == 1
+
+    play(tmp_path, scene)
+
+
+def test_a_disk_that_got_its_size_is_known_to_have_it_though_no_more_came_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object) -> RealFile:
+        raise DiskError("root", f"{path}: No space left on device")
+
+    async def scene(host: Host) -> None:
+        host.replicas.prepare()
+        with monkeypatch.context() as patched:
+            patched.setattr(RealFile, "make", full)
+            why, _ = await host.greet(HELLO.encode())
+        assert why is not None and why.endswith("No space left on device")
+        assert await host.greet(HELLO.encode()) == (None, {"holds": [False]})
+        assert host.resized == 1, "the QEMU that waits has not seen the new size"
 
     play(tmp_path, scene)
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from colo.errors import GuestError
+from colo.pacemaker import here as module
 from colo.pacemaker.here import Here, Seen
 
 
@@ -61,3 +63,20 @@ def test_the_qemus_are_those_of_this_folder(tmp_path: Path) -> None:
         assert Here(tmp_path / "colo").qemus() == []
         assert Here(Path(str(tmp_path)[:-1])).qemus() == []
     assert Here(tmp_path).qemus() == []
+
+
+def test_a_qemu_that_stays_does_not_keep_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(pid: int) -> None:
+        raise GuestError(f"QEMU {pid} does not end")
+
+    monkeypatch.setattr(module, "kill", kill)
+    words = ("-qmp", f"unix:{tmp_path}/colo-qmp.sock,server=on")
+    for _, _ in zip(started(*words), started(*words), strict=True):
+        with pytest.raises(GuestError, match="does not end"):
+            Here(tmp_path).end_qemus()
+        deadline = time.monotonic() + 30
+        while Here(tmp_path).qemus() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert Here(tmp_path).qemus() == []

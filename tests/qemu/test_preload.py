@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -46,12 +47,17 @@ def test_no_home_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_copy_has_a_name_that_stays_and_is_for_every_user(tmp_path: Path) -> None:
-    for _ in range(2):
-        path = CLOCK_LIBRARY.copied(tmp_path / "new" / "folder")
+    before = os.umask(0o077)
+    try:
+        copies = [CLOCK_LIBRARY.copied(tmp_path / "new" / "folder") for _ in range(2)]
+    finally:
+        os.umask(before)
+    for path in copies:
         assert path == tmp_path / "new" / "folder" / "clock-preload.so"
         assert path.read_bytes() == CLOCK_LIBRARY.built().read_bytes()
         assert path.stat().st_mode & 0o777 == 0o644
         assert list(path.parent.iterdir()) == [path]
+        assert [each.stat().st_mode & 0o777 for each in path.parents[:2]] == [0o755, 0o755]
 
 
 def test_a_copy_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

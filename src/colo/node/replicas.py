@@ -165,13 +165,15 @@ class Replicas:
         self._close()
         resized = False
         holds: list[bool] = []
-        for disk, theirs in zip(self._disks, hello.disks, strict=True):
-            resized |= await asyncio.to_thread(_resize, disk, theirs.size)
-            holds.append(await asyncio.to_thread(_has_content, disk.secondary))
-            self._replicas.append(await asyncio.to_thread(self._create, disk))
+        try:
+            for disk, theirs in zip(self._disks, hello.disks, strict=True):
+                resized |= await asyncio.to_thread(_resize, disk, theirs.size)
+                holds.append(await asyncio.to_thread(_has_content, disk.secondary))
+                self._replicas.append(await asyncio.to_thread(self._create, disk))
+        finally:
+            if resized:  # at the next try it is so already
+                self._waiting.renew()
         self._holds = tuple(holds)
-        if resized:
-            self._waiting.renew()
 
     def _create(self, disk: Disk) -> Replica:
         """A replica that is being copied; of an earlier one only what lies in its file counts."""

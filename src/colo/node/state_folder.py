@@ -60,7 +60,11 @@ class StateFolder:
         with contextlib.suppress(OSError):
             for half in self.path.glob(".*-????????"):  # a colo was killed while it wrote them
                 half.unlink()
-        self._end_secondary_vms()
+        try:
+            self._end_secondary_vms()
+        except BaseException:
+            os.close(self._lock)
+            raise
         self._grant = _number(self.path / "known-grant")
         self._overridden = _number(self.path / "overridden-grant") or None
         self._granted = _grant(self.path / "granted")
@@ -137,7 +141,7 @@ class StateFolder:
     def clean(self, store: Path) -> None:
         """Remove what a colo left behind that was killed: its waiting QEMU and its store.
 
-        Raises UsageError where that QEMU may run the VM by now.
+        Raises UsageError where that QEMU may run the VM by now, GuestError where it stays.
         """
         self._end_leftover(
             "the VM runs here since an earlier takeover ({qemu}, QMP {qmp}): end it, or take "

@@ -89,8 +89,12 @@ class Here:
 
     def end_qemus(self) -> None:
         """End the QEMUs of this state folder.  Raises GuestError."""
-        for pid in self.qemus():
-            kill(pid)
+        while pids := self.qemus():
+            for pid in pids:  # one that stays does not keep the others
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for pid in pids:
+                kill(pid)
 
     def _status(self) -> dict[str, Any]:
         try:

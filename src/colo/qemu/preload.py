@@ -69,7 +69,10 @@ class Library:
         """
         built, path = self.built(), folder.absolute() / f"{self.name}.so"
         try:
+            made = [each for each in (folder, *folder.parents) if not each.exists()]
             folder.mkdir(parents=True, exist_ok=True)
+            for each in made:
+                each.chmod(0o755)
             with tempfile.TemporaryDirectory(dir=folder) as near:
                 copy = Path(shutil.copyfile(built, Path(near, path.name)))
                 copy.chmod(0o644)

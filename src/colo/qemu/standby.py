@@ -187,7 +187,8 @@ class WaitingQemu:
         if self.qemu is not None and self._ready.is_set():
             self._ready.clear()
             self._was_renewed = True
-            os.kill(self.qemu.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just died by itself
+                os.kill(self.qemu.pid, signal.SIGKILL)
 
     async def stop(self) -> None:
         """End the waiting QEMU."""
@@ -196,6 +197,8 @@ class WaitingQemu:
             await self.qemu.kill()
 
     def _release(self) -> None:
+        """Nothing is kept, and nothing renewed, any more."""
+        self._was_renewed = False
         if self._keeper is not None:
             self._keeper.cancel()
             self._keeper = None
@@ -209,7 +212,11 @@ class WaitingQemu:
                 self.starts += 1
                 self._ready.set()
                 return qemu
-            await qemu.kill()
+            try:
+                await qemu.kill()
+            except asyncio.CancelledError:  # it is in nobody else's hands
+                await qemu.kill()
+                raise
 
     async def _try_launch(self) -> Qemu:
         command = self._plan.waiting(self._images, self._is_shared, self._taps)

@@ -58,7 +58,7 @@ if [ -e /job/qemu11 ]; then ln -s /job/qemu11 build/qemu11; fi
 printf '#!/bin/sh\\nexec python3 -m colo "$@"\\n' >/usr/bin/colo
 chmod 755 /usr/bin/colo
 export PYTHONPATH=/tmp/tree/src:/job/site LC_ALL=C.UTF-8
-export COLO_E2E_ACCEL=kvm COLO_E2E_SLOWNESS=4
+export COLO_E2E_ACCEL=kvm COLO_E2E_SLOWNESS=4 COLO_E2E_CONFINED=1
 """
 TESTS: Final = """\
 mapfile -t tests </job/tests
@@ -131,7 +131,8 @@ def _pack(job: Path, script: str, with_new: bool) -> None:
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():
-            shutil.copytree(source, tree / part)  # what is compiled already, too
+            # What is compiled already, too, but for what is being written.
+            shutil.copytree(source, tree / part, ignore=shutil.ignore_patterns("*.pyc.*"))
         else:
             shutil.copy(source, tree / part)
     guest = build_guest(build / "guest", lambda line: None).kernel.parent

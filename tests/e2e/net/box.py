@@ -61,7 +61,13 @@ exec env -i container=box PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot . /lib/syste
 _ENVIRONMENT: Final = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", "TERM": "dumb",
 }  # fmt: skip
-_CGROUPS: Final = Path("/sys/fs/cgroup")
+#: Where systemd has its groups: beside the controllers, or with them.
+_CGROUPS: Final = (Path("/sys/fs/cgroup/systemd"), Path("/sys/fs/cgroup"))
+
+
+def is_cgroup(folder: Path) -> bool:
+    """Whether a group can be made there."""
+    return (folder / "cgroup.procs").exists() and os.path.ismount(folder)
 
 
 class Box:
@@ -75,10 +81,8 @@ class Box:
         self._shared = shared
         self._first: subprocess.Popen[Any] | None = None
         self._pid = 0
-        tops = (
-            each for each in (_CGROUPS / "systemd", _CGROUPS) if (each / "cgroup.procs").exists()
-        )
-        self._cgroup = next(tops, _CGROUPS) / f"{folder.parent.name}-{name}"
+        top = next(filter(is_cgroup, _CGROUPS))
+        self._cgroup = top / f"{folder.parent.name}-{name}"
         for each in ("disk", "work", "root"):
             (folder / each).mkdir(parents=True)
 
@@ -86,13 +90,13 @@ class Box:
         """Start it."""
         kinds = ("--mount", "--uts", "--pid", "--fork", "--kill-child", "--ipc", "--cgroup")
         words = (str(DEBIAN), str(self._folder), str(self._shared), self.name)
-        self._cgroup.mkdir()
+        self._cgroup.mkdir(exist_ok=True)
         enter = f'echo $$ > {self._cgroup}/cgroup.procs; exec unshare "$@"'
         with (self._folder / "boot.log").open("wb") as log:
             self._first = self._lab.start(
                 self._place,
                 *("bash", "-ec", enter, "enter", *kinds, "bash", "-c", _BOOT, "boot", *words),
-                "2" if self._cgroup.parent == _CGROUPS else "1",
+                "1" if self._cgroup.parent == _CGROUPS[0] else "2",
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -104,7 +108,8 @@ class Box:
     def _first_child(self, children: Path) -> bool:
         assert self._first is not None and self._first.poll() is None, self.told()
         self._pid = int(children.read_text() or 0)
-        return self._pid != 0
+        # Before that it is in the root of the machine that runs the tests.
+        return self._pid != 0 and Path(f"/proc/{self._pid}/comm").read_text() == "systemd\n"
 
     def _is_up(self) -> bool:
         """Whether its systemd has started all that it starts."""
@@ -113,12 +118,11 @@ class Box:
 
     def pull_the_plug(self) -> None:
         """End it: all that runs there dies at once."""
-        if self._first is None:
-            return
-        self._first.kill()
-        self._first.wait(_COMMAND_S)
-        self._first = None
-        wait(lambda: not Path(f"/proc/{self._pid}").exists(), f"the end of host {self.name}")
+        if self._first is not None:
+            self._first.kill()
+            self._first.wait(_COMMAND_S)
+            self._first = None
+            wait(lambda: not Path(f"/proc/{self._pid}").exists(), f"the end of host {self.name}")
         for folder, _, _ in os.walk(self._cgroup, topdown=False):
             os.rmdir(folder)
 
@@ -192,17 +196,21 @@ def boxes(lab: Lab, **names: Place) -> Iterator[list[Box]]:
     """
     if not (DEBIAN / "made").exists():
         pytest.skip("no build/bookworm: make bookworm")
+    if not any(map(is_cgroup, _CGROUPS)):
+        pytest.skip("no cgroups for a systemd of the tests")
     folder = Path(tempfile.mkdtemp(prefix="colo-box-", dir="/dev/shm"))
     (folder / "shared").mkdir()
     made = [
         Box(lab, place, name, folder / name, folder / "shared") for name, place in names.items()
     ]
-    try:
+    with contextlib.ExitStack() as ends:
+        ends.callback(shutil.rmtree, folder)
+        for each in made:
+            ends.callback(each.pull_the_plug)
         for each in made:
             each.boot()
-        yield made
-    finally:
-        for each in made:
-            print(each.told())
-            each.pull_the_plug()
-        shutil.rmtree(folder)
+        try:
+            yield made
+        finally:
+            for each in made:
+                print(each.told())

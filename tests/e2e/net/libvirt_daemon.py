@@ -24,9 +24,11 @@ PLACES: Final = {
     "/var/cache/libvirt": "cache",
     "/var/log/libvirt": "log",
 }
+#: Libraries for QEMU that the test has, where AppArmor lets it read them, and Debian's own.
+LIBRARIES: Final = "/usr/lib/x86_64-linux-gnu"
 #: Where Debian's QEMU looks for modules, all of them as libvirt asks it for its types.  One that is
 #: unpacked elsewhere has its own beside it, and must not meet those of another version.
-MODULES: Final = "usr/lib/x86_64-linux-gnu/qemu"
+MODULES: Final = f"{LIBRARIES}/qemu"
 #: No daemon besides this one, no cgroups: a test may run where there are none.
 QEMU_CONF: Final = 'stdio_handler = "file"\ncgroup_controllers = []\n'
 DAEMON_CONF: Final = 'unix_sock_dir = "{}"\nauth_unix_rw = "none"\n'
@@ -39,9 +41,11 @@ def main(folder: Path, qemu: Path) -> None:
     for place, own in PLACES.items():
         (folder / own).mkdir()
         subprocess.run(["mount", "--bind", str(folder / own), place], check=True)
-    modules = qemu.resolve().parent / "root" / MODULES
-    if modules.exists():
-        subprocess.run(["mount", "--bind", str(modules), f"/{MODULES}"], check=True)
+    layers = f"lowerdir={folder / 'libraries'}:{LIBRARIES}"
+    subprocess.run(["mount", "-t", "overlay", "-o", layers, "colo", LIBRARIES], check=True)
+    modules = qemu.resolve().parent / f"root/{MODULES}"
+    if modules.exists() and Path(MODULES).exists():
+        subprocess.run(["mount", "--bind", str(modules), MODULES], check=True)
     (folder / "etc" / "qemu.conf").write_text(QEMU_CONF)
     (folder / "etc" / "libvirtd.conf").write_text(DAEMON_CONF.format(folder))
     while True:

@@ -243,6 +243,22 @@ class Cluster:
         """Wait until Pacemaker, asked on that host, has it promoted, and no other one."""
         wait(lambda: self.promoted(name) == [name], f"Pacemaker to have host {name} promoted", 90)
 
+    def wait_off(self, name: str, asked: str) -> None:
+        """Wait until Pacemaker, asked on another host, has this one surely off."""
+        off = ("false", "false")
+        wait(lambda: self._seen(name, asked) == off, f"host {name} to be fenced", 90)
+
+    def wait_member(self, name: str, asked: str) -> None:
+        """Wait until it is a member."""
+        wait(lambda: self._seen(name, asked)[0] == "true", f"host {name} to be a member", 90)
+
+    def _seen(self, name: str, asked: str) -> tuple[str, ...]:
+        """Whether a host is online, and whether it is unclean."""
+        text = self.run(asked, "crm_mon", "--one-shot", "--output-as=xml")
+        nodes = ElementTree.fromstring(text).iterfind("./nodes/node") if text else ()
+        found = (node for node in nodes if node.get("name") == name)
+        return next(((n.get("online", ""), n.get("unclean", "")) for n in found), ("", ""))
+
     def promoted(self, asked: str) -> list[str]:
         """The hosts that Pacemaker has promoted, asked on one of them."""
         text = self.run(asked, "crm_mon", "--one-shot", "--output-as=xml")

@@ -13,7 +13,7 @@ from tests.e2e.net.stage import PORT, Stage, Vm
 from tests.e2e.net.test_disks import DISK, disk_of, disk_table, raw, records_in
 from tests.e2e.net.wires import three_members
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 HOSTS = "[hosts]\n" + "".join(
     f'{name} = "tcp:{REPLICATION_ADDRESS[place]}:{PORT}"\n' for name, place in NODES.items()
@@ -82,10 +82,12 @@ def test_of_three_nodes_the_one_that_is_cut_off_gives_its_vm_up(stage: Stage, vm
         b.wait_state("PROTECTED")
 
         cluster.cut_power("c")  # two of three are enough
+        cluster.wait_off("c", asked="b")
         client.wait_heard(20)
         assert cluster.promoted("b") == ["b"]
         assert b.state_name() == "PROTECTED"
         cluster.up("c")
+        cluster.wait_member("c", asked="a")
         client.wait_heard(20)
 
         with stage.lab.severed(Link.REPLICATION):

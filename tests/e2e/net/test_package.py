@@ -15,7 +15,7 @@ import pytest
 from colo import __version__
 from colo.cli import main
 from colo.demo.lab import Lab, Place
-from tests.e2e.basics import wait
+from tests.e2e.basics import SLOWNESS, wait
 from tests.e2e.net.box import Box, boxes
 from tests.e2e.package import Package
 
@@ -26,7 +26,7 @@ INSTALL = "apt-get install ./colo_*_amd64.deb"
 STATE = "/var/lib/colo/web1"
 #: What has the service begin with the machine.
 WANTED = "/etc/systemd/system/multi-user.target.wants/colo@web1.service"
-LEFT = "/var/lib/colo/* /etc/colo/* /usr/lib/colo"
+LEFT = "/var/lib/colo/* /etc/colo/* /usr/lib/colo /usr/lib/x86_64-linux-gnu/colo"
 #: A VM that only waits; its file lies where the service looks for it.
 VM_FILE = """
 cat > /etc/colo/web1.toml <<'END'
@@ -52,7 +52,9 @@ for each in pkgutil.walk_packages(colo.__path__, "colo."):
 def run(*words: object) -> str:
     """Run a command of this machine; it has to succeed and to say nothing on standard error."""
     command = [str(word) for word in words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120 * SLOWNESS, check=False
+    )
     assert (done.returncode, done.stderr) == (0, ""), (command, done.stdout)
     return done.stdout
 

@@ -15,7 +15,7 @@ from tests.e2e.net.box import Box, boxes
 from tests.e2e.net.stage import WAIT_S, Client
 from tests.e2e.package import Package
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 ADDRESS: Final = "10.77.0.8"
 STATE: Final = "/var/lib/colo/web1"
@@ -40,6 +40,8 @@ arbiter = "file:/shared/web1.grant"
 #: As a host's network configuration makes it at each boot.
 TAP: Final = """
 cat >/etc/systemd/system/tap0.service <<'END'
+[Unit]
+Before=colo@web1.service
 [Service]
 Type=oneshot
 ExecStart=sh -c 'ip link delete tap0; ip tuntap add tap0 mode tap; ip link set tap0 master br0 up'
@@ -68,10 +70,15 @@ def hosts(package: Package) -> Iterator[tuple[Lab, Box, Box]]:
         yield lab, a, b
 
 
-def wait_status(box: Box, text: str) -> None:
-    """Wait until the service's status line has that in it."""
-    show = "systemctl show --property=StatusText colo@web1"
-    wait(lambda: text in box.ask(show)[1], f"the service on host {box.name}: {text}", WAIT_S)
+def state(box: Box) -> str:
+    """How the VM stands there, by the service's status line, which systemd empties at a start."""
+    line = box.ask("systemctl show --property=StatusText --value colo@web1")[1]
+    return line.partition(":")[0]
+
+
+def wait_state(box: Box, name: str) -> None:
+    """Wait until the VM stands so."""
+    wait(lambda: state(box) == name, f"the VM to be {name} on host {box.name}", WAIT_S)
 
 
 def main_pid(box: Box) -> int:
@@ -94,7 +101,7 @@ def test_a_vm_lives_by_its_service(
     hosts: tuple[Lab, Box, Box], package: Package, tmp_path: Path
 ) -> None:
     lab, a, b = hosts
-    wait_status(a, "PROTECTED")
+    wait_state(a, "PROTECTED")
     assert a.run("systemctl is-active colo@web1") == "active\n"
     client = Client(lab, "stream", ADDRESS, tmp_path / "client.jsonl")
     client.wait_heard(3)
@@ -107,7 +114,8 @@ def test_a_vm_lives_by_its_service(
         box.put(newer, "/root")
         box.run(f"apt-get install ./{newer.name}")
         wait_other(box, before)
-        wait_status(a, "PROTECTED")
+        wait_state(b, "KEEPING")
+        wait_state(a, "PROTECTED")
         client.wait_heard()
     assert qemu_pid(a) == vm
 
@@ -121,17 +129,14 @@ def test_a_vm_lives_by_its_service(
     client.wait_heard()
     lab.run(Place.HOST_A, "ip", "link", "delete", "tap0")  # as it is on a host that has booted
     a.boot()
-    wait_status(b, "PROTECTED")
+    wait_state(b, "PROTECTED")
     client.wait_heard()
 
     # A colo that is killed is started again, wherever the VM is by then.
     killed = main_pid(b)
     b.run(f"kill -KILL {killed}")
     wait_other(b, killed)
-    wait(
-        lambda: any("PROTECTED" in each.ask("systemctl status colo@web1")[1] for each in (a, b)),
-        "the VM to be protected again", WAIT_S,
-    )  # fmt: skip
+    wait(lambda: {state(a), state(b)} == {"PROTECTED", "KEEPING"}, "a protection anew", WAIT_S)
     client.wait_heard()
 
     # Both are stopped, and the VM runs on without them.
