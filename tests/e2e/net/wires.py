@@ -31,8 +31,13 @@ def slow(stage: Stage, rate: str) -> Iterator[None]:
 
 @contextmanager
 def three_members(stage: Stage) -> Iterator[None]:
-    """``with``: the switch too has an address on the replication network, for whoever votes."""
+    """``with``: the switch too has an address on the replication network, for whoever votes.
+
+    A cable that is cut ends in the switch still: what comes in there is not for that address.
+    """
     address = (f"{MEMBERS[Place.SWITCH]}/24", "dev", "replication")
+    strictly = "echo 1 >/proc/sys/net/ipv4/conf/all/rp_filter"
+    stage.lab.run(Place.SWITCH, "sh", "-c", strictly)
     stage.lab.run(Place.SWITCH, "ip", "link", "set", "lo", "up")
     stage.lab.run(Place.SWITCH, "ip", "addr", "add", *address)
     try:
