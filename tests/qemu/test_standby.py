@@ -47,9 +47,9 @@ class Qemu:
             self.hangs.set()
             await self.goes_on.wait()
 
-    async def execute(self, command: str, **arguments: Any) -> str:
+    async def execute(self, command: str, **arguments: Any) -> Any:
         await self.reached("execute")
-        return "pc-machine"
+        return {"running": True} if command == "query-status" else "pc-machine"
 
 
 @pytest.fixture
@@ -115,3 +115,19 @@ def test_one_that_is_renewed_while_it_is_started_is_another(
         await waiting.stop()
 
     asyncio.run(play())
+
+
+def test_one_that_runs_the_vm_is_not_renewed(
+    waiting: WaitingQemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr("os.kill", lambda pid, number: killed.append(pid))
+
+    async def play() -> None:
+        Qemu.step = ""
+        await waiting.start()
+        await waiting.run()
+        waiting.renew()
+
+    asyncio.run(play())
+    assert killed == []

@@ -168,7 +168,6 @@ class WaitingQemu:
         """Give the one that waits away, to run whatever; keep no other.  One has to wait."""
         assert self.qemu is not None and self.is_ready
         self._release()
-        self._ready.clear()
         qemu, self.qemu = self.qemu, None
         return qemu
 
@@ -197,7 +196,8 @@ class WaitingQemu:
             await self.qemu.kill()
 
     def _release(self) -> None:
-        """Nothing is kept, and nothing renewed, any more."""
+        """None waits, and none is kept or renewed, any more."""
+        self._ready.clear()
         self._was_renewed = False
         if self._keeper is not None:
             self._keeper.cancel()
