@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from colo.demo.lab import Place
 from colo.pacemaker.agent import agent_file
-from tests.e2e.basics import wait
+from tests.e2e.basics import SLOWNESS, wait
 from tests.e2e.net.stage import Colo, Stage
 from tests.e2e.net.wires import MEMBERS
 
@@ -27,7 +27,8 @@ __all__ = ["NODES", "PROGRAMS", "Cluster"]
 NODES: Final = {"a": Place.HOST_A, "b": Place.HOST_B}
 THIRD: Final = {"c": Place.SWITCH}
 PROGRAMS: Final = ("corosync", "pacemakerd", "cibadmin", "crm_resource")
-_WAIT_S: Final = 60.0
+_WAIT_S: Final = 90.0 * SLOWNESS
+_COMMAND_S: Final = 30.0 * SLOWNESS
 
 #: What a host does at its start: $1 is its disk, $2 the folder with files that all hosts get.
 _START: Final = """
@@ -223,8 +224,10 @@ class Cluster:
     def cut_power(self, name: str) -> None:
         """Have the host die, with all that runs on it."""
         script = f"{sys.executable} {self._files / 'fence_lab'}"
-        subprocess.run(script.split(), input=f"plug={name}\n", text=True, timeout=30, check=True)
-        self._up.pop(name).wait(30)
+        subprocess.run(
+            script.split(), input=f"plug={name}\n", text=True, timeout=_COMMAND_S, check=True
+        )
+        self._up.pop(name).wait(_COMMAND_S)
 
     def is_up(self, name: str) -> bool:
         """Whether anything runs on that host."""
@@ -235,22 +238,26 @@ class Cluster:
         pid = str(self._up[name].pid)
         done = subprocess.run(
             ["nsenter", "--target", pid, "--mount", "--net", "--ipc", "--", *command],
-            capture_output=True, text=True, timeout=30, check=False,
+            capture_output=True, text=True, timeout=_COMMAND_S, check=False,
         )  # fmt: skip
         return done.stdout if done.returncode == 0 else ""
 
     def wait_promoted(self, name: str) -> None:
         """Wait until Pacemaker, asked on that host, has it promoted, and no other one."""
-        wait(lambda: self.promoted(name) == [name], f"Pacemaker to have host {name} promoted", 90)
+        wait(
+            lambda: self.promoted(name) == [name],
+            f"Pacemaker to have host {name} promoted",
+            _WAIT_S,
+        )
 
     def wait_off(self, name: str, asked: str) -> None:
         """Wait until Pacemaker, asked on another host, has this one surely off."""
         off = ("false", "false")
-        wait(lambda: self._seen(name, asked) == off, f"host {name} to be fenced", 90)
+        wait(lambda: self._seen(name, asked) == off, f"host {name} to be fenced", _WAIT_S)
 
     def wait_member(self, name: str, asked: str) -> None:
         """Wait until it is a member."""
-        wait(lambda: self._seen(name, asked)[0] == "true", f"host {name} to be a member", 90)
+        wait(lambda: self._seen(name, asked)[0] == "true", f"host {name} to be a member", _WAIT_S)
 
     def _seen(self, name: str, asked: str) -> tuple[str, ...]:
         """Whether a host is online, and whether it is unclean."""
