@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from colo.errors import GuestError
-from colo.pacemaker import here as module
 from colo.pacemaker.here import Here, Seen
+from colo.qemu import killing
 
 
 def says(folder: Path, **content: Any) -> None:
     (folder / "status.json").write_text(json.dumps(content))
 
 
-def started(*words: str) -> Iterator[int]:
+def started(*words: str) -> Generator[int, None, None]:
     command = [sys.executable, "-c", "print(flush=True); input()", *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -68,15 +69,26 @@ def test_the_qemus_are_those_of_this_folder(tmp_path: Path) -> None:
 def test_a_qemu_that_stays_does_not_keep_another_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kill(pid: int) -> None:
-        raise GuestError(f"QEMU {pid} does not end")
-
-    monkeypatch.setattr(module, "kill", kill)
     words = ("-qmp", f"unix:{tmp_path}/colo-qmp.sock,server=on")
-    for _, _ in zip(started(*words), started(*words), strict=True):
-        with pytest.raises(GuestError, match="does not end"):
+    processes = [started(*words), started(*words)]
+    stays, other = map(next, processes)
+    send = signal.pidfd_send_signal
+
+    def lost_on_one(process: int, number: int) -> None:
+        if f"Pid:\t{stays}\n" not in Path(f"/proc/self/fdinfo/{process}").read_text():
+            send(process, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(killing, "_DYING_S", 0.05)
+        patched.setattr(Here, "qemus", lambda _: [stays, other])
+        patched.setattr(signal, "pidfd_send_signal", lost_on_one)
+        with pytest.raises(GuestError, match=f"QEMU {stays} does not end"):
             Here(tmp_path).end_qemus()
-        deadline = time.monotonic() + 30
-        while Here(tmp_path).qemus() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert Here(tmp_path).qemus() == []
+    deadline = time.monotonic() + 30
+    while Here(tmp_path).qemus() != [stays] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert Here(tmp_path).qemus() == [stays]
+    Here(tmp_path).end_qemus()
+    assert Here(tmp_path).qemus() == []
+    for each in processes:
+        each.close()

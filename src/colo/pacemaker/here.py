@@ -90,11 +90,7 @@ class Here:
     def end_qemus(self) -> None:
         """End the QEMUs of this state folder.  Raises GuestError."""
         while pids := self.qemus():
-            for pid in pids:  # one that stays does not keep the others
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            for pid in pids:
-                kill(pid)
+            kill(*pids)
 
     def _status(self) -> dict[str, Any]:
         try:

@@ -1,4 +1,4 @@
-"""The end of a QEMU that has nothing to run any more, by its process alone."""
+"""The end of QEMUs that have nothing to run any more, by their processes alone."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ __all__ = ["kill"]
 _DYING_S: Final = 5.0
 
 
-def kill(pid: int) -> None:
-    """Kill it, and wait until it is gone: it has the tap, and its state folder's sockets.
+def kill(*pids: int) -> None:
+    """Kill them, and wait until they are gone: they have taps, and their state folder's sockets.
 
-    Raises GuestError where it stays: whatever it had is not to be touched.
+    Raises GuestError where one stays: whatever that had is not to be touched.
     """
-    try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(process, signal.SIGKILL)
-        ended = select.poll()
-        ended.register(process, select.POLLIN)
-        if not ended.poll(_DYING_S * 1000):
-            raise GuestError(f"QEMU {pid} does not end, though it was killed")
-    finally:
-        os.close(process)
+    with contextlib.ExitStack() as opened:
+        processes: dict[int, int] = {}
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                processes[pid] = os.pidfd_open(pid)
+                opened.callback(os.close, processes[pid])
+                signal.pidfd_send_signal(processes[pid], signal.SIGKILL)
+        for pid, process in processes.items():
+            ended = select.poll()
+            ended.register(process, select.POLLIN)
+            if not ended.poll(_DYING_S * 1000):
+                raise GuestError(f"QEMU {pid} does not end, though it was killed")

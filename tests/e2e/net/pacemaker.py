@@ -261,18 +261,19 @@ class Cluster:
 
     def _seen(self, name: str, asked: str) -> tuple[str, ...]:
         """Whether a host is online, and whether it is unclean."""
-        text = self.run(asked, "crm_mon", "--one-shot", "--output-as=xml")
-        nodes = ElementTree.fromstring(text).iterfind("./nodes/node") if text else ()
-        found = (node for node in nodes if node.get("name") == name)
-        return next(((n.get("online", ""), n.get("unclean", "")) for n in found), ("", ""))
+        found = self._status(asked).find(f"./nodes/node[@name='{name}']")
+        return ("", "") if found is None else (found.get("online", ""), found.get("unclean", ""))
 
     def promoted(self, asked: str) -> list[str]:
         """The hosts that Pacemaker has promoted, asked on one of them."""
-        text = self.run(asked, "crm_mon", "--one-shot", "--output-as=xml")
-        resources = ElementTree.fromstring(text).iter("resource") if text else ()
         return [
             node.get("name", "")
-            for resource in resources
+            for resource in self._status(asked).iter("resource")
             if resource.get("role") in ("Promoted", "Master")
             for node in resource.iter("node")
         ]
+
+    def _status(self, asked: str) -> ElementTree.Element:
+        """What crm_mon shows on one of them; nothing where it cannot."""
+        text = self.run(asked, "crm_mon", "--one-shot", "--output-as=xml")
+        return ElementTree.fromstring(text or "<nothing/>")
