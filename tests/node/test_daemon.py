@@ -508,6 +508,26 @@ def test_a_vm_that_came_back_to_colos_own_qemu_is_no_domain_any_more(world: Worl
     assert world.did[0] == "leads" and world.did[-1] == "follows"
 
 
+def test_a_vm_that_was_a_domain_here_and_came_back_is_none_any_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, where the domain ran here before, and its VM has gone over and come back."""
+    world.record(instance(os.getpid(), "a"))
+    world.adopted = adopted = Adopted(world)
+    world.leads = [State.FENCED, UsageError("the right belongs to b")]
+    world.follows = [State.RUNNING, State.SHUTDOWN]
+
+    async def end(qemu: FakeQemu) -> None:
+        await qemu.kill()
+        adopted.runs = False
+        world.arbiter.order(THEIRS)
+
+    monkeypatch.setattr(host_qemu, "_end", end)
+    assert world.play() == 0
+    took = ["leads", "lets go of its QEMU (taken over)", "follows"]
+    assert world.did == ["leads", "ends its QEMU (adopted)", "follows", *took]
+
+
 def test_what_runs_by_right_and_is_not_found_here_is_not_taken_for_dead(world: World) -> None:
     """It was adopted, and its next colo is not told of it: no second VM starts."""
     world.record(instance(os.getpid(), "a"))
