@@ -250,6 +250,11 @@ class Cluster:
             _WAIT_S,
         )
 
+    def wait_settled(self, asked: str) -> None:
+        """Wait until Pacemaker, asked on that host, has nothing left to do."""
+        ask = ("sh", "-c", "crm_resource --wait --timeout=20s && echo settled")
+        wait(lambda: self.run(asked, *ask) == "settled\n", "the cluster to settle", _WAIT_S)
+
     def wait_off(self, name: str, asked: str) -> None:
         """Wait until Pacemaker, asked on another host, has this one surely off."""
         off = ("false", "false")

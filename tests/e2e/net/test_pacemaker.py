@@ -78,6 +78,7 @@ def test_of_three_nodes_the_one_that_is_cut_off_gives_its_vm_up(stage: Stage, vm
         cluster.cut_power("a")
         cluster.wait_promoted("b")
         client.wait_heard()
+        cluster.wait_settled("b")
         cluster.up("a")
         b.wait_state("PROTECTED")
 
@@ -86,6 +87,7 @@ def test_of_three_nodes_the_one_that_is_cut_off_gives_its_vm_up(stage: Stage, vm
         client.wait_heard(20)
         assert cluster.promoted("b") == ["b"]
         assert b.state_name() == "PROTECTED"
+        cluster.wait_settled("b")
         cluster.up("c")
         cluster.wait_member("c", asked="a")
         client.wait_heard(20)
